@@ -1,0 +1,54 @@
+"""Data: real sets by name, your own from files, splits into clients, and shifts between them.
+
+:func:`load` gives a :class:`Pool`; :func:`federate` deals it out to clients by a split (:class:`Dirichlet`,
+:class:`ByDomain`, …) and a shift (:class:`Rotation`, …). Whoever has clients already makes
+:class:`ClientData` directly.
+"""
+
+from idiolect.data.clients import ClientData, Examples, check_clients, holdings
+from idiolect.data.label_skew import Dirichlet, DirichletEqual, Pathological
+from idiolect.data.partition import ByClient, ByDomain, Iid, QuantitySkew, Split
+from idiolect.data.pool import Pool, federate
+from idiolect.data.shift import (
+    Blur,
+    Brightness,
+    Colour,
+    Contrast,
+    Noise,
+    PermuteLabels,
+    Rotation,
+    SensorGain,
+    SensorOffset,
+    Shift,
+)
+from idiolect.data.sources import load
+from idiolect.data.tables import read_table
+
+__all__ = [
+    "Blur",
+    "Brightness",
+    "ByClient",
+    "ByDomain",
+    "ClientData",
+    "Colour",
+    "Contrast",
+    "Dirichlet",
+    "DirichletEqual",
+    "Examples",
+    "Iid",
+    "Noise",
+    "Pathological",
+    "PermuteLabels",
+    "Pool",
+    "QuantitySkew",
+    "Rotation",
+    "SensorGain",
+    "SensorOffset",
+    "Shift",
+    "Split",
+    "check_clients",
+    "federate",
+    "holdings",
+    "load",
+    "read_table",
+]

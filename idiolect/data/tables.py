@@ -1,0 +1,131 @@
+"""Your own data from a file: arrays in ``.npz``, or a table in ``.csv`` or ``.parquet``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idiolect.data.archives import read_npz
+from idiolect.data.partition import Names
+from idiolect.data.pool import Pool
+from idiolect.errors import UsageError, did_you_mean
+
+SUFFIXES = (".npz", ".csv", ".parquet")
+
+
+def read_table(path: str | Path, label: str = "label", client: str | None = None) -> Pool:
+    r"""Read your own examples from a file.
+
+    A ``.csv`` or ``.parquet`` file has one row per example: a label column, a client column if there is one,
+    and all other columns are features, which must be numbers. An ``.npz`` file has arrays ``x`` (n, …), ``y``
+    (n,) and if there is one ``client`` (n,); 8-bit ``x`` is scaled to −1 … 1 like an image, x / 127.5 − 1.
+    Labels that are fractional numbers make a regression; text, whole numbers and truth values make classes,
+    sorted.
+
+    Args:
+        path: the file; its ending says the format.
+        label: name of the label column (not for ``.npz``).
+        client: name of the client column (not for ``.npz``); None: ``client`` if there is such a column.
+
+    Returns:
+        A pool whose groups are the clients; split it with :class:`ByClient`.
+
+    Raises:
+        UsageError: if the file is missing or cannot be read, a column is missing or holds no numbers, or a
+            value is missing; rows are counted from 0.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "wards.csv"
+        >>> _ = file.write_text("client,age,label\nnorth,61,ill\nsouth,38,well\n")
+        >>> pool = read_table(file)
+        >>> pool.x.tolist(), pool.y.tolist(), pool.classes, pool.group.tolist()
+        ([[61.0], [38.0]], [0, 1], ('ill', 'well'), ['north', 'south'])
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: cannot tell its format; give a file ending in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; check the path")
+    if path.suffix == ".npz":
+        return _from_arrays(path)
+    try:
+        frame = (
+            pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
+        )
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        raise UsageError(f"cannot read {path}: {str(problem).splitlines()[0]}") from problem
+    return from_frame(frame, path.stem, label, client)
+
+
+def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = None) -> Pool:
+    """Make a pool of a table; see :func:`read_table`."""
+    client = "client" if client is None and "client" in frame.columns else client
+    for column in (label, client):
+        if column is not None and column not in frame.columns:
+            close = did_you_mean(column, frame.columns)
+            raise UsageError(f"{name}: no column {column!r}{close}; columns: {', '.join(frame.columns)}")
+    features = frame.drop([label] if client is None else [label, client])
+    for column, kind in features.schema.items():
+        if not (kind.is_numeric() or kind == pl.Boolean):
+            raise UsageError(f"{name}: feature column {column!r} is {kind}; make it numbers or drop it")
+    if not features.width or not frame.height:
+        raise UsageError(
+            f"{name}: {frame.height} rows and {features.width} feature columns; give at least one of each"
+        )
+    for values in frame.get_columns():
+        missing = values.is_null() | (values.is_nan() if values.dtype.is_float() else False)
+        if missing.any():
+            row = missing.arg_true()[0]
+            raise UsageError(
+                f"{name}: column {values.name!r} row {row}: no value; fill it in or drop the row"
+            )
+    y, classes = _labels(_plain(frame[label]), name)
+    group = None if client is None else frame[client].cast(pl.String).to_numpy().astype(str)
+    return Pool(name, torch.from_numpy(features.cast(pl.Float32).to_numpy(writable=True)), y, classes, group)
+
+
+def _plain(column: pl.Series) -> NDArray[Any]:
+    kind = column.dtype
+    if (kind.is_numeric() and not kind.is_decimal()) or kind == pl.Boolean:
+        return column.to_numpy()
+    if kind in (pl.String, pl.Categorical, pl.Enum):
+        return column.cast(pl.String).to_numpy().astype(str)
+    raise UsageError(f"label column {column.name!r} is {kind}; give numbers or text")
+
+
+def _from_arrays(path: Path) -> Pool:
+    arrays = read_npz(path)
+    for needed in ("x", "y"):
+        if needed not in arrays:
+            raise UsageError(f"{path}: no array {needed!r}; it holds {', '.join(arrays) or 'nothing'}")
+    x, y = arrays["x"], arrays["y"]
+    if x.ndim < 2 or x.dtype.kind not in "fiub":
+        raise UsageError(
+            f"{path}: x has shape {x.shape} and type {x.dtype}; give numbers, one row per example"
+        )
+    if x.dtype == np.uint8:
+        x = x / np.float32(127.5) - 1
+    elif x.dtype != np.float32:
+        x = x.astype(np.float32 if x.dtype.kind in "fb" else np.int64)
+    group: Names | None = arrays["client"].astype(str) if "client" in arrays else None
+    labels, classes = _labels(y, str(path))
+    return Pool(path.stem, torch.from_numpy(x), labels, classes, group)
+
+
+def _labels(values: NDArray[Any], name: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Number the classes in sorted order, or keep the numbers of a regression."""
+    if values.dtype.kind == "f" and values.ndim:
+        return torch.from_numpy(values.astype(np.float32)), None
+    if values.ndim != 1 or values.dtype.kind not in "iubU":
+        raise UsageError(
+            f"{name}: labels of shape {values.shape} and type {values.dtype}; give one per example"
+        )
+    classes, y = np.unique(values, return_inverse=True)
+    return torch.from_numpy(y.astype(np.int64)), tuple(map(str, classes.tolist()))

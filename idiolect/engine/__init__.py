@@ -1,0 +1,1 @@
+"""Loops over clients: who takes part, in which order examples come, what is remembered, what is measured."""

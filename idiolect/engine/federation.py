@@ -1,0 +1,139 @@
+"""The reference engine: one client at a time, one round after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from idiolect.client import Assignment, Outcome, Slots, client_round, deployed
+from idiolect.data import ClientData
+from idiolect.engine.memory import MemoryStore
+from idiolect.engine.stream import Shuffled
+from idiolect.errors import UsageError
+from idiolect.method import Method
+from idiolect.model import Model
+from idiolect.rng import derive, stream
+from idiolect.server import server_round
+from idiolect.training import Training
+from idiolect.tree import EMPTY, Tree, combine
+from idiolect.words import Arrival, Central, Start
+
+
+class Round(NamedTuple):
+    """What one round was."""
+
+    cohort: list[str]
+    lr: float
+    loss: float
+    """Training loss, mean over the clients whose upload counted."""
+    bytes_up: int
+    bytes_down: int
+    dropped: dict[str, str]
+    """Client to the reason its upload did not count."""
+
+
+@dataclass
+class Federation:
+    """Clients and a server in one process, at some round.
+
+    Args:
+        model: the model and its loss.
+        method: what is exchanged and how clients train.
+        training: local training.
+        clients: the population.
+        rounds: how many rounds the learning-rate schedule spans.
+        participation: share of the population that takes part in a round, in (0, 1].
+        seed: decides cohorts and the order of examples.
+    """
+
+    model: Model
+    method: Method
+    training: Training
+    clients: Mapping[str, ClientData]
+    rounds: int
+    participation: float
+    seed: int
+    round: int = 0
+    server: Slots = field(init=False)
+    memory: MemoryStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = self.method.parts
+        start = Start(self.model.anatomy, self.model.initial, EMPTY)
+        start = Start(start.anatomy, start.weights, parts[0].server(start))
+        self.server = {p.name: p.server(start) for p in parts}
+        self.memory = MemoryStore(lambda: {p.name: p.memory(start) for p in parts})
+        self.memory.get("")  # a method that does not fit the model says so now
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the coming round; after the last one, that of the last."""
+        return self.training.schedule(self.training.lr, min(self.round, self.rounds - 1), self.rounds)
+
+    def cohort(self) -> list[str]:
+        """Draw the clients of the coming round, without replacement; at least one."""
+        size = max(1, round(self.participation * len(self.clients)))
+        drawn = stream(self.seed, "cohort", self.round).choice(sorted(self.clients), size, replace=False)
+        return sorted(drawn.tolist())
+
+    def assignment(self, client: str, purpose: str) -> Assignment:
+        """Return what a client works from now, to train or to deploy."""
+        x, y = self.clients[client].train
+        words = (self.seed, purpose, client, self.round)
+        batches = Shuffled(x, y, self.training.batch_size, self.model.anatomy.has_batch_norm, words)
+        dice = torch.tensor(derive(*words, "dice"), device=self.model.device)
+        return Assignment(self.server, self.memory.get(client), batches, self.lr, dice)
+
+    def play(self) -> Round:
+        """Play one round: train the cohort, store what its clients remember, aggregate."""
+        cohort, lr = self.cohort(), self.lr
+        arrivals: list[Arrival] = []
+        losses: list[float] = []
+        dropped: dict[str, str] = {}
+        up = 0
+        for client in cohort:
+            outcome = client_round(self.method, self.model, self.training, self.assignment(client, "train"))
+            up += sum(tree.nbytes for tree in outcome.uploads.values())
+            reason = _not_finite(outcome)
+            if reason:
+                dropped[client] = reason
+                continue
+            self.memory.put(client, outcome.memory)
+            arrivals.append(Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps))
+            losses.append(float(outcome.loss))
+        if not arrivals:
+            first = next(iter(dropped.items()))
+            raise UsageError(
+                f"round {self.round + 1}: no client's result is finite ({first[0]!r}: {first[1]}): lower lr, or set clip"
+            )
+        shared, present = self.server["share"], len(cohort) / len(self.clients)
+        central = Central(self.model.anatomy, shared, shared, lr, present)
+        down = len(cohort) * sum(tree.nbytes for tree in self.server.values())
+        self.server = server_round(self.method, self.server, arrivals, central)
+        self.round += 1
+        return Round(cohort, lr, sum(losses) / len(losses), up, down, dropped)
+
+    def personal(self, client: str) -> Tree:
+        """Return the weights that predict for a client now."""
+        return deployed(self.method, self.model, self.training, self.assignment(client, "deploy"))
+
+    def general(self) -> Tree | None:
+        """Return the complete shared model, or None where the method keeps a part of every model personal."""
+        if not self.model.anatomy.exchangeable <= set(self.server["share"]):
+            return None
+        return combine(self.model.anatomy.layout, self.model.initial, self.server["share"])
+
+
+def _not_finite(outcome: Outcome) -> str:
+    """Return what is wrong with an outcome, or an empty string."""
+    kinds: Sequence[tuple[str, Slots]] = (("upload", outcome.uploads), ("memory", outcome.memory))
+    for kind, slots in kinds:
+        for part, tree in slots.items():
+            if not torch.isfinite(tree.flat).all():
+                name = next(n for n in tree if not torch.isfinite(tree[n]).all())
+                bad = int((~torch.isfinite(tree[name])).sum())
+                return f"{bad} values of {name} are not finite in its {kind} ({part})"
+    return ""

@@ -1,0 +1,82 @@
+"""A client's examples as mini-batches, in an order that its name, the round and the seed alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idiolect.rng import derive, stream
+from idiolect.words import Batch
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Shuffled mini-batches; examples are gathered when a batch is looked at.
+
+    A last batch may be smaller. Under batch normalisation a last batch of one joins the batch before it, and a
+    client with a single example trains with the running statistics, since one value has no variance.
+
+    Args:
+        x: ``(n, ...)`` inputs.
+        y: ``(n, ...)`` targets.
+        batch_size: examples per batch; None for all at once.
+        batch_norm: whether the model normalises by batch.
+        words: seed, purpose, client and round: what the order depends on, beside the epoch.
+
+    Example:
+        >>> batches = Shuffled(torch.arange(5.0), torch.arange(5), 2, True, (0, "train", "a", 1)).epochs(1)
+        >>> [len(b.y) for b in batches], sorted(torch.cat([b.y for b in batches]).tolist())
+        ([2, 3], [0, 1, 2, 3, 4])
+    """
+
+    x: Tensor
+    y: Tensor
+    batch_size: int | None
+    batch_norm: bool
+    words: tuple[int | str, ...]
+
+    def epochs(self, count: int) -> Sequence[Batch]:
+        """Return the batches of the first `count` passes."""
+        return _Batches(self, [rows for epoch in range(count) for rows in self._rows(epoch)])
+
+    def _rows(self, epoch: int) -> list[NDArray[np.int64]]:
+        n = len(self.y)
+        size = self.batch_size or n
+        if size >= n:
+            return [np.arange(n)]
+        order = stream(*self.words, "order", epoch).permutation(n)
+        rows = [order[i : i + size] for i in range(0, n, size)]
+        if self.batch_norm and len(rows[-1]) == 1:
+            rows[-2:] = [np.concatenate(rows[-2:])]
+        return rows
+
+
+class _Batches(Sequence[Batch]):
+    def __init__(self, source: Shuffled, rows: list[NDArray[np.int64]]) -> None:
+        self._source = source
+        self._rows = rows
+        self._key = derive(*source.words, "step")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        rows = self._rows[at]
+        x, y = self._source.x, self._source.y
+        if len(rows) < len(y):
+            chosen = torch.from_numpy(rows).to(y.device)
+            x, y = x[chosen], y[chosen]
+        frozen = self._source.batch_norm and len(y) == 1
+        return Batch(x, y, (self._key + at) % 2**63, frozen=frozen)

@@ -1,0 +1,161 @@
+"""Train: one call from a model and clients to a finished run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from idiolect import checkpoint
+from idiolect.data import ClientData
+from idiolect.engine.evaluate import Metric, accuracy
+from idiolect.engine.federation import Federation
+from idiolect.errors import UsageError
+from idiolect.evaluation import evaluate_all
+from idiolect.method import Method
+from idiolect.model import Loss, Model
+from idiolect.preflight import check_run, prepare
+from idiolect.progress import Progress
+from idiolect.report import RunDirectory
+from idiolect.run import Run
+from idiolect.training import Training
+
+
+def fit(
+    model: nn.Module,
+    clients: Mapping[str, ClientData],
+    method: Method,
+    *,
+    rounds: int,
+    participation: float = 1.0,
+    seed: int = 0,
+    training: Training = Training(),  # noqa: B008 - frozen
+    loss: Loss = F.cross_entropy,
+    metrics: Sequence[Metric] | None = None,
+    evaluate_every: int = 1,
+    on_round: Callable[[Run, Mapping[str, Any]], None] | None = None,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train a personal model for every client.
+
+    Args:
+        model: any module; its current weights are the initial weights, and it is not changed. Everything runs
+            in its dtype and on its device.
+        clients: each client's examples, by the client's name.
+        method: from `idiolect.methods`, or parts of your own choice.
+        rounds: how many rounds.
+        participation: share of the clients that takes part in a round, in (0, 1]; at least one does.
+        seed: decides cohorts, the order of examples and dropout. The same seed gives the same bits.
+        training: how a client trains in a round.
+        loss: (output, target) to the mean over the batch.
+        metrics: what is measured beside the loss; the first leads the tables. By default accuracy where the loss
+            is cross-entropy, and the loss alone otherwise.
+        evaluate_every: rounds between evaluations of all clients; the last round is always evaluated.
+        on_round: called after each round with the run and the round's record.
+        directory: where the run is written: config, one line of metrics a round, tensors, report. None writes
+            nothing.
+        resume: go on with the run in `directory`, which must have been started with the same settings.
+        progress: show a progress bar with the time left.
+        about: more facts for the config that is written (where the data come from, say).
+
+    Returns:
+        The run: tables, personal models, shared weights.
+
+    Raises:
+        UsageError: one line, before any training, if something does not fit; or if no client's result is finite.
+
+    Example:
+        >>> import idiolect
+        >>> def ward(shift):
+        ...     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        ...     y = (x.sum(dim=1) > 0).long()
+        ...     return idiolect.ClientData(train=(x[:30] + shift, y[:30]), test=(x[30:] + shift, y[30:]))
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        >>> run = idiolect.fit(net, {"a": ward(0.0), "b": ward(3.0)}, idiolect.methods.fedbn(), rounds=20)
+        >>> run.records[-1]["personalised"]["test"]["accuracy"]["mean"] > 0.8
+        True
+        >>> run.personal("b")(torch.zeros(1, 3)).shape
+        torch.Size([1, 2])
+    """
+    check_run(rounds, participation, evaluate_every)
+    wrapped = Model(model, loss)
+    kept, notes = prepare(wrapped, clients, training)
+    if metrics is None:
+        metrics = (accuracy,) if loss is F.cross_entropy else ()
+    federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
+    run = Run(federation, tuple(metrics), notes)
+    store = _open(run, directory, resume, about or {})
+    bar = Progress(method.name, rounds, run.round, run.lead) if progress else None
+    with torch.random.fork_rng(devices=[]), bar or nullcontext():
+        while run.round < rounds:
+            due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
+            record = _play(run, due)
+            if store:
+                store.append(record)
+                if due:
+                    checkpoint.save(store, federation)
+            if on_round:
+                on_round(run, record)
+            if bar:
+                bar.advance(record)
+    if store:
+        _finish(run, store)
+    return run
+
+
+def _play(run: Run, evaluating: bool) -> dict[str, Any]:
+    began = time.perf_counter()
+    played = run.federation.play()
+    trained = time.perf_counter()
+    record: dict[str, Any] = {
+        "round": run.round,
+        "cohort": played.cohort,
+        "lr": played.lr,
+        "seconds": trained - began,
+        "train_loss": played.loss,
+        "bytes_up": played.bytes_up,
+        "bytes_down": played.bytes_down,
+    }
+    if played.dropped:
+        record["dropped"] = played.dropped
+    shown = {client: run.inspect(client) for client in played.cohort}
+    if any(shown.values()):
+        record["inspect"] = shown
+    if evaluating:
+        record |= evaluate_all(run.federation, run.metrics)
+        record["seconds_evaluating"] = time.perf_counter() - trained
+    run.records.append(record)
+    return record
+
+
+def _open(
+    run: Run, directory: str | Path | None, resume: bool, about: Mapping[str, Any]
+) -> RunDirectory | None:
+    if directory is None:
+        if resume:
+            raise UsageError("resume needs the directory of the run to go on with")
+        return None
+    config = {**run.config(), **about}
+    store = RunDirectory(directory, resume=resume)
+    if resume:
+        run.records[:] = checkpoint.restore(store, run.federation, config)
+    else:
+        store.write_config(config)
+    return store
+
+
+def _finish(run: Run, store: RunDirectory) -> None:
+    kept = {f"{c}/{n}": t for c in run.federation.memory for n, t in run.memory(c)["share"].items()}
+    store.save_tensors("shared", run.weights)
+    store.save_tensors("personal", kept)
+    run.report(store.path / "report.html")

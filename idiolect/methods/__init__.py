@@ -1,0 +1,19 @@
+"""The catalogue: each method is a composition of parts."""
+
+from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
+from idiolect.methods.normalisation import bn_only, fedbn, silobn
+from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
+
+__all__ = [
+    "bn_only",
+    "fedasam",
+    "fedavg",
+    "fedavg_ft",
+    "fedbn",
+    "fedfsa",
+    "fedprox",
+    "fedsam",
+    "local",
+    "mofedsam",
+    "silobn",
+]

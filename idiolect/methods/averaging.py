@@ -1,0 +1,61 @@
+"""Baselines: one model for all, one model each, and the first step from one to the other."""
+
+from __future__ import annotations
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import finetune, proximal, share
+from idiolect.scope import Scope, everything, nothing
+
+
+@carded("FedAvg", 2017, "baseline", "McMahan et al., AISTATS 2017")
+def fedavg(weighting: Weighting = "samples") -> Method:
+    """Share everything: one model for all clients.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform.
+
+    Example:
+        >>> fedavg()
+        Method((share(names=everything, variance='mean'),), 'FedAvg', 'samples')
+    """
+    return Method((share(everything),), "FedAvg", weighting)
+
+
+@carded(
+    "FedAvg-FT", 2017, "label skew", "FedAvg, then each client fine-tunes; a strong baseline in most papers"
+)
+def fedavg_ft(
+    names: Scope = everything,
+    epochs: int | None = None,
+    lr: float | None = None,
+    freeze_statistics: bool = False,
+    weighting: Weighting = "samples",
+) -> Method:
+    """FedAvg, and every client fine-tunes the shared model before using it.
+
+    Args:
+        names: what is tuned; `head` for the last linear layer only.
+        epochs: passes over the client's training examples; None takes the run's local epochs.
+        lr: learning rate of tuning; None takes the round's.
+        freeze_statistics: leave running statistics as they were received while tuning.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), finetune(names, epochs, lr, freeze_statistics)), "FedAvg-FT", weighting)
+
+
+@carded("FedProx", 2020, "convergence", "Li et al., MLSys 2020")
+def fedprox(mu: float = 0.01, weighting: Weighting = "samples") -> Method:
+    """FedAvg with a pull back to the received weights during local training.
+
+    Args:
+        mu: strength of the pull; 0.01 is FedBN's baseline on digits.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), proximal(mu)), "FedProx", weighting)
+
+
+@carded("Local", 2017, "baseline", "no federation; called SingleSet in FedBN's paper")
+def local() -> Method:
+    """Share nothing: every client trains alone, in the rounds in which it is drawn."""
+    return Method((share(nothing),), "Local")

@@ -1,0 +1,81 @@
+"""Methods that look for flat minima."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import adaptive_sam, finetune, flexible_sam, sam, server_momentum, share
+from idiolect.scope import everything, head
+
+
+@carded("FedSAM", 2022, "label skew", "Qu et al., ICML 2022; Caldarola et al., ECCV 2022")
+def fedsam(rho: float = 0.05, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients train with sharpness-aware minimisation.
+
+    Args:
+        rho: radius of the perturbation; 0.05 in FedFSA's comparison.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), sam(rho)), "FedSAM", weighting)
+
+
+@carded("FedASAM", 2022, "label skew", "Caldarola et al., ECCV 2022")
+def fedasam(rho: float = 0.7, eta: float = 0.2, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients train with adaptive SAM.
+
+    Args:
+        rho: radius, about ten times that of SAM.
+        eta: added to the size of a weight.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), adaptive_sam(rho, eta)), "FedASAM", weighting)
+
+
+@carded("MoFedSAM", 2022, "label skew", "Qu et al., ICML 2022")
+def mofedsam(rho: float = 0.1, alpha: float = 0.1, weighting: Weighting = "samples") -> Method:
+    """FedSAM whose steps follow the direction the cohort moved last round.
+
+    Args:
+        rho: radius of the perturbation.
+        alpha: share of the local gradient; the rest is the server's direction.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), sam(rho), server_momentum(alpha)), "MoFedSAM", weighting)
+
+
+@carded("FedFSA", 2025, "label skew", "Xing et al., AAAI 2025")
+def fedfsa(
+    rho: float = 0.1,
+    rho_larger: float = 0.2,
+    top: int = 2,
+    alpha: float = 0.1,
+    selection: Literal["most", "least", "random"] = "most",
+    sensitivity: Literal["code", "paper"] = "code",
+    weighting: Weighting = "samples",
+) -> Method:
+    """MoFedSAM with a larger radius on each client's most sensitive layers; the head is tuned at the end.
+
+    Defaults are the authors' for Fashion-MNIST and CIFAR-10; for CIFAR-100 they use rho 0.05, rho_larger 0.9.
+
+    Args:
+        rho: radius of the other layers.
+        rho_larger: radius of the sensitive layers.
+        top: how many layers are sensitive.
+        alpha: share of the local gradient; the rest is the server's direction.
+        selection: the most sensitive layers, the least, or random ones (the paper's ablation).
+        sensitivity: as the authors' code measures it, or as the paper writes it.
+        weighting: mean over clients by training examples, or uniform (the authors').
+
+    Example:
+        >>> [p.name for p in fedfsa(rho_larger=0.9).parts]
+        ['share', 'flexible_sam', 'server_momentum', 'finetune']
+    """
+    parts = (
+        share(everything),
+        flexible_sam(rho, rho_larger, top, selection, sensitivity),
+        server_momentum(alpha),
+        finetune(head),
+    )
+    return Method(parts, "FedFSA", weighting)

@@ -1,0 +1,101 @@
+"""A module as pure functions of a tree: its gradient, its predictions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from idiolect.anatomy import Anatomy, anatomy_of, initial_tree
+from idiolect.tree import Tree, combine, overlay
+from idiolect.words import Batch, Gradient
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(output, target) -> () mean over the batch."""
+
+
+class Model:
+    """A user's module, read but never changed.
+
+    Args:
+        module: any `torch.nn.Module`; its current weights are the initial weights.
+        loss: (output, target) -> scalar mean over the batch.
+
+    Example:
+        >>> model = Model(nn.Linear(2, 1), F.mse_loss)
+        >>> out = model.grad(model.initial, Batch(torch.ones(4, 2), torch.zeros(4, 1)))
+        >>> list(out.gradient), out.loss.shape
+        (['weight', 'bias'], torch.Size([]))
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss = F.cross_entropy) -> None:
+        self.anatomy: Anatomy = anatomy_of(module)
+        self.initial: Tree = initial_tree(module, self.anatomy)
+        self.loss = loss
+        self._training = copy.deepcopy(module).train()
+        self._predicting = copy.deepcopy(module).eval()
+        self._frozen = copy.deepcopy(module).train()
+        for layer in self._frozen.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype everything runs in."""
+        return self.initial.flat.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.initial.flat.device
+
+    def grad(self, weights: Tree, batch: Batch) -> Gradient:
+        """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree."""
+        module = self._frozen if batch.frozen else self._training
+        if batch.valid is None:  # under `vmap` a seed cannot be set
+            torch.default_generator.manual_seed(batch.key)
+        before = combine(self.anatomy.buffers, weights)
+
+        def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = self._buffers(before)
+            output = functional_call(module, {**parameters, **buffers}, (batch.x,))
+            return self.loss(output, batch.y), buffers
+
+        trainable = {n: weights[n] for n in self.anatomy.trainable.names}
+        gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)
+        return Gradient(Tree.of(gradients), self._row(before, after), loss.detach())
+
+    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode."""
+        return functional_call(self._predicting, self.tensors(weights), (x,))
+
+    def tensors(self, weights: Tree) -> dict[str, Tensor]:
+        """Return a row as the named tensors of the module's ``state_dict``; counters become integers."""
+        trainable = {n: weights[n] for n in self.anatomy.trainable.names}
+        return {**trainable, **self._buffers(combine(self.anatomy.buffers, weights))}
+
+    def module(self, weights: Tree) -> nn.Module:
+        """Return a copy of the user's module that holds these weights, in evaluation mode."""
+        module = copy.deepcopy(self._predicting)
+        module.load_state_dict({k: v.clone() for k, v in self.tensors(weights).items()}, strict=False)
+        return module
+
+    def _buffers(self, row: Tree) -> dict[str, Tensor]:
+        """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""
+        counters = self.anatomy.names("counter")
+        return {
+            n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone()
+            for n in row.layout.names
+        }
+
+    def _row(self, before: Tree, after: dict[str, Tensor]) -> Tree:
+        if not after:
+            return before
+        return overlay(
+            before, Tree.of({n: t.to(self.dtype).reshape(before[n].shape) for n, t in after.items()})
+        )

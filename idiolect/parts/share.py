@@ -1,0 +1,83 @@
+"""The exchange of weights, which is itself a part."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.anatomy import Anatomy
+from idiolect.part import Part, part, require
+from idiolect.scope import Names, Scope, everything
+from idiolect.tree import Tree, combine, overlay, pick
+from idiolect.words import Arrival, Central, Local, Slot, Start
+
+
+@part
+def share(names: Scope = everything, variance: Literal["mean", "pooled"] = "mean") -> Part:
+    r"""Exchange the named tensors and keep the rest on the client.
+
+    .. math::  w^{t+1}[A] = \sum_{i \in S_t} p_i\, w_i^{t+}[A], \qquad
+               \varphi_i \leftarrow w_i^{t+}[A^c], \qquad  s_i^{t} = (w^t[A],\, \varphi_i)
+
+    Counters of batches are always kept: an average of integers means nothing.
+
+    Args:
+        names: what is exchanged. `everything` is FedAvg, ``~batch_norm`` FedBN, `batch_norm` its dual,
+            `nothing` local training.
+        variance: how running variances that are exchanged are averaged. ``"mean"`` averages them like any
+            tensor, as the public codes do; ``"pooled"`` gives the variance of the pooled clients,
+            :math:`\sum p_i (v_i + \mu_i^2) - \bar\mu^2`, which counts the spread of their means.
+
+    Memory:    the tensors that are not exchanged.
+    Sends:     the exchanged tensors, both ways.
+    Cost:      their bytes; no extra gradient.
+    Raises:    UsageError: if `variance` is neither, or `names` means nothing in the model.
+
+    Example:
+        >>> from idiolect.scope import batch_norm
+        >>> share(~batch_norm)
+        share(names=~batch_norm, variance='mean')
+
+    Reference: McMahan et al., AISTATS 2017 (FedAvg); Li et al., ICLR 2021 (FedBN).
+    """
+    require(variance in ("mean", "pooled"), f"share: variance is 'mean' or 'pooled', not {variance!r}")
+
+    def memory(start: Start) -> Tree:
+        shared = names(start.anatomy)
+        return pick(start.weights, frozenset(start.weights) - shared)
+
+    def server(start: Start) -> Tree:
+        return pick(start.weights, names(start.anatomy))
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        return combine(local.anatomy.layout, slot.received, slot.memory), slot.memory
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return pick(local.end, slot.memory), pick(local.end, slot.received)
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        upload = arrival.uploads["share"]
+        return _second_moments(central.anatomy, upload) if variance == "pooled" else upload
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return _variances(central.anatomy, mean) if variance == "pooled" else mean
+
+    return Part(memory=memory, server=server, begin=begin, finish=finish, arrive=arrive, aggregate=aggregate)
+
+
+def _pairs(anatomy: Anatomy, names: Tree) -> list[tuple[str, str]]:
+    found = [(n.removesuffix("var") + "mean", n) for n in names if n in _variance_names(anatomy)]
+    return [(mean, var) for mean, var in found if mean in names]
+
+
+def _variance_names(anatomy: Anatomy) -> Names:
+    return frozenset(n for n in anatomy.names("statistic") if n.rpartition(".")[2] == "running_var")
+
+
+def _second_moments(anatomy: Anatomy, tree: Tree) -> Tree:
+    moments = {var: tree[var] + tree[mean] ** 2 for mean, var in _pairs(anatomy, tree)}
+    return overlay(tree, Tree.of(moments)) if moments else tree
+
+
+def _variances(anatomy: Anatomy, tree: Tree) -> Tree:
+    variances = {var: (tree[var] - tree[mean] ** 2).clamp(min=0) for mean, var in _pairs(anatomy, tree)}
+    return overlay(tree, Tree.of(variances)) if variances else tree

@@ -1,0 +1,87 @@
+"""Everything that can be refused is refused here, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+from idiolect.data import ClientData, check_clients
+from idiolect.errors import UsageError
+from idiolect.model import Model
+from idiolect.training import Training
+from idiolect.words import Batch
+
+
+def prepare(
+    model: Model, clients: Mapping[str, ClientData], training: Training
+) -> tuple[dict[str, ClientData], list[str]]:
+    """Return the clients in the model's dtype and on its device, and notes about those left out.
+
+    Raises:
+        UsageError: if data, model, loss and batch size do not fit together; one line that names the client.
+    """
+    if model.anatomy.has_batch_norm and training.batch_size == 1:
+        raise UsageError("batch_size=1 with batch normalisation: one example has no variance; use at least 2")
+    if not clients:
+        raise UsageError("no clients: give a dict of name to ClientData")
+    kept, notes = check_clients(clients, None)
+    moved = {name: _to(model, data) for name, data in kept.items()}
+    name, first = next(iter(moved.items()))
+    outputs = _outputs(model, name, first)
+    if model.loss is F.cross_entropy:
+        if outputs.dim() != 2:
+            raise UsageError(
+                f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}"
+            )
+        check_clients(kept, outputs.shape[1])
+    _try_loss(model, name, first)
+    untested = [name for name, data in moved.items() if data.test is None]
+    if untested:
+        notes.append(
+            f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables"
+        )
+    return moved, notes
+
+
+def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
+    """Refuse a run that cannot be."""
+    if rounds < 1:
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
+    if not 0 < participation <= 1:
+        raise UsageError(f"participation is the share of clients in a round, in (0, 1], got {participation}")
+    if evaluate_every < 1:
+        raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
+
+
+def _to(model: Model, data: ClientData) -> ClientData:
+    def tensor(values: torch.Tensor) -> torch.Tensor:
+        return values.to(model.device, model.dtype if values.is_floating_point() else values.dtype)
+
+    return ClientData(**{split: (tensor(x), tensor(y)) for split, (x, y) in data.splits().items()})
+
+
+def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
+    try:
+        with torch.no_grad():
+            return model.predict(model.initial, data.train.x[:2])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(data.train.x.shape[1:])
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"the model cannot take client {name!r}'s features of shape {shape}: {reason}"
+        ) from None
+
+
+def _try_loss(model: Model, name: str, data: ClientData) -> None:
+    x, y = data.train.x[:2], data.train.y[:2]
+    try:
+        loss = model.grad(model.initial, Batch(x, y, frozen=len(y) == 1)).loss
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"the loss cannot be computed and differentiated for client {name!r}: {reason}"
+        ) from None
+    if loss.dim() != 0:
+        raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

@@ -1,0 +1,234 @@
+"""Named tensors in one flat row, and the arithmetic that methods are written in.
+
+A model's weights, a client's memory, an upload: each is a `Tree`. Its tensors are views of one buffer, so
+an operation on a tree is one kernel however many tensors it names. Nothing here changes its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which names a row holds, in which order and shapes; equal layouts are one object (see `layout`)."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each tensor."""
+        return tuple(shape.numel() for shape in self.shapes)
+
+    @cached_property
+    def starts(self) -> dict[str, int]:
+        """Where each tensor begins in the row."""
+        return dict(zip(self.names, accumulate(self.sizes, initial=0), strict=False))
+
+    @cached_property
+    def shape_of(self) -> dict[str, torch.Size]:
+        """Shape by name."""
+        return dict(zip(self.names, self.shapes, strict=True))
+
+    @cached_property
+    def total(self) -> int:
+        """Number of values in the row."""
+        return sum(self.sizes)
+
+    def only(self, names: Container[str]) -> Layout:
+        """Return the layout of the named tensors, in this layout's order."""
+        kept = [(n, s) for n, s in self.shape_of.items() if n in names]
+        return layout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
+
+
+@lru_cache(maxsize=4096)
+def layout(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> Layout:
+    """Return the one `Layout` of these names and shapes."""
+    return Layout(names, shapes)
+
+
+class Tree(Mapping[str, Tensor]):
+    """Named tensors of one floating dtype, stored as views of a flat row.
+
+    Args:
+        layout: names and shapes.
+        flat: ``(..., layout.total)`` values; leading axes, if any, are a stack of rows.
+
+    Example:
+        >>> tree = Tree.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
+        >>> (2 * tree + tree)["w"].sum().item(), list(tree)
+        (12.0, ['w', 'b'])
+    """
+
+    __slots__ = ("flat", "layout")
+
+    def __init__(self, layout: Layout, flat: Tensor) -> None:
+        self.layout = layout
+        self.flat = flat
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Tree:
+        """Copy named tensors into one row (they must share a dtype and a device)."""
+        if isinstance(tensors, Tree):
+            return tensors
+        dtypes = {t.dtype for t in tensors.values()}
+        if len(dtypes) > 1:
+            raise TypeError(f"a tree has one dtype, got {sorted(map(str, dtypes))} in {list(tensors)[:4]}")
+        where = layout(tuple(tensors), tuple(t.shape for t in tensors.values()))
+        rows = [t.reshape(-1) for t in tensors.values()]
+        return Tree(where, torch.cat(rows) if rows else torch.zeros(0))
+
+    def __getitem__(self, name: str) -> Tensor:
+        start, shape = self.layout.starts[name], self.layout.shape_of[name]
+        return (
+            self.flat.narrow(-1, start, shape.numel())
+            .unflatten(-1, shape or (1,))
+            .reshape(self.flat.shape[:-1] + shape)
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        return len(self.layout.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.starts
+
+    def __repr__(self) -> str:
+        return f"Tree({', '.join(f'{n} {tuple(s)}' for n, s in self.layout.shape_of.items())})"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the row: what sending it costs."""
+        return self.flat.numel() * self.flat.element_size()
+
+    def clone(self) -> Tree:
+        """Return a copy that shares no storage."""
+        return Tree(self.layout, self.flat.clone())
+
+    def _other(self, other: Tree | Tensor | float) -> Tensor | float:
+        if not isinstance(other, Tree):
+            return other
+        if other.layout is not self.layout:
+            odd = sorted(set(self.layout.names) ^ set(other.layout.names))[:4]
+            raise ValueError(f"trees differ in {odd or 'shapes or order'}: pick the names they share first")
+        return other.flat
+
+    def __add__(self, other: Tree | Tensor | float) -> Tree:
+        return Tree(self.layout, self.flat + self._other(other))
+
+    def __sub__(self, other: Tree | Tensor | float) -> Tree:
+        return Tree(self.layout, self.flat - self._other(other))
+
+    def __mul__(self, other: Tree | Tensor | float) -> Tree:
+        return Tree(self.layout, self.flat * self._other(other))
+
+    def __truediv__(self, other: Tree | Tensor | float) -> Tree:
+        return Tree(self.layout, self.flat / self._other(other))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __abs__(self) -> Tree:
+        return Tree(self.layout, self.flat.abs())
+
+
+EMPTY = Tree.of({})
+
+
+@lru_cache(maxsize=4096)
+def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Return runs (source, start, length) that fill `target`; the last source that has a name gives it."""
+    runs: list[tuple[int, int, int]] = []
+    for name, shape in target.shape_of.items():
+        owner = next((i for i in reversed(range(len(sources))) if name in sources[i].starts), None)
+        if owner is None:
+            raise KeyError(f"no tensor named {name!r} among {[s.names for s in sources]}")
+        if sources[owner].shape_of[name] != shape:
+            raise ValueError(f"{name}: expected {tuple(shape)}, got {tuple(sources[owner].shape_of[name])}")
+        start, size = sources[owner].starts[name], shape.numel()
+        if runs and runs[-1][0] == owner and runs[-1][1] + runs[-1][2] == start:
+            runs[-1] = (owner, runs[-1][1], runs[-1][2] + size)
+        else:
+            runs.append((owner, start, size))
+    return tuple(runs)
+
+
+def combine(target: Layout, *trees: Tree) -> Tree:
+    """Fill a layout from trees; where several hold a name the last one gives it. One run is a view, no copy."""
+    plan = _plan(target, tuple(t.layout for t in trees))
+    pieces = [trees[i].flat.narrow(-1, start, size) for i, start, size in plan]
+    if not pieces:
+        return Tree(target, trees[0].flat.narrow(-1, 0, 0))
+    return Tree(target, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1))
+
+
+def pick(tree: Tree, names: Container[str]) -> Tree:
+    """Return the named tensors of a tree, in its order; names it does not hold are ignored."""
+    return combine(tree.layout.only(names), tree)
+
+
+def overlay(base: Tree, *tops: Tree) -> Tree:
+    """Return `base` with the tensors of `tops` in place of its own (their names must be among its names).
+
+    Example:
+        >>> base = Tree.of({"a": torch.zeros(2), "b": torch.zeros(1)})
+        >>> overlay(base, Tree.of({"b": torch.ones(1)})).flat.tolist()
+        [0.0, 0.0, 1.0]
+    """
+    alien = [n for top in tops for n in top if n not in base]
+    if alien:
+        raise KeyError(f"not in the base tree: {alien[:4]}")
+    return combine(base.layout, base, *tops)
+
+
+def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
+    r"""Return :math:`y + a x` on the names of `x`; the other tensors of `y` are kept.
+
+    Example:
+        >>> y = Tree.of({"w": torch.ones(2), "mean": torch.ones(1)})
+        >>> axpy(-0.5, Tree.of({"w": torch.ones(2)}), y).flat.tolist()
+        [0.5, 0.5, 1.0]
+    """
+    if x.layout is y.layout:
+        return y + x * a
+    return overlay(y, pick(y, x) + x * a)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Return a tree of zeros with the same names."""
+    return Tree(tree.layout, torch.zeros_like(tree.flat))
+
+
+def norm(tree: Tree) -> Tensor:
+    """Return the Euclidean norm over all tensors together, shape ``(1,)`` (``(..., 1)`` for a stack)."""
+    return torch.linalg.vector_norm(tree.flat, dim=-1, keepdim=True)
+
+
+def clip(tree: Tree, largest: float) -> Tree:
+    r"""Scale a tree by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, PyTorch's rule for clipping by norm."""
+    return tree * (largest / (norm(tree) + 1e-6)).clamp(max=1.0)
+
+
+def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
+    """Choose between two trees of one layout; never by multiplication, so NaN in the other stays out."""
+    return Tree(yes.layout, torch.where(condition, yes.flat, no.flat))
+
+
+def spread(values: Tensor, like: Layout) -> Tree:
+    """Return a tree whose i-th tensor is filled with ``values[i]``.
+
+    Example:
+        >>> where_to = Tree.of({"a": torch.zeros(2), "b": torch.zeros(1)}).layout
+        >>> spread(torch.tensor([3.0, 5.0]), where_to).flat.tolist()
+        [3.0, 3.0, 5.0]
+    """
+    return Tree(like, torch.cat([values[i].expand(size) for i, size in enumerate(like.sizes)]))

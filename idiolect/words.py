@@ -1,0 +1,149 @@
+"""The words of the contract: what passes between engine, client, part and server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from idiolect.anatomy import Anatomy
+from idiolect.scope import Scope
+from idiolect.tree import Tree
+
+
+class Batch(NamedTuple):
+    """One mini-batch.
+
+    Attributes:
+        x: ``(b, ...)`` inputs.
+        y: ``(b, ...)`` targets.
+        key: seed of this step's randomness (dropout), the same for every pass over the batch.
+        valid: () bool, or None for true. False marks padding: the step is undone.
+        frozen: normalise by running statistics instead of the batch's (a client with one example).
+    """
+
+    x: Tensor
+    y: Tensor
+    key: int = 0
+    valid: Tensor | None = None
+    frozen: bool = False
+
+
+class Gradient(NamedTuple):
+    """What one pass over a batch gives."""
+
+    gradient: Tree
+    """Gradient of the mean loss in the trainable weights."""
+    buffers: Tree
+    """Statistics and counters after the pass."""
+    loss: Tensor
+    """() mean loss of the batch."""
+
+
+GradFn = Callable[[Tree, Batch], Gradient]
+"""Weights and a batch to a gradient; pure."""
+
+
+class Slot(NamedTuple):
+    """What belongs to one part in one client's round."""
+
+    memory: Tree
+    """Durable and personal; never leaves the client."""
+    received: Tree
+    """What the server broadcast for this part."""
+
+
+class Stream(Protocol):
+    """A client's examples as mini-batches in this round's order."""
+
+    def epochs(self, count: int) -> Sequence[Batch]:
+        """Return the batches of the first `count` passes; the same at every call."""
+        ...
+
+
+class Train(Protocol):
+    """Local training as parts may call it: the run's optimiser, fresh, on the plain gradient."""
+
+    def __call__(
+        self,
+        weights: Tree,
+        *,
+        only: Scope | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        freeze_statistics: bool = False,
+    ) -> Tree:
+        """Return the weights after training those in `only` (all by default)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What memory and server slots are made from."""
+
+    anatomy: Anatomy
+    weights: Tree
+    """The initial weights, statistics and counters."""
+    shared: Tree
+    """Those of them that are exchanged."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a part may look at during one client's round.
+
+    Attributes:
+        anatomy: what the model is made of.
+        shared: the exchanged tensors as they were received (the anchor of proximal terms).
+        start: weights local training starts from.
+        end: weights it ended with (equal to `start` before training).
+        stream: the client's batches.
+        steps: (1,) number of steps taken (0 before training).
+        lr: learning rate of this round.
+        seed: () int64, this client's own randomness in this round.
+        grad: the plain gradient of the loss.
+        train: local training for parts that need a second one.
+    """
+
+    anatomy: Anatomy
+    shared: Tree
+    start: Tree
+    end: Tree
+    stream: Stream
+    steps: Tensor
+    lr: float
+    seed: Tensor
+    grad: GradFn
+    train: Train
+
+
+class Arrival(NamedTuple):
+    """One client's upload as the server receives it."""
+
+    uploads: dict[str, Tree]
+    """By name of part."""
+    examples: int
+    """Training examples of the client."""
+    steps: Tensor
+    """(1,) local steps it took."""
+
+
+@dataclass(frozen=True)
+class Central:
+    """What a part may look at on the server.
+
+    Attributes:
+        anatomy: what the model is made of.
+        old: shared tensors before this round.
+        new: shared tensors after it (equal to `old` until `share` has aggregated).
+        lr: learning rate of this round.
+        participation: cohort / population.
+    """
+
+    anatomy: Anatomy
+    old: Tree
+    new: Tree
+    lr: float
+    participation: float
