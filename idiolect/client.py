@@ -74,7 +74,7 @@ def _begin(method: Method, model: Model, training: Training, work: Assignment) -
     memory, weights = dict(work.memory), EMPTY
 
     def train(
-        at: Tree,
+        weights: Tree,
         *,
         only: Scope | None = None,
         epochs: int | None = None,
@@ -86,7 +86,7 @@ def _begin(method: Method, model: Model, training: Training, work: Assignment) -
             batches = [b._replace(frozen=True) for b in batches]
         names = model.anatomy.exchangeable if only is None else only(model.anatomy)
         rate = work.lr if lr is None else lr
-        return descend(model, training, at, batches, model.grad, rate, lambda d, _: pick(d, names))[0]
+        return descend(model, training, weights, batches, model.grad, rate, lambda d, _: pick(d, names))[0]
 
     local = Local(
         anatomy=model.anatomy,

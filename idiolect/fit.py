@@ -35,7 +35,7 @@ def fit(
     rounds: int,
     participation: float = 1.0,
     seed: int = 0,
-    training: Training = Training(),  # noqa: B008 - frozen
+    training: Training = Training(),
     loss: Loss = F.cross_entropy,
     metrics: Sequence[Metric] | None = None,
     evaluate_every: int = 1,

@@ -72,7 +72,8 @@ class Model:
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
-        return functional_call(self._predicting, self.tensors(weights), (x,))
+        outputs: Tensor = functional_call(self._predicting, self.tensors(weights), (x,))
+        return outputs
 
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
         """Return a row as the named tensors of the module's ``state_dict``; counters become integers."""

@@ -69,6 +69,9 @@ class Part:
         show: memory -> what a person may want to see of it.
         uniform: average clients equally whatever the method's weighting.
         gradients: extra gradients per step, for the cost table.
+        idea: the first line of the docstring of the function that makes it.
+        neutral: arguments that make it do nothing, where there are such; the checks use them.
+        make: the function that makes it.
     """
 
     name: str = ""
@@ -86,6 +89,8 @@ class Part:
     uniform: bool = field(default=False, compare=False)
     gradients: int = field(default=0, compare=False)
     idea: str = field(default="", compare=False)
+    neutral: Mapping[str, Any] | None = field(default=None, compare=False)
+    make: Callable[..., Part] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments)})"
@@ -125,7 +130,7 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
         bound.apply_defaults()
         idea = (inspect.getdoc(make) or "").partition("\n")[0]
         made = make(*bound.args, **bound.kwargs)
-        return replace(made, name=name, arguments=tuple(bound.arguments.items()), idea=idea)
+        return replace(made, name=name, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
 
     return build
 

@@ -87,11 +87,7 @@ class Tree(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         start, shape = self.layout.starts[name], self.layout.shape_of[name]
-        return (
-            self.flat.narrow(-1, start, shape.numel())
-            .unflatten(-1, shape or (1,))
-            .reshape(self.flat.shape[:-1] + shape)
-        )
+        return self.flat.narrow(-1, start, shape.numel()).view(self.flat.shape[:-1] + shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.names)
@@ -163,7 +159,7 @@ def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, 
 
 
 def combine(target: Layout, *trees: Tree) -> Tree:
-    """Fill a layout from trees; where several hold a name the last one gives it. One run is a view, no copy."""
+    """Fill a layout from trees; of several that hold a name the last gives it. One run is a view, no copy."""
     plan = _plan(target, tuple(t.layout for t in trees))
     pieces = [trees[i].flat.narrow(-1, start, size) for i, start, size in plan]
     if not pieces:
@@ -210,11 +206,12 @@ def zeros_like(tree: Tree) -> Tree:
 
 def norm(tree: Tree) -> Tensor:
     """Return the Euclidean norm over all tensors together, shape ``(1,)`` (``(..., 1)`` for a stack)."""
-    return torch.linalg.vector_norm(tree.flat, dim=-1, keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(tree.flat, dim=-1, keepdim=True)
+    return found
 
 
 def clip(tree: Tree, largest: float) -> Tree:
-    r"""Scale a tree by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, PyTorch's rule for clipping by norm."""
+    r"""Scale a tree by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, PyTorch's rule of clipping."""
     return tree * (largest / (norm(tree) + 1e-6)).clamp(max=1.0)
 
 

@@ -3,78 +3,105 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from idiolect.report import RunSummary, summarise
 
 
-def make_records(
-    final=0.9,
-    clients=5,
-    rounds=4,
-    seed=0,
-    generalised=True,
-    val=True,
-    every=1,
-    participation=1.0,
-    sensitivity=(),
-    metric="accuracy",
-    bytes_per_client=5_000_000,
-    prefix="c",
-    higher_is_better=True,
-):
-    """Return rounds 1..rounds of a run whose clients approach `final`, each from its own level."""
-    rng = random.Random(f"{seed} {final}")
-    names = [f"{prefix}{i}" for i in range(clients)]
-    sizes = {c: rng.randint(20, 200) for c in names}
-    level = {c: min(0.06, 0.5 * (1 - final)) * rng.gauss(0, 1) for c in names}
-    return [
-        _record(
-            t, rng, names, sizes, level, final, rounds, generalised, val, t % every == 0 or t == rounds,
-            participation, sensitivity, metric, bytes_per_client, higher_is_better,
-        )
-        for t in range(1, rounds + 1)
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class World:
+    """A run whose clients approach `final` over the rounds 1..rounds, each at its own distance from it."""
 
+    final: float = 0.9
+    clients: int = 5
+    rounds: int = 4
+    seed: int = 0
+    generalised: bool = True
+    val: bool = True
+    every: int = 1
+    participation: float = 1.0
+    sensitivity: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    bytes_up: int = 5_000_000
+    prefix: str = "c"
 
-def _record(
-    t, rng, names, sizes, level, final, rounds, generalised, val, evaluate,
-    participation, sensitivity, metric, size, up,
-):  # fmt: skip
-    cohort = sorted(rng.sample(names, max(1, round(participation * len(names)))))
-    away = 0.8 * 0.5 ** (8 * t / rounds)
-    reached = final * (1 - away) if up else final + away
-    own = {c: max(0.0, min(1.0, reached + level[c] + rng.gauss(0, 0.01))) for c in names}
-    shared = {c: max(0.0, v - 0.1 + rng.gauss(0, 0.02)) for c, v in own.items()}
-    record = {
-        "round": t, "cohort": cohort, "lr": 0.1, "seconds": 0.5 + rng.random(), "train_loss": 2.3 * 0.8**t,
-        "bytes_up": size * len(cohort), "bytes_down": 2 * size * len(cohort),
-    }  # fmt: skip
-    if evaluate:
-        noisy = {c: v + rng.gauss(0, 0.005) for c, v in own.items()}
-        record["personalised"] = {
-            "test": {metric: summarise(own, sizes, up)},
-            "val": {metric: summarise(noisy, sizes, up)} if val else None,
+    def records(self):
+        rng = random.Random(f"{self.seed} {self.final}")
+        names = [f"{self.prefix}{i}" for i in range(self.clients)]
+        sizes = {c: rng.randint(20, 200) for c in names}
+        spread = min(0.06, 0.5 * (1 - self.final))
+        level = {c: spread * rng.gauss(0, 1) for c in names}
+        return [self._record(t, rng, sizes, level) for t in range(1, self.rounds + 1)]
+
+    def _record(self, t, rng, sizes, level):
+        cohort = sorted(rng.sample(list(sizes), max(1, round(self.participation * len(sizes)))))
+        record = {
+            "round": t,
+            "cohort": cohort,
+            "lr": 0.1,
+            "seconds": 0.5 + rng.random(),
+            "train_loss": 2.3 * 0.8**t,
+            "bytes_up": self.bytes_up * len(cohort),
+            "bytes_down": 2 * self.bytes_up * len(cohort),
         }
-        record["generalised"] = {"test": {metric: summarise(shared, sizes, up)}} if generalised else None
-        record["clients"] = {
-            c: {"personalised": {metric: own[c]}, "generalised": {metric: shared[c]} if generalised else None}
-            for c in names
+        if t % self.every == 0 or t == self.rounds:
+            record |= self._evaluation(t, rng, sizes, level)
+        if self.sensitivity:
+            record["inspect"] = {c: self._inspection(rng) for c in cohort}
+        return record
+
+    def _evaluation(self, t, rng, sizes, level):
+        away = 0.8 * 0.5 ** (8 * t / self.rounds)
+        reached = self.final * (1 - away) if self.higher_is_better else self.final + away
+        own = {c: max(0.0, min(1.0, reached + v + rng.gauss(0, 0.01))) for c, v in level.items()}
+        val = {c: v + rng.gauss(0, 0.005) for c, v in own.items()}
+        shared = {c: max(0.0, v - 0.1 + rng.gauss(0, 0.02)) for c, v in own.items()}
+        metric = self.metric
+
+        def over_clients(values):
+            return {metric: summarise(values, sizes, self.higher_is_better)}
+
+        return {
+            "personalised": {"test": over_clients(own), "val": over_clients(val) if self.val else None},
+            "generalised": {"test": over_clients(shared)} if self.generalised else None,
+            "clients": {
+                c: {
+                    "personalised": {metric: own[c]},
+                    "generalised": {metric: shared[c]} if self.generalised else None,
+                }
+                for c in own
+            },
         }
-    if sensitivity:
-        record["inspect"] = {}
-        for c in cohort:
-            values = {
-                layer: 10 ** (rng.gauss(-3, 0.4) + k / len(sensitivity))
-                for k, layer in enumerate(sensitivity)
-            }
-            record["inspect"][c] = {
-                "sensitivity": values,
-                "sensitive_layers": sorted(values, key=values.get, reverse=True)[:2],
-            }
-    return record
+
+    def _inspection(self, rng):
+        layers = self.sensitivity
+        values = {layer: 10 ** (rng.gauss(-3, 0.4) + k / len(layers)) for k, layer in enumerate(layers)}
+        return {"sensitivity": values, "sensitive_layers": sorted(values, key=values.get)[-2:]}
 
 
-def make_run(label="FedAvg", seed=0, **options):
-    """Return a RunSummary over `make_records`."""
-    metric, up = options.get("metric", "accuracy"), options.get("higher_is_better", True)
-    return RunSummary(label, seed, make_records(seed=seed, **options), metric, up)
+def make_run(label="FedAvg", seed=0, **world):
+    """Return the RunSummary of a World."""
+    world = World(seed=seed, **world)
+    return RunSummary(label, seed, world.records(), world.metric, world.higher_is_better)
+
+
+def plain_record(round=1, test=0.9, val=None, generalised=None, clients=None, cohort=("a", "b"), **more):
+    """Return a record with a hand-typed mean, whose other statistics follow from it by fixed offsets."""
+
+    def view(mean):
+        summary = {"mean": mean, "by_samples": mean, "std": 0.1, "worst_decile": mean and mean - 0.2}
+        return {"accuracy": summary | {"min": mean and mean - 0.3, "max": mean}}
+
+    return {
+        "round": round,
+        "cohort": list(cohort),
+        "lr": 0.1,
+        "seconds": 2.0,
+        "train_loss": 1.5,
+        "bytes_up": 600,
+        "bytes_down": 800,
+        "personalised": {"test": view(test), "val": None if val is None else view(val)},
+        "generalised": None if generalised is None else {"test": view(generalised)},
+        "clients": {c: {"personalised": {"accuracy": v}, "generalised": None} for c, v in (clients or {}).items()},
+    } | more

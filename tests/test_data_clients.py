@@ -104,7 +104,7 @@ def test_errors_name_the_split():
 def test_holdings_counts_training_labels_only():
     data = client([[0.0]] * 4, [3, 1, 3, 3], test=([[0.0]], [7]))
     assert holdings({"b": data, "a": client([[0.0]], [2])}) == {"b": {1: 1, 3: 3}, "a": {2: 1}}
-    with pytest.raises(UsageError, match="client 'b': labels are torch.float32"):
+    with pytest.raises(UsageError, match=r"client 'b': labels are torch.float32"):
         holdings({"b": client([[0.0]], [0.5])})
 
 

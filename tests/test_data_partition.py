@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import idiolect.data
 from idiolect.data import ByClient, ByDomain, Dirichlet, DirichletEqual, Iid, Pathological, QuantitySkew
+from idiolect.data.partition import top_up
 from idiolect.errors import UsageError
 
 ALPHAS = st.floats(1e-6, 1e6)
@@ -101,9 +102,7 @@ def test_iid_mixes_the_classes_evenly():
 def test_alpha_goes_from_one_class_per_client_to_an_even_mix(rule):
     y = balanced()
     assert abs(shares(y, deal(rule(1e5), y)) - 0.1).max() < 0.05
-    skewed = [
-        np.sort(shares(y, deal(rule(alpha), y)), axis=1)[:, -2:].sum(1).mean() for alpha in (0.05, 0.5, 5)
-    ]
+    skewed = [np.sort(shares(y, deal(rule(alpha), y)), axis=1)[:, -2:].sum(1).mean() for alpha in (0.05, 0.5, 5)]
     assert skewed[0] > 0.75 > skewed[1] > 0.4 > skewed[2] > 0.2
 
 
@@ -131,6 +130,13 @@ def test_the_largest_clients_give_what_others_lack():
     y = balanced(each=20)
     sizes = sorted(len(rows) for rows in deal(QuantitySkew(0.01, minimum=7), y, clients=10))
     assert sizes == [7] * 9 + [137]
+
+
+def test_givers_take_turns_so_that_none_falls_behind():
+    held = [np.arange(12), np.arange(12, 22), np.arange(0), np.arange(0)]
+    topped = top_up(held, 5, np.random.default_rng(0))
+    assert [len(rows) for rows in topped] == [6, 6, 5, 5]
+    assert sorted(np.concatenate(topped)) == list(range(22))
 
 
 def test_quantity_skew_follows_alpha():

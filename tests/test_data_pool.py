@@ -15,6 +15,7 @@ from idiolect.data import (
     PermuteLabels,
     Pool,
     QuantitySkew,
+    SensorOffset,
     federate,
     load,
 )
@@ -97,6 +98,23 @@ def test_a_client_does_not_depend_on_the_others():
     for name in second:
         assert torch.equal(first[name].train.x, second[name].train.x)
         assert torch.equal(first[name].test.y, second[name].test.y)
+
+
+def test_the_shift_is_applied_to_each_client_by_name_seed_and_classes():
+    shift = SensorOffset(1) + PermuteLabels(3)
+    plain, shifted = (federate(numbered(), Iid(), clients=5, shift=change, seed=3) for change in (None, shift))
+    for name, data in shifted.items():
+        expected = shift.apply(plain[name], name, seed=3, classes=4)
+        for split, examples in data.splits().items():
+            assert torch.equal(examples.x, expected.splits()[split].x)
+            assert torch.equal(examples.y, expected.splits()[split].y)
+    offsets = [float((shifted[name].train.x - plain[name].train.x).mean()) for name in plain]
+    assert len({round(offset, 3) for offset in offsets}) == 5
+
+
+def test_clients_of_one_size_are_not_dealt_out_alike():
+    people = federate(numbered(group=np.repeat(["a", "b"], 100)), ByClient())
+    assert rows(people["b"].test) != [row + 100 for row in rows(people["a"].test)]
 
 
 def test_clients_of_a_regression_and_their_shift():

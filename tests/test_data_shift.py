@@ -24,7 +24,6 @@ FEATURE_SHIFTS = (
     *(Rotation(40), Brightness(0.5), Contrast(0.5), Blur(2), Noise(0.3), Colour(0.5)),
     *(SensorGain(0.5), SensorOffset(0.5)),
 )
-ANY_SHAPE = (Noise(0.3), SensorGain(0.5), SensorOffset(0.5))
 
 
 def photos(n=6, channels=3, seed=0):
@@ -82,7 +81,7 @@ def test_angles_fill_the_range_on_both_sides():
     ramp = torch.linspace(-1, 1, 9).expand(1, 1, 9, 9)
     angles = []
     for name in map(str, range(200)):
-        x = shifted(Rotation(30), ClientData((ramp, [0])), name)[0, 0]
+        x = shifted(Rotation(30), ClientData((ramp, [0])), name)[0, 0].numpy()
         angles.append(np.degrees(np.arctan2(x[5, 4] - x[3, 4], x[4, 5] - x[4, 3])))
     angles = np.array(angles)
     assert abs(angles).max() == pytest.approx(30, abs=1)
@@ -122,7 +121,7 @@ def test_noise_is_white_with_one_level_per_client_and_new_for_each_example():
     result = Noise(0.4).apply(data, "ward")
     train, test = result.train.x, result.test.x
     assert 0 < train.std() < 0.4
-    assert train.std() == pytest.approx(test.std(), rel=0.03)
+    assert float(train.std()) == pytest.approx(float(test.std()), rel=0.03)
     assert abs(train.mean()) < 0.01
     assert abs(torch.corrcoef(torch.stack([train.flatten(), test.flatten()]))[0, 1]) < 0.03
     levels = [float(shifted(Noise(0.4), data, name).std()) for name in map(str, range(60))]
@@ -189,6 +188,7 @@ def test_groups_permute_labels_alike_and_disagree_on_every_class():
     for label in range(7):
         assert len({new[label] for new in seen.values()}) == 4
     assert shift.apply(data, "0", seed=3, classes=7).train.x.equal(data.train.x)
+    assert [shift.group(str(i), 2) for i in range(60)] != [shift.group(str(i), 3) for i in range(60)]
 
 
 def test_the_order_of_classes_depends_on_the_seed():
@@ -197,7 +197,7 @@ def test_the_order_of_classes_depends_on_the_seed():
     assert len(moved) > 8
 
 
-@pytest.mark.parametrize("shift", set(FEATURE_SHIFTS) - set(ANY_SHAPE), ids=repr)
+@pytest.mark.parametrize("shift", FEATURE_SHIFTS[:4] + FEATURE_SHIFTS[5:6], ids=repr)
 def test_image_shifts_are_refused_on_tables(shift):
     with pytest.raises(
         UsageError, match=f"{type(shift).__name__} needs .*images.*; client 'ward' has features"
@@ -209,7 +209,7 @@ def test_image_shifts_are_refused_on_tables(shift):
 def test_other_misfits_are_refused():
     with pytest.raises(UsageError, match="Colour needs colour images, at least 2 channels; client 'w'"):
         Colour(0.1).apply(photos(channels=1), "w")
-    with pytest.raises(UsageError, match="Noise needs floating-point features; .* torch.int64"):
+    with pytest.raises(UsageError, match=r"Noise needs floating-point features; .* torch.int64"):
         Noise(0.1).apply(ClientData(([[1, 2]], [0])), "w")
     with pytest.raises(UsageError, match="Rotation: degrees is -1"):
         Rotation(-1)

@@ -99,7 +99,7 @@ def test_fashion_head_tuning(fashion, fashion_run):
 @pytest.fixture(
     scope="module",
     params=[
-        ("fedavg", 2),
+        ("fedavg", 1),
         ("fedbn", 2),
         pytest.param(("fedavg", 8), marks=pytest.mark.slow),
         pytest.param(("fedbn", 8), marks=pytest.mark.slow),
@@ -229,12 +229,12 @@ def test_adaptive_radius_scales_weights_and_not_biases():
 def test_server_direction_counts_each_clients_own_steps():
     cohorts = [[0, 1], [0]]
     world = one_weight([8, 16], steps=[1, 2], weights=[1, 3], rounds=2, cohorts=cohorts)
-    result = mofedsam(rho=0, alpha=0.5, **world)
-    # client 0: d = -4, w = 2. client 1: d = -8, w = 4; d = -6, w = 7. Δ = (-2/.5)/4 + 3/4 (-7/(.5·2))
-    # round 2: d = (5.75 - 8)/2 - 6.25/2 = -4.25, w = 5.75 + 2.125
-    assert values(result.shared) == [5.75, 7.875]
-    assert values(result.pseudo_gradient) == [-6.25, -4.25]
-    assert values(mofedsam(rho=0, alpha=0.5, shared=[], **world).personal) == [6, 12]
+    result = mofedsam(rho=0, alpha=0.25, **world)
+    # client 0: d = -2, w = 1. client 1: d = -4, w = 2; d = -3.5, w = 3.75. Δ = (-1/.5)/4 + 3/4 (-3.75/(.5·2))
+    # round 2: d = (3.0625 - 8)/4 - 3/4 · 3.3125 = -3.71875, w = 3.0625 + 3.71875/2
+    assert values(result.shared) == [3.0625, 4.921875]
+    assert values(result.pseudo_gradient) == [-3.3125, -3.71875]
+    assert values(mofedsam(rho=0, alpha=0.25, shared=[], **world).personal) == [6, 12]
 
 
 def test_larger_radius_from_the_next_participation_on():
@@ -243,18 +243,18 @@ def test_larger_radius_from_the_next_participation_on():
 
     def selection(*args):
         calls.append(args)
-        return args[2] if args[1] == 0 else []
+        return args[2] if args[0] == 0 else []
 
     result = fedfsa(rho=0.1, rho_larger=0.5, top=1, alpha=1.0, selection=selection, **world)
     # client 0: 1 - .1 (1 + .1) = .89, then .89 - .1 (.89 + .5); client 1: .89
     assert values(result.deployed[1]) == pytest.approx([0.89, 0.89])
     assert values(result.personal) == pytest.approx([0.751, 0.89])
     assert calls == [(0, 0, ["weight"]), (1, 1, ["weight"]), (2, 0, ["weight"])]
-    assert result.top == [[["weight"], []]] * 3
+    assert result.top == [[["weight"], []], [["weight"], []], [[], []]]
 
 
 def test_movement_of_a_tensor():
-    before, after = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 2.0])
+    before, after = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 3.0])
     assert movement(before, after, "code") == pytest.approx(0.25 / 3)
     assert movement(before, after, "raw") == pytest.approx(1 / 3)
     assert movement(before, 5 * before + 7, "code") == 0
@@ -307,6 +307,26 @@ def test_what_is_exchanged(normalised, method, shared):
     first, second = result.personal
     assert {name for name in first if torch.equal(first[name], second[name])} == shared
     assert [int(state["1.num_batches_tracked"]) for state in result.personal] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("selection", "sensitivity", "top"),
+    [
+        ("most", "raw", "0.weight"),
+        ("least", "raw", "2.weight"),
+        ("most", "code", "2.weight"),
+        ("least", "code", "0.weight"),
+    ],
+)
+def test_most_and_least_moved_tensor(normalised, selection, sensitivity, top):
+    # A steep last layer moves the first one more; an entry of 100 on an input of 0 hides that in its range.
+    with torch.no_grad():
+        normalised["model"][2].weight *= 3
+        normalised["model"][0].weight[0, 0] = 100
+    for x, _ in normalised["batches"](0, 0) + normalised["batches"](0, 1):
+        x[:, 0] = 0
+    result = fedfsa(0.1, 0.2, 1, 1.0, selection=selection, sensitivity=sensitivity, **normalised)
+    assert result.top[0] == [[top], [top]]
 
 
 def test_statistics_come_from_the_first_pass(normalised):

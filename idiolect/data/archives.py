@@ -20,6 +20,8 @@ from torch import Tensor
 
 from idiolect.errors import UsageError
 
+_BROKEN = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
 
 def find(data_dir: str | Path | None, relative: str) -> Path:
     """Return the path of a file in the data folder: ``data_dir``, else the variable IDIOLECT_DATA.
@@ -42,15 +44,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while a file is read into one line that names it."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-    ) as problem:
+    except _BROKEN as problem:
         if isinstance(problem, UsageError):
             raise
         raise UsageError(f"cannot read {path}: {problem}") from problem
@@ -58,7 +52,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an ``.npz`` file; arrays of Python objects are refused."""
-    with reading(path), np.load(path, allow_pickle=False) as arrays:
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays}
 
 
@@ -77,9 +71,7 @@ def read_sheet(path: Path, side: int = 32) -> NDArray[np.uint8]:
     """Cut a sheet of square colour images into (n, side, side, 3), row by row."""
     with reading(path), Image.open(path) as sheet:
         if sheet.width % side or sheet.height % side:
-            raise UsageError(
-                f"cannot read {path}: {sheet.size} pixels are no sheet of {side} x {side} images"
-            )
+            raise UsageError(f"cannot read {path}: {sheet.size} pixels are no sheet of {side} x {side} images")
         tiles = np.asarray(sheet.convert("RGB")).reshape(-1, side, sheet.width // side, side, 3)
         return tiles.swapaxes(1, 2).reshape(-1, side, side, 3)
 

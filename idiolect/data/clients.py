@@ -75,14 +75,12 @@ def holdings(clients: Mapping[str, ClientData]) -> dict[str, dict[int, int]]:
     for name, data in clients.items():
         if data.train.y.is_floating_point() and len(data.train.y):
             raise UsageError(f"client {name!r}: labels are {data.train.y.dtype}; only classes can be counted")
-        labels, sizes = np.unique(data.train.y.numpy(), return_counts=True)
+        labels, sizes = np.unique(data.train.y.cpu().numpy(), return_counts=True)
         counts[name] = dict(zip(labels.tolist(), sizes.tolist(), strict=True))
     return counts
 
 
-def check_clients(
-    clients: Mapping[str, ClientData], classes: int | None
-) -> tuple[dict[str, ClientData], list[str]]:
+def check_clients(clients: Mapping[str, ClientData], classes: int | None) -> tuple[dict[str, ClientData], list[str]]:
     """Return the clients that can be trained, and one line about those that were left out.
 
     Args:

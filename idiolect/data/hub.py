@@ -57,9 +57,7 @@ def from_hub(name: str) -> Pool:
         y, classes = torch.from_numpy(frame[label].to_numpy().astype(np.int64)), tuple(columns[label].names)
         if int(y.min()) < 0:
             raise UsageError(f"{name}: label {label!r} is hidden (−1) for some examples; use another set")
-    part = np.repeat(
-        ["test" if split == "test" else "train" for split in splits], list(splits.num_rows.values())
-    )
+    part = np.repeat(["test" if split == "test" else "train" for split in splits], list(splits.num_rows.values()))
     x = pool.x if image is None else to_images(_pixels(name, whole[image]))
     return Pool(name, x, y, classes, pool.group, part if "test" in splits else None)
 
@@ -77,7 +75,5 @@ def _pixels(name: str, images: Sequence[Any]) -> NDArray[np.uint8]:
     mode = "L" if images[0].mode in ("1", "L") else "RGB"
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise UsageError(
-            f"{name}: images of different sizes, such as {sorted(sizes)[:2]}; resize them first"
-        )
+        raise UsageError(f"{name}: images of different sizes, such as {sorted(sizes)[:2]}; resize them first")
     return np.stack([np.asarray(image.convert(mode)) for image in images])

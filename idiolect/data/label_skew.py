@@ -17,8 +17,8 @@ class Dirichlet(Numbered):
     """Label skew: the examples of each class are shared out by Dir(alpha) over the clients.
 
     For each class, shares p ~ Dir(alpha · 1) over the clients; a client that already holds n / clients
-    examples gets nothing of the classes that follow, which keeps sizes from running apart. All examples are
-    used.
+    examples gets nothing of the classes that follow, which keeps sizes from running apart. Every example
+    finds a client.
 
     Args:
         alpha: concentration, above 0; 0.1 leaves a client about two classes, 100 is almost iid.
@@ -40,9 +40,7 @@ class Dirichlet(Numbered):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         enough(len(y), clients, self.minimum)
         held: list[list[Rows]] = [[] for _ in range(clients)]
@@ -68,9 +66,8 @@ class DirichletEqual(Numbered):
     Args:
         alpha: concentration, above 0.
         as_published: draw the class as the authors' code does, from the cumulative mix but never below its
-            first
-            entry: class 0 then comes only when the rest of a mix is used up, so that it is spread almost
-            evenly over the clients, whatever alpha is. For reproducing their numbers.
+            first entry: class 0 then comes only when the rest of a mix is used up, so that it is spread
+            almost evenly over the clients, whatever alpha is. For reproducing their numbers.
 
     Reference: Xing et al., Flexible Sharpness-Aware Personalized Federated Learning, AAAI 2025.
     Differs: the authors' code redraws until it hits a class with examples, which need not end, and its last
@@ -89,9 +86,7 @@ class DirichletEqual(Numbered):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         enough(len(y), clients, 1)
         stock = [rows.tolist() for rows in by_class(y, rng)]
@@ -150,9 +145,7 @@ class Pathological(Numbered):
     def __post_init__(self) -> None:
         positive("classes_per_client", self.classes_per_client)
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         enough(len(y), clients, 1)
         stock = by_class(y, rng)
@@ -161,10 +154,9 @@ class Pathological(Numbered):
             raise UsageError(f"classes_per_client is {each}, but there are only {len(stock)} classes")
         left = np.full(len(stock), clients * each // len(stock))
         left[rng.permutation(len(stock))[: clients * each % len(stock)]] += 1
-        short = min(len(rows) // max(int(parts), 1) for rows, parts in zip(stock, left, strict=True))
-        if short == 0:
+        if any(len(rows) < parts for rows, parts in zip(stock, left, strict=True)):
             raise UsageError(f"a class has too few examples for {clients} clients with {each} classes each")
-        shards = [np.array_split(rows, max(int(parts), 1)) for rows, parts in zip(stock, left, strict=True)]
+        shards = [np.array_split(rows, max(parts, 1)) for rows, parts in zip(stock, left, strict=True)]
         held = []
         for to_come in range(clients, 0, -1):
             forced = np.flatnonzero(left == to_come)

@@ -23,9 +23,7 @@ Names: TypeAlias = NDArray[np.str_]
 class Split(Protocol):
     """A rule that splits a pool into clients."""
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers into ``y``; no row is given twice.
 
         Args:
@@ -56,9 +54,7 @@ class Iid(Numbered):
         [4, 3, 3]
     """
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         enough(len(y), clients, 1)
         return np.array_split(rng.permutation(len(y)), clients)
@@ -85,9 +81,7 @@ class QuantitySkew(Numbered):
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         enough(len(y), clients, self.minimum)
         shares = rng.dirichlet(np.full(clients, self.alpha))
@@ -127,9 +121,7 @@ class ByDomain:
         numbers = Numbered().names(None, self.clients_per_domain)
         return [f"{domain}-{number.removeprefix('client-')}" for domain in domains for number in numbers]
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         held: list[Rows] = []
         for rows in by_class(_groups(group, "ByDomain"), rng):
@@ -160,15 +152,11 @@ class ByClient:
         """Return the groups that are large enough, sorted."""
         found, sizes = np.unique(_groups(group, "ByClient"), return_counts=True)
         if not (sizes >= self.minimum).any():
-            raise UsageError(
-                f"no client has {self.minimum} examples (the largest has {sizes.max()}); lower minimum"
-            )
+            raise UsageError(f"no client has {self.minimum} examples (the largest has {sizes.max()}); lower minimum")
         large: list[str] = found[sizes >= self.minimum].tolist()
         return large
 
-    def indices(
-        self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator
-    ) -> list[Rows]:
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
         return [rows for rows in by_class(_groups(group, "ByClient"), rng) if len(rows) >= self.minimum]
 
@@ -176,9 +164,7 @@ class ByClient:
 def by_class(y: NDArray[Any], rng: np.random.Generator) -> list[Rows]:
     """Return the rows of each class in random order, classes sorted."""
     if y.ndim != 1 or y.dtype.kind == "f":
-        raise UsageError(
-            "this split needs one class number per example; for a regression use Iid or ByClient"
-        )
+        raise UsageError("this split needs one class number per example; for a regression use Iid or ByClient")
     order = rng.permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
     return np.split(order, np.flatnonzero(np.diff(np.unique(y, return_inverse=True)[1][order])) + 1)

@@ -26,6 +26,15 @@ class Pool:
         group: the domain, speaker or site of each example, shape (n,); None where there is none.
         part: ``"train"`` or ``"test"`` for each example, shape (n,), where there is an official split; else
             None.
+
+    Raises:
+        UsageError: if the columns differ in length.
+
+    Example:
+        >>> import torch
+        >>> pool = Pool("toy", torch.zeros(3, 2), torch.tensor([0, 1, 0]), classes=("cat", "dog"))
+        >>> len(pool)
+        3
     """
 
     name: str
@@ -69,7 +78,7 @@ def federate(
         seed: decides the split, the dealing and the shift.
 
     Returns:
-        Clients by name. Each has at least one training example, unless it holds none at all.
+        Clients by name. Each has at least one training example, unless it holds none, or only official tests.
 
     Raises:
         UsageError: if the shares leave nothing to train, or split or shift do not fit the pool.
@@ -84,41 +93,34 @@ def federate(
         raise UsageError(f"test={test!r} is no share; give a number 0 … 1, or 'official'")
     share = 0.0 if test == "official" else test
     if not (0 <= share <= 1 and 0 <= val <= 1 and share + val < 1):
-        raise UsageError(
-            f"test={test} and val={val} leave nothing to train; give shares whose sum is below 1"
-        )
+        raise UsageError(f"test={test} and val={val} leave nothing to train; give shares whose sum is below 1")
     if test == "official" and pool.part is None:
         raise UsageError(f"pool {pool.name!r} has no official test part; give test as a share, such as 0.25")
     if size is not None and size < 1:
         raise UsageError(f"size is {size}; give at least 1 training example per client")
+    official = pool.part if test == "official" else None
     rows = split.indices(pool.y.numpy(), pool.group, clients, stream(seed, "split"))
-    return {
-        name: _client(pool, name, held, test, val, shift, size, seed)
-        for name, held in zip(split.names(pool.group, clients), rows, strict=True)
-    }
+    people = {}
+    for name, held in zip(split.names(pool.group, clients), rows, strict=True):
+        shuffled = stream(seed, "deal", name).permutation(np.sort(held))
+        train, validated, tested = _deal(shuffled, official, share, val)
+        parts = (train[:size], validated, tested)
+        data = ClientData(*(Examples(pool.x[part], pool.y[part]) for part in parts))
+        classes = None if pool.classes is None else len(pool.classes)
+        people[name] = data if shift is None else shift.apply(data, name, seed, classes)
+    return people
 
 
-def _client(
-    pool: Pool,
-    name: str,
-    rows: Rows,
-    test: float | Literal["official"],
-    val: float,
-    shift: Shift | None,
-    size: int | None,
-    seed: int,
-) -> ClientData:
-    rows = stream(seed, "deal", name).permutation(np.sort(rows))
-    if test == "official":
-        assert pool.part is not None
-        official = pool.part[rows] == "test"
-        tested, rest = rows[official], rows[~official]
+def _deal(rows: Rows, official: Names | None, test: float, val: float) -> tuple[Rows, Rows, Rows]:
+    """Cut one client's rows into training, validation and test; the last row stays in training."""
+    if official is None:
+        tests = min(_rounded(test * len(rows)), max(len(rows) - 1, 0))
+        tested, rest = rows[:tests], rows[tests:]
     else:
-        kept_back = min(int(test * len(rows) + 0.5), max(len(rows) - 1, 0))
-        tested, rest = rows[:kept_back], rows[kept_back:]
-    validated = min(int(val * len(rows) + 0.5), max(len(rest) - 1, 0))
-    train, validation = rest[validated:][:size], rest[:validated]
-    data = ClientData(*(Examples(pool.x[part], pool.y[part]) for part in (train, validation, tested)))
-    if shift is None:
-        return data
-    return shift.apply(data, name, seed, None if pool.classes is None else len(pool.classes))
+        tested, rest = rows[official[rows] == "test"], rows[official[rows] != "test"]
+    validations = min(_rounded(val * len(rows)), max(len(rest) - 1, 0))
+    return rest[validations:], rest[:validations], tested
+
+
+def _rounded(number: float) -> int:
+    return int(number + 0.5)

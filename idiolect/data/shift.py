@@ -97,9 +97,7 @@ class FeatureShift(Shift):
             return data
         if not self.fits(data.train.x):
             have = f"{tuple(data.train.x.shape)} {data.train.x.dtype}"
-            raise UsageError(
-                f"{type(self).__name__} needs {self.needs}; client {client!r} has features {have}"
-            )
+            raise UsageError(f"{type(self).__name__} needs {self.needs}; client {client!r} has features {have}")
         rng = stream(seed, "shift", str(place), type(self).__name__, client)
         change = self.draw(rng, data.train.x.shape[1])
         return ClientData(**{split: Examples(change(x), y) for split, (x, y) in data.splits().items()})
@@ -117,9 +115,11 @@ class ImageShift(FeatureShift):
 
 @dataclass(frozen=True)
 class Rotation(ImageShift):
-    """Turn all images of a client by one angle, uniform in ±degrees, counter-clockwise.
+    """Turn all images of a client counter-clockwise by one angle, uniform in ±degrees.
 
     Interpolation is bilinear; outside the image its nearest pixel is repeated.
+
+    Reference: Ghosh et al., IFCA, NeurIPS 2020 (groups of clients turned by 0, 90, 180 or 270 degrees there).
 
     Example:
         >>> image = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).expand(1, 1, 2, 2)
@@ -138,13 +138,19 @@ class Rotation(ImageShift):
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
     """Turn images (n, channels, height, width) counter-clockwise about their centre."""
-    turned = ndimage.rotate(x.numpy(), degrees, axes=(3, 2), reshape=False, order=1, mode="nearest")
+    turned = ndimage.rotate(x.numpy(), degrees, axes=(2, 3), reshape=False, order=1, mode="nearest")
     return torch.from_numpy(turned)
 
 
 @dataclass(frozen=True)
 class Blur(ImageShift):
-    """Blur all images of a client with one Gaussian, its width uniform in 0 … sigma pixels."""
+    """Blur all images of a client with one Gaussian, its width uniform in 0 … sigma pixels.
+
+    Example:
+        >>> point = torch.zeros(1, 1, 5, 5).index_put_([torch.tensor(i) for i in (0, 0, 2, 2)], torch.tensor(1.0))
+        >>> float(Blur(2).apply(ClientData((point, [0])), "ward").train.x.max()) < 1
+        True
+    """
 
     sigma: float
 
@@ -156,7 +162,13 @@ class Blur(ImageShift):
 
 @dataclass(frozen=True)
 class Brightness(ImageShift):
-    """Add one number to all pixels of a client, uniform in ±amount (white minus black is 2)."""
+    """Add one number to all pixels of a client, uniform in ±amount (white minus black is 2).
+
+    Example:
+        >>> data = ClientData((torch.zeros(1, 1, 1, 2), [0]))
+        >>> [Brightness(0.5).apply(data, name).train.x.flatten() for name in ("north", "south")]
+        [tensor([0.1110, 0.1110]), tensor([-0.0923, -0.0923])]
+    """
 
     amount: float
 
@@ -168,7 +180,13 @@ class Brightness(ImageShift):
 
 @dataclass(frozen=True)
 class Contrast(ImageShift):
-    """Stretch each image about its own mean by one factor per client, uniform in 1 ± amount."""
+    """Stretch each image about its own mean by one factor per client, uniform in 1 ± amount.
+
+    Example:
+        >>> data = ClientData((torch.tensor([[[[-0.5, 0.5]]]]), [0]))
+        >>> [Contrast(0.5).apply(data, name).train.x.flatten() for name in ("north", "south")]
+        [tensor([-0.3388,  0.3388]), tensor([-0.4137,  0.4137])]
+    """
 
     amount: float
 
@@ -188,6 +206,11 @@ class Colour(ImageShift):
     """Scale the intensity of each colour channel by its own factor per client, uniform in 1 ± amount.
 
     Intensity is counted from black (−1): x ← (x + 1) · factor − 1.
+
+    Example:
+        >>> grey = ClientData((torch.zeros(1, 3, 1, 1), [0]))
+        >>> Colour(0.5).apply(grey, "north").train.x.flatten()
+        tensor([ 0.3015, -0.1380, -0.4221])
     """
 
     amount: float
@@ -205,7 +228,15 @@ class Colour(ImageShift):
 
 @dataclass(frozen=True)
 class Noise(FeatureShift):
-    """Add white noise; its standard deviation is one number per client, uniform in 0 … sigma."""
+    """Add white noise; its standard deviation is one number per client, uniform in 0 … sigma.
+
+    Reference: Li et al., Federated Learning on Non-IID Data Silos, ICDE 2022 (noise grows with the client there).
+
+    Example:
+        >>> data = ClientData((torch.zeros(1000, 4), [0] * 1000))
+        >>> [round(float(Noise(0.5).apply(data, name).train.x.std()), 2) for name in ("north", "south")]
+        [0.43, 0.13]
+    """
 
     sigma: float
 
@@ -217,7 +248,13 @@ class Noise(FeatureShift):
 
 @dataclass(frozen=True)
 class SensorGain(FeatureShift):
-    """Scale each feature (or channel) by its own factor per client, uniform in 1 ± amount."""
+    """Scale each feature (or channel) by its own factor per client, uniform in 1 ± amount.
+
+    Example:
+        >>> data = ClientData((torch.ones(1, 3), [0]))
+        >>> SensorGain(0.1).apply(data, "north").train.x.flatten()
+        tensor([1.0078, 1.0675, 1.0188])
+    """
 
     amount: float
 
@@ -229,7 +266,13 @@ class SensorGain(FeatureShift):
 
 @dataclass(frozen=True)
 class SensorOffset(FeatureShift):
-    """Add to each feature (or channel) its own number per client, uniform in ±amount."""
+    """Add to each feature (or channel) its own number per client, uniform in ±amount.
+
+    Example:
+        >>> data = ClientData((torch.zeros(1, 3), [0]))
+        >>> SensorOffset(0.1).apply(data, "north").train.x.flatten()
+        tensor([ 0.0731,  0.0367, -0.0917])
+    """
 
     amount: float
 
@@ -248,6 +291,8 @@ class PermuteLabels(Shift):
 
     Args:
         groups: how many groups, from 1 to the number of classes.
+
+    Reference: Sattler, Müller, Samek, Clustered Federated Learning, 2019 (arXiv 1910.01991), swap labels likewise.
 
     Example:
         >>> data = ClientData(([[0.0], [0.0], [0.0]], [0, 1, 2]))

@@ -115,10 +115,7 @@ def _packed(name: str, relative: str, classes: tuple[str, ...]) -> Callable[[Dat
 
 def _mnist(data_dir: DataDir) -> Pool:
     train, test = (
-        tuple(
-            read_idx(find(data_dir, f"mnist/{part}-{kind}-ubyte.gz"))
-            for kind in ("images-idx3", "labels-idx1")
-        )
+        tuple(read_idx(find(data_dir, f"mnist/{part}-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1"))
         for part in ("train", "t10k")
     )
     return _images("mnist", _DIGITS, train, test)

@@ -56,9 +56,7 @@ def read_table(path: str | Path, label: str = "label", client: str | None = None
     if path.suffix == ".npz":
         return _from_arrays(path)
     try:
-        frame = (
-            pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
-        )
+        frame = pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as problem:
         raise UsageError(f"cannot read {path}: {str(problem).splitlines()[0]}") from problem
     return from_frame(frame, path.stem, label, client)
@@ -76,16 +74,12 @@ def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = 
         if not (kind.is_numeric() or kind == pl.Boolean):
             raise UsageError(f"{name}: feature column {column!r} is {kind}; make it numbers or drop it")
     if not features.width or not frame.height:
-        raise UsageError(
-            f"{name}: {frame.height} rows and {features.width} feature columns; give at least one of each"
-        )
+        raise UsageError(f"{name}: {frame.height} rows and {features.width} feature columns; give at least one of each")
     for values in frame.get_columns():
         missing = values.is_null() | (values.is_nan() if values.dtype.is_float() else False)
         if missing.any():
             row = missing.arg_true()[0]
-            raise UsageError(
-                f"{name}: column {values.name!r} row {row}: no value; fill it in or drop the row"
-            )
+            raise UsageError(f"{name}: column {values.name!r} row {row}: no value; fill it in or drop the row")
     y, classes = _labels(_plain(frame[label]), name)
     group = None if client is None else frame[client].cast(pl.String).to_numpy().astype(str)
     return Pool(name, torch.from_numpy(features.cast(pl.Float32).to_numpy(writable=True)), y, classes, group)
@@ -107,9 +101,7 @@ def _from_arrays(path: Path) -> Pool:
             raise UsageError(f"{path}: no array {needed!r}; it holds {', '.join(arrays) or 'nothing'}")
     x, y = arrays["x"], arrays["y"]
     if x.ndim < 2 or x.dtype.kind not in "fiub":
-        raise UsageError(
-            f"{path}: x has shape {x.shape} and type {x.dtype}; give numbers, one row per example"
-        )
+        raise UsageError(f"{path}: x has shape {x.shape} and type {x.dtype}; give numbers, one row per example")
     if x.dtype == np.uint8:
         x = x / np.float32(127.5) - 1
     elif x.dtype != np.float32:
@@ -124,8 +116,6 @@ def _labels(values: NDArray[Any], name: str) -> tuple[Tensor, tuple[str, ...] | 
     if values.dtype.kind == "f" and values.ndim:
         return torch.from_numpy(values.astype(np.float32)), None
     if values.ndim != 1 or values.dtype.kind not in "iubU":
-        raise UsageError(
-            f"{name}: labels of shape {values.shape} and type {values.dtype}; give one per example"
-        )
+        raise UsageError(f"{name}: labels of shape {values.shape} and type {values.dtype}; give one per example")
     classes, y = np.unique(values, return_inverse=True)
     return torch.from_numpy(y.astype(np.int64)), tuple(map(str, classes.tolist()))

@@ -46,6 +46,6 @@ def evaluate(
     The whole set counts example by example, however it is cut into passes.
     """
     with torch.inference_mode():
-        outputs = torch.cat([model.predict(weights, part) for part in x.split(CHUNK)])
+        outputs = torch.cat([model.predict(weights, part) for part in torch.split(x, CHUNK)])
         found = {"loss": float(model.loss(outputs, y))}
         return found | {m.name: float(m.compute(outputs, y)) for m in metrics}

@@ -1,4 +1,4 @@
-"""The reference engine: one client at a time, one round after the other."""
+"""Clients and a server, one round after the other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, Outcome, Slots, client_round, deployed
+from idiolect.client import Assignment, Outcome, Slots, deployed
 from idiolect.data import ClientData
 from idiolect.engine.memory import MemoryStore
+from idiolect.engine.one_by_one import Engine, one_by_one
 from idiolect.engine.stream import Shuffled
 from idiolect.errors import UsageError
 from idiolect.method import Method
@@ -47,6 +48,10 @@ class Federation:
         rounds: how many rounds the learning-rate schedule spans.
         participation: share of the population that takes part in a round, in (0, 1].
         seed: decides cohorts and the order of examples.
+        engine: how a cohort is trained.
+        round: rounds played.
+        server: one slot per part, what the next broadcast is.
+        memory: what each client remembers.
     """
 
     model: Model
@@ -56,6 +61,7 @@ class Federation:
     rounds: int
     participation: float
     seed: int
+    engine: Engine = one_by_one
     round: int = 0
     server: Slots = field(init=False)
     memory: MemoryStore = field(init=False)
@@ -94,8 +100,8 @@ class Federation:
         losses: list[float] = []
         dropped: dict[str, str] = {}
         up = 0
-        for client in cohort:
-            outcome = client_round(self.method, self.model, self.training, self.assignment(client, "train"))
+        work = [self.assignment(client, "train") for client in cohort]
+        for client, outcome in zip(cohort, self.engine(self.method, self.model, self.training, work), strict=True):
             up += sum(tree.nbytes for tree in outcome.uploads.values())
             reason = _not_finite(outcome)
             if reason:
@@ -105,9 +111,10 @@ class Federation:
             arrivals.append(Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps))
             losses.append(float(outcome.loss))
         if not arrivals:
-            first = next(iter(dropped.items()))
+            client, reason = next(iter(dropped.items()))
             raise UsageError(
-                f"round {self.round + 1}: no client's result is finite ({first[0]!r}: {first[1]}): lower lr, or set clip"
+                f"round {self.round + 1}: no client's result is finite (client {client!r}: {reason}): "
+                "lower lr, or set clip"
             )
         shared, present = self.server["share"], len(cohort) / len(self.clients)
         central = Central(self.model.anatomy, shared, shared, lr, present)

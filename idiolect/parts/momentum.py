@@ -52,4 +52,4 @@ def server_momentum(alpha: float) -> Part:
     def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
         return mean
 
-    return Part(server=server, direction=direction, arrive=arrive, aggregate=aggregate)
+    return Part(server=server, direction=direction, arrive=arrive, aggregate=aggregate, neutral={"alpha": 1.0})

@@ -36,4 +36,4 @@ def proximal(mu: float) -> Part:
         anchor = pick(local.shared, direction)
         return axpy(mu, pick(weights, anchor) - anchor, direction)
 
-    return Part(direction=direction)
+    return Part(direction=direction, neutral={"mu": 0.0})

@@ -60,7 +60,7 @@ def sam(rho: float) -> Part:
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
         return _uphill(grad, lambda g, at: g * (rho / (norm(g) + EPSILON))) if rho else grad
 
-    return Part(gradient=gradient, gradients=1 if rho else 0)
+    return Part(gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
 
 
 @part
@@ -101,7 +101,7 @@ def adaptive_sam(rho: float, eta: float = 0.2) -> Part:
 
         return _uphill(grad, ascent) if rho else grad
 
-    return Part(gradient=gradient, gradients=1 if rho else 0)
+    return Part(gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
 
 
 @part
@@ -170,7 +170,7 @@ def flexible_sam(
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
         where = local.anatomy.trainable
         plain = slot.memory.flat.new_tensor(0.0).expand(1)
-        chosen = [slot.memory[f"chosen/{n}"] if f"chosen/{n}" in slot.memory else plain for n in where.names]
+        chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen), where)
         return _uphill(grad, lambda g, at: radius * g / (norm(g) + EPSILON)) if rho or rho_larger else grad
 
@@ -188,7 +188,12 @@ def flexible_sam(
         return Tree(slot.memory.layout, torch.cat([score, chosen])), Tree.of({})
 
     return Part(
-        memory=memory, gradient=gradient, finish=finish, show=_show, gradients=1 if rho or rho_larger else 0
+        memory=memory,
+        gradient=gradient,
+        finish=finish,
+        show=_show,
+        gradients=1 if rho or rho_larger else 0,
+        neutral={"rho": 0.0, "rho_larger": 0.0},
     )
 
 

@@ -44,4 +44,4 @@ def finetune(
     def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
         return local.train(weights, only=names, epochs=epochs, lr=lr, freeze_statistics=freeze_statistics)
 
-    return Part(deploy=deploy)
+    return Part(deploy=deploy, neutral={"epochs": 0})

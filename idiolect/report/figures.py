@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -45,10 +45,7 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
         '#0072b2'
     """
     others = [label for label in labels if label != BASELINE]
-    looks = {
-        label: Style(_COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)])
-        for i, label in enumerate(others)
-    }
+    looks = {label: Style(_COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]) for i, label in enumerate(others)}
     return {label: looks.get(label, Style("#6b7280", "circle-open")) for label in labels}
 
 
@@ -72,9 +69,14 @@ def canvas(figure: go.Figure, height: int, x: str = "", y: str = "") -> go.Figur
     return figure
 
 
-def _count_along(figure: go.Figure, last: int) -> go.Figure:
-    """Label every whole number on a short axis of counts, so that none is between two."""
-    return figure.update_xaxes(dtick=1) if last <= 20 else figure
+def shortened(names: Iterable[str]) -> dict[str, str]:
+    """Return what an axis writes for names that are too long for it; the full name stays in the hover.
+
+    Example:
+        >>> shortened(["MNIST", "Universitätsklinikum Heidelberg"])
+        {'Universitätsklinikum Heidelberg': 'Universitätsklinikum He…'}
+    """
+    return {escape(name): escape(name[:23] + "…") for name in names if len(name) > 24}
 
 
 def curves(methods: Methods) -> go.Figure | None:
@@ -96,7 +98,8 @@ def curves(methods: Methods) -> go.Figure | None:
     if not figure.data:
         return None
     canvas(figure, 440, "round", _axis_title(methods))
-    return _count_along(figure, max(max(trace.x) for trace in figure.data))
+    few = max(max(trace.x) for trace in figure.data) <= 20
+    return figure.update_xaxes(dtick=1) if few else figure
 
 
 def _add_band(figure: go.Figure, seeds: Mapping[int, Sequence[float]], label: str, style: Style) -> None:
@@ -141,33 +144,37 @@ def distribution(methods: Methods) -> go.Figure | None:
         marker={"symbol": "line-ew", "size": 54, "line": {"width": 3, "color": INK}},
         hovertemplate="worst decile: %{y:.4g}<extra></extra>",
     )  # fmt: skip
-    return canvas(figure, 440, "", _axis_title(methods)).update_xaxes(type="category")
+    canvas(figure, 440, "", _axis_title(methods))
+    return figure.update_xaxes(type="category", labelalias=shortened(methods))
 
 
 def gain(methods: Methods) -> go.Figure | None:
-    """Gain of each client over training alone (a method labelled Local), clients sorted by their gain."""
+    """Gain of each client over training alone (Local): by name when they are few, else sorted by gain."""
     figure = go.Figure()
     alone = _over_seeds(methods.get(BASELINE, ()))
+    named = len(alone) <= 20
     for label, runs in methods.items():
         own = _over_seeds(runs)
         sign = _scale(runs[0]) * (1.0 if runs[0].higher_is_better else -1.0)
-        gains = sorted((sign * (own[c] - alone[c]), c) for c in own if c in alone)
+        gains = {escape(c): sign * (own[c] - alone[c]) for c in alone if c in own}
         if label == BASELINE or not gains:
             continue
+        names = list(gains) if named else sorted(gains, key=gains.__getitem__)
         style = styles(list(methods))[label]
-        losing = sum(g < 0 for g, _ in gains)
+        losing = sum(value < 0 for value in gains.values())
         figure.add_scatter(
-            x=list(range(1, len(gains) + 1)), y=[g for g, _ in gains], text=[escape(c) for _, c in gains],
-            name=f"{escape(label)} ({losing} of {len(gains)} lose)", mode="lines+markers",
-            line={"color": style.colour, "width": 1}, marker={"symbol": style.symbol, "size": 7},
+            x=names if named else list(range(1, len(names) + 1)), y=[gains[c] for c in names], text=names,
+            name=f"{escape(label)} ({losing} of {len(names)} lose)", mode="markers",
+            marker={"color": style.colour, "symbol": style.symbol, "size": 10 if named else 7},
             hovertemplate="%{text}: %{y:+.3g}<extra></extra>",
         )  # fmt: skip
     if not figure.data:
         return None
     figure.add_hline(y=0, line={"color": INK, "width": 1})
     unit = "percentage points" if _scale(_first(methods)) == 100 else escape(_first(methods).metric)
-    canvas(figure, 400, "clients, from smallest to largest gain", f"gain over {BASELINE} ({unit})")
-    return _count_along(figure, max(len(trace.x) for trace in figure.data))
+    order = "" if named else "clients, from smallest to largest gain"
+    canvas(figure, 400, order, f"gain over {BASELINE} ({unit})")
+    return figure.update_xaxes(type="category" if named else "linear", labelalias=shortened(alone))
 
 
 def traffic(methods: Methods) -> go.Figure | None:
@@ -198,9 +205,7 @@ def traffic(methods: Methods) -> go.Figure | None:
     return figure.update_yaxes(title_text="", col=2)
 
 
-def _by_round(
-    runs: Sequence[RunSummary], view: Callable[[RunSummary], Mapping[int, float]]
-) -> dict[int, list[float]]:
+def _by_round(runs: Sequence[RunSummary], view: Callable[[RunSummary], Mapping[int, float]]) -> dict[int, list[float]]:
     """Return round -> the values of the seeds that have one, in order of rounds."""
     seeds = [view(run) for run in runs]
     return {t: [of[t] for of in seeds if t in of] for t in sorted({t for of in seeds for t in of})}

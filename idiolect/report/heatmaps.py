@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from idiolect.report.figures import INK, canvas
+from idiolect.report.figures import INK, canvas, shortened
 from idiolect.report.tables import RunSummary
 
 _BLUES = (
@@ -57,15 +57,16 @@ def holding(holdings: Mapping[str, Mapping[str, int]], groups: Mapping[str, str]
 def _mark_groups(figure: go.Figure, groups: Sequence[str]) -> None:
     """Name each block of rows to the right of the map and draw a line between blocks."""
     start = 0
+    shown = {group: shortened([group]).get(escape(group), escape(group)) for group in groups}
     for group, block in groupby(groups):
         end = start + len(list(block))
         figure.add_annotation(
-            x=1.01, xref="paper", xanchor="left", y=(start + end - 1) / 2, text=escape(group), showarrow=False
+            x=1.01, xref="paper", xanchor="left", y=(start + end - 1) / 2, text=shown[group], showarrow=False
         )
         if start:
             figure.add_hline(y=start - 0.5, line={"color": INK, "width": 1})
         start = end
-    width = 7 * max(len(group) for group in groups)
+    width = 7 * max(map(len, shown.values()))
     figure.update_traces(colorbar={"x": 1.0, "xpad": 24 + width})
     figure.update_layout(margin={"r": 110 + width})
 
@@ -136,13 +137,11 @@ def _categories(figure: go.Figure, columns: Sequence[str], rows: Sequence[str], 
     """Size a heat map to its rows and thin out the tick labels that would overlap."""
     height = max(24 * len(rows), 150) if len(rows) <= 24 else min(max(576, 7 * len(rows)), 1000)
     canvas(figure, 110 + height, x, y)
-    longest = max(map(len, columns))
-    figure.update_xaxes(
-        type="category", showgrid=False, dtick=math.ceil(len(columns) * min(longest + 1, 6) / 130)
-    )
-    return figure.update_yaxes(
-        type="category", showgrid=False, autorange="reversed", dtick=math.ceil(len(rows) * 14 / height)
-    )
+    wide = min(max(map(len, columns)) + 1, 6)
+    axis = {"type": "category", "showgrid": False}
+    figure.update_xaxes(dtick=math.ceil(len(columns) * wide / 130), labelalias=shortened(columns), **axis)
+    every = math.ceil(len(rows) * 14 / height)
+    return figure.update_yaxes(dtick=every, labelalias=shortened(rows), autorange="reversed", **axis)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,22 +116,22 @@ def select(records: Sequence[Record], metric: str, higher_is_better: bool = True
         (3, 3, 2)
     """
     rounds = evaluated(records, metric)
-    sign = 1.0 if higher_is_better else -1.0
-    tested = [c for c in rounds if not math.isnan(c.personalised["mean"])]
     return Selection(
         last=rounds[-1] if rounds else None,
-        best_by_val=max(
-            ((c, c.val["mean"]) for c in rounds if c.val is not None and not math.isnan(c.val["mean"])),
-            key=lambda pair: sign * pair[1],
-            default=(None, 0.0),
-        )[0],
-        best_on_test=max(tested, key=lambda c: sign * c.personalised["mean"], default=None),
+        best_by_val=_best(rounds, lambda choice: choice.val, higher_is_better),
+        best_on_test=_best(rounds, lambda choice: choice.personalised, higher_is_better),
     )
 
 
-def rounds_to(
-    records: Sequence[Record], metric: str, target: float, higher_is_better: bool = True
-) -> int | None:
+def _best(
+    rounds: Sequence[Choice], by: Callable[[Choice], dict[str, float] | None], higher_is_better: bool
+) -> Choice | None:
+    scored = [(s["mean"], choice) for choice in rounds if (s := by(choice)) and not math.isnan(s["mean"])]
+    best = max if higher_is_better else min
+    return best(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def rounds_to(records: Sequence[Record], metric: str, target: float, higher_is_better: bool = True) -> int | None:
     """Return the first evaluated round whose mean personalised test metric reaches the target, else None.
 
     Example:

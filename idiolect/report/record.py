@@ -63,9 +63,7 @@ class RunDirectory:
         elif ours:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
         elif self.path.exists() and any(self.path.iterdir()):
-            raise UsageError(
-                f"{self.path} is not empty and holds no run of idiolect: choose another directory"
-            )
+            raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
             self.rewind(math.inf)
@@ -149,9 +147,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
-        raise UsageError(
-            f'{file} was not written by this version of idiolect: expected "format": "{_FORMAT}"'
-        )
+        raise UsageError(f'{file} was not written by this version of idiolect: expected "format": "{_FORMAT}"')
     return card
 
 

@@ -1,0 +1,55 @@
+"""Small federations on which every method is checked: unequal clients, batch normalisation, float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from idiolect.data import ClientData
+from idiolect.engine.federation import Federation
+from idiolect.engine.one_by_one import Engine, one_by_one
+from idiolect.method import Method
+from idiolect.model import Model
+from idiolect.optim import SGD
+from idiolect.training import Training
+
+SIZES = {"ada": 24, "ben": 8, "cleo": 16, "dan": 32}
+"""Training examples of each client: whole batches of eight, unequal."""
+
+
+def network(seed: int = 0) -> nn.Module:
+    """Return a convolution, batch normalisation and two linear layers, smooth (no kink), in float64."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Softplus(), nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 3)
+    )
+    return net.double()
+
+
+def examples(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images that differ between clients in level and scale, with labels that depend on them."""
+    dice = torch.Generator().manual_seed(sum(map(ord, name)))
+    level, scale = torch.randn(2, generator=dice, dtype=torch.float64)
+    x = torch.randn(count, 1, 6, 6, generator=dice, dtype=torch.float64)
+    y = (x[:, 0, :2].mean(dim=(1, 2)) * 4 + 1.5).clamp(0, 2.999).long()
+    return x * (1 + scale.abs()) + level, y
+
+
+def population(sizes: dict[str, int] = SIZES) -> dict[str, ClientData]:
+    """Return clients with these many training examples and five for testing."""
+    return {name: ClientData(train=examples(name, n), test=examples(name + "!", 5)) for name, n in sizes.items()}
+
+
+def federation(
+    method: Method,
+    clients: dict[str, ClientData] | None = None,
+    participation: float = 1.0,
+    seed: int = 0,
+    engine: Engine = one_by_one,
+    training: Training | None = None,
+) -> Federation:
+    """Return a federation of these clients at round 0; torch's random stream is left as it was."""
+    settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+    with torch.random.fork_rng(devices=[]):
+        model = Model(network())
+    return Federation(model, method, settings, clients or population(), 4, participation, seed, engine)

@@ -1,0 +1,80 @@
+"""The library against numbers recorded from the authors' own programs, in float64 on real images."""
+
+import golden_cases as cases
+import pytest
+
+from idiolect import Training, methods, parts, scope
+from idiolect.data import ClientData
+from idiolect.engine.evaluate import accuracy, evaluate
+from idiolect.engine.federation import Federation
+from idiolect.model import Model
+
+
+def federation(case, method, training):
+    splits = case.test or [None] * len(case.train)
+    clients = {f"{i}": ClientData(train=a, test=b) for i, (a, b) in enumerate(zip(case.train, splits, strict=True))}
+    return Federation(Model(case.model), method, training, clients, case.settings["rounds"], 1.0, 0)
+
+
+@pytest.fixture(scope="module")
+def fedfsa():
+    return cases.fedfsa_case()
+
+
+@pytest.fixture(scope="module")
+def fedbn():
+    return cases.fedbn_case()
+
+
+def fedfsa_methods(settings):
+    rho, larger, alpha, top = (settings[k] for k in ("rho_default", "rho_larger", "alpha", "TopC"))
+    tuned = parts.finetune(scope.head)
+    return {
+        "FedAvg": methods.fedavg("uniform") + tuned,
+        "MoFedSAM": methods.mofedsam(rho, alpha, "uniform") + tuned,
+        "FedFSA": methods.fedfsa(rho, larger, top, alpha, weighting="uniform"),
+    }
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "MoFedSAM", "FedFSA"])
+def test_fedfsa_code(fedfsa, name):
+    settings, expected = fedfsa.settings["args"], fedfsa.expected[name]
+    training = Training(lr=settings["lr"], local_epochs=settings["local_ep"], batch_size=None, clip=10.0)
+    made = federation(fedfsa, fedfsa_methods(settings)[name], training)
+    names = made.model.anatomy.trainable.names
+    for t, rounds in enumerate(expected["rounds"]):
+        made.play()
+        for key, gained, numbers in zip(names, fedfsa.gain(made.server["share"], names), rounds, strict=True):
+            cases.assert_summary(gained, numbers, f"{name}, round {t}, {key}")
+        if name == "FedFSA":
+            part = made.method.parts[1]
+            for i, top in enumerate(expected["top"][t]):
+                shown = part.show(made.memory.get(f"{i}")["flexible_sam"])
+                assert shown["sensitive_layers"] == [names[k] for k in top], (t, i)
+    for i, numbers in enumerate(expected["finetuned_clients"]):
+        personal = made.personal(f"{i}")
+        for key, gained, summary in zip(names[-2:], fedfsa.gain(personal, names[-2:]), numbers, strict=True):
+            cases.assert_summary(gained, summary, f"{name}, fine-tuned client {i}, {key}")
+        right = evaluate(made.model, personal, *fedfsa.train[i], [accuracy])["accuracy"]
+        assert 100 * right == pytest.approx(expected["finetuned_train_accuracy_percent"][i], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbn"])
+def test_fedbn_code(fedbn, name):
+    settings = fedbn.settings
+    training = Training(lr=settings["lr"], local_epochs=settings["local_epochs"], batch_size=None)
+    made = federation(fedbn, getattr(methods, name)("uniform"), training)
+    for t, expected in enumerate(fedbn.expected[name]):
+        made.play()
+        assert set(made.server["share"]) == set(expected["server"])
+        for key, numbers in expected["server"].items():
+            cases.assert_summary(fedbn.gain(made.server["share"], [key])[0], numbers, f"round {t}, server, {key}")
+        for i, client in enumerate(expected["clients"]):
+            personal = made.personal(f"{i}")
+            state = made.model.tensors(personal)
+            for key, numbers in client.items():
+                cases.assert_summary(fedbn.gain(state, [key])[0], numbers, f"round {t}, client {i}, {key}")
+            assert state["bn1.num_batches_tracked"].item() == expected["counters"][i]
+            scores = evaluate(made.model, personal, *fedbn.test[i], [accuracy])
+            assert scores["loss"] == pytest.approx(expected["test"][i]["loss"], rel=1e-9)
+            assert scores["accuracy"] == pytest.approx(expected["test"][i]["accuracy"], abs=1e-12)
