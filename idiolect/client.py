@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from idiolect.optim import State
 from idiolect.scope import Scope
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree, axpy, clip, overlay, pick, where
-from idiolect.words import Batch, GradFn, Local, Slot, Stream
+from idiolect.words import Batch, Direct, GradFn, Local, Slot, Stream
 
 Slots = dict[str, Tree]
 """One tree per part, by its name."""
@@ -80,13 +80,18 @@ def _begin(method: Method, model: Model, training: Training, work: Assignment) -
         epochs: int | None = None,
         lr: float | None = None,
         freeze_statistics: bool = False,
+        direct: Direct | None = None,
     ) -> Tree:
         batches: Sequence[Batch] = work.stream.epochs(training.local_epochs if epochs is None else epochs)
         if freeze_statistics:
             batches = [b._replace(frozen=True) for b in batches]
         names = model.anatomy.exchangeable if only is None else only(model.anatomy)
         rate = work.lr if lr is None else lr
-        return descend(model, training, weights, batches, model.grad, rate, lambda d, _: pick(d, names))[0]
+
+        def chosen(direction: Tree, at: Tree) -> Tree:
+            return pick(direct(direction, at) if direct else direction, names)
+
+        return descend(model, training, weights, batches, model.grad, rate, chosen)[0]
 
     local = Local(
         anatomy=model.anatomy,
@@ -113,7 +118,7 @@ def descend(
     batches: Sequence[Batch],
     grad: GradFn,
     lr: float,
-    direct: Callable[[Tree, Tree], Tree],
+    direct: Direct,
 ) -> tuple[Tree, Tensor, Tensor]:
     """Take one optimiser step per batch; return the weights, the steps taken (1,) and the mean loss ()."""
     steps = weights.flat.new_zeros(1)

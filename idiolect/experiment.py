@@ -35,7 +35,7 @@ class Experiment(BaseModel):
     Example:
         >>> Experiment(method="fedfsa(rho_larger=0.9)", rounds=5).data
         'digits'
-        >>> from_toml("local_epoch = 5")
+        >>> check({"local_epoch": 5})
         Traceback (most recent call last):
         idiolect.errors.UsageError: unknown key local_epoch (did you mean local_epochs?)
     """
@@ -113,14 +113,18 @@ def check(values: Mapping[str, Any], flags: bool = False) -> Experiment:
         raise UsageError(f"{name} = {values[name]!r} is not {kind}") from None
 
 
-def from_toml(text: str, where: str = "") -> Experiment:
-    """Return the settings of a TOML document; `where` begins the line of an error."""
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the keys and values of a TOML file.
+
+    Raises:
+        UsageError: if it is not there, or is no TOML.
+    """
     try:
-        return check(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}not readable as TOML: {error}") from None
-    except UsageError as error:
-        raise UsageError(f"{where}{error}") from None
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None
 
 
 def load_pool(experiment: Experiment) -> Pool:

@@ -46,6 +46,10 @@ GradFn = Callable[[Tree, Batch], Gradient]
 """Weights and a batch to a gradient; pure."""
 
 
+Direct = Callable[[Tree, Tree], Tree]
+"""Gradient and weights to the direction that is descended along."""
+
+
 class Slot(NamedTuple):
     """What belongs to one part in one client's round."""
 
@@ -74,8 +78,9 @@ class Train(Protocol):
         epochs: int | None = None,
         lr: float | None = None,
         freeze_statistics: bool = False,
+        direct: Direct | None = None,
     ) -> Tree:
-        """Return the weights after training those in `only` (all by default)."""
+        """Return the weights after training those in `only` (all by default) along `direct` (the gradient)."""
         ...
 
 

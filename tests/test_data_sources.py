@@ -191,6 +191,11 @@ def test_office_caltech_is_standardised_over_its_four_domains():
         *(12, 21, 12, 13, 10),
         *(24, 22, 12, 8, 23),
     ]
+    file = os.path.join(os.environ["IDIOLECT_DATA"], "office_caltech10_surf/office_caltech10_surf.npz")
+    with np.load(file) as arrays:
+        counts = np.concatenate([arrays[f"x_{domain}"] for domain in sizes]).astype(float)
+    word = counts[:, 5] / counts.sum(1)
+    assert pool.x[:, 5].numpy() == pytest.approx((word - word.mean()) / word.std(), abs=1e-4)
     used = pool.x.std(0) > 0
     assert int(used.sum()) >= 790
     assert abs(pool.x.mean(0)).max() < 1e-5

@@ -20,7 +20,11 @@ CATALOGUE = [
     methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, top=1),
     methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="least", sensitivity="paper"),
     RANDOM,
+    methods.scaffold(),
+    methods.ditto(strength=0.5),
+    methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
+    methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
 ]
 
 

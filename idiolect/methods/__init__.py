@@ -1,11 +1,15 @@
 """The catalogue: each method is a composition of parts."""
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
+from idiolect.methods.drift import scaffold
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
+from idiolect.methods.personal import ditto, fedala
 from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
 
 __all__ = [
     "bn_only",
+    "ditto",
+    "fedala",
     "fedasam",
     "fedavg",
     "fedavg_ft",
@@ -15,5 +19,6 @@ __all__ = [
     "fedsam",
     "local",
     "mofedsam",
+    "scaffold",
     "silobn",
 ]

@@ -1,9 +1,22 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
-from idiolect.parts.proximal import proximal
+from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
 from idiolect.parts.tune import finetune
+from idiolect.parts.variates import control_variates
 
-__all__ = ["adaptive_sam", "finetune", "flexible_sam", "proximal", "sam", "server_momentum", "share"]
+__all__ = [
+    "adaptive_mix",
+    "adaptive_sam",
+    "control_variates",
+    "finetune",
+    "flexible_sam",
+    "personal_model",
+    "proximal",
+    "sam",
+    "server_momentum",
+    "share",
+]

@@ -96,7 +96,7 @@ def chosen_layers(runs: Sequence[RunSummary]) -> go.Figure | None:
         return None
     figure = go.Figure(
         go.Bar(
-            x=share, y=[escape(layer) for layer in layers], orientation="h", marker={"color": "#0072b2"},
+            x=share, y=[escape(layer) for layer in layers], orientation="h", marker={"color": "#627d98"},
             texttemplate="%{x:.0f} %", textposition="outside", cliponaxis=False,
             hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
         )

@@ -19,12 +19,18 @@ Flats = dict[str, Tensor]
 
 
 class _Steps:
+    """Batches whose axes are epoch, step, example."""
+
     def __init__(self, x: Tensor, y: Tensor, valid: Tensor) -> None:
-        self._steps = [Batch(x[k], y[k], valid=valid[k]) for k in range(len(valid))]
+        self._x, self._y, self._valid = x, y, valid
 
     def epochs(self, count: int) -> Sequence[Batch]:
-        """Return all steps: they were laid out for the round's epochs."""
-        return self._steps
+        """Return the steps of the first `count` passes."""
+        epochs, steps = self._valid.shape
+        if count > epochs:
+            raise ValueError(f"{count} passes asked for, {epochs} were laid out")
+        places = [(e, k) for e in range(count) for k in range(steps)]
+        return [Batch(self._x[e, k], self._y[e, k], valid=self._valid[e, k]) for e, k in places]
 
 
 def stacked(
@@ -39,7 +45,7 @@ def stacked(
         cohort: whose batches must all have one size.
         padding: this many more NaN steps for everybody.
     """
-    x, y, valid = _padded([list(w.stream.epochs(training.local_epochs)) for w in cohort], padding)
+    x, y, valid = _padded([w.stream.epochs(training.local_epochs) for w in cohort], training.local_epochs, padding)
     lr, shapes = cohort[0].lr, cohort[0]
     received = {p: t.flat.expand(len(cohort), -1) for p, t in shapes.received.items()}
     memory = {p: torch.stack([w.memory[p].flat for w in cohort]) for p in shapes.memory}
@@ -64,12 +70,18 @@ def _flats(slots: Slots) -> Flats:
     return {p: tree.flat for p, tree in slots.items()}
 
 
-def _padded(batches: list[list[Batch]], more: int) -> tuple[Tensor, Tensor, Tensor]:
-    longest = max(map(len, batches)) + more
-    like = batches[0][0]
+def _padded(cohort: Sequence[Sequence[Batch]], epochs: int, more: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack all clients' batches on the axes client, epoch, step, example."""
+    counts = [len(batches) // epochs for batches in cohort]
+    longest = max(counts) + more
+    like = cohort[0][0]
     nothing = Batch(torch.full_like(like.x, torch.nan), torch.zeros_like(like.y))
-    rows = [client + [nothing] * (longest - len(client)) for client in batches]
-    valid = [[k < len(client) for k in range(longest)] for client in batches]
-    x = torch.stack([torch.stack([b.x for b in row]) for row in rows])
-    y = torch.stack([torch.stack([b.y for b in row]) for row in rows])
-    return x, y, torch.tensor(valid)
+    rows: list[Batch] = []
+    for batches, count in zip(cohort, counts, strict=True):
+        for epoch in range(epochs):
+            rows += [*batches[epoch * count : (epoch + 1) * count], *[nothing] * (longest - count)]
+    shape = (len(cohort), epochs, longest)
+    x = torch.stack([b.x for b in rows]).reshape(*shape, *like.x.shape)
+    y = torch.stack([b.y for b in rows]).reshape(*shape, *like.y.shape)
+    steps = torch.arange(longest)[None, None] < torch.tensor(counts)[:, None, None]
+    return x, y, steps.expand(shape)

@@ -1,0 +1,6 @@
+"""``python -m idiolect`` is ``idiolect``."""
+
+from idiolect.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
