@@ -58,9 +58,11 @@ def describe_method(console: Console, text: str, experiment: Experiment) -> None
     for make in (getattr(catalogue, name) for name in catalogue.__all__):
         card = card_of(make)
         if card.title == method.name:
-            console.print(Text(f"{card.title} ({card.year}), for {card.problem}", style="bold"))
+            console.print(Text(f"{card.title} ({card.year}): {card.problem}", style="bold"))
             _prose(console, make)
-            console.print(_arguments(make), "", f"Reference: {card.reference}", highlight=False, soft_wrap=True)
+            if inspect.signature(make).parameters:
+                console.print("", _arguments(make), sep="\n")
+            console.print(f"\nReference: {card.reference}", highlight=False)
     for part in method.parts:
         console.print("\n", Text(repr(part), style="bold"), sep="")
         _prose(console, part.make)

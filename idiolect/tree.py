@@ -194,9 +194,12 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
         >>> axpy(-0.5, Tree.of({"w": torch.ones(2)}), y).flat.tolist()
         [0.5, 0.5, 1.0]
     """
-    if x.layout is y.layout:
-        return y + x * a
-    return overlay(y, pick(y, x) + x * a)
+    same = y if x.layout is y.layout else pick(y, x)
+    if isinstance(a, Tensor):
+        moved = same + x * a
+    else:
+        moved = Tree(x.layout, torch.add(same.flat, x.flat, alpha=a))
+    return moved if same is y else overlay(y, moved)
 
 
 def zeros_like(tree: Tree) -> Tree:

@@ -74,13 +74,13 @@ def test_distribution_marks_the_worst_decile_of_the_table(higher_is_better):
 
 
 def test_gain_is_signed_so_that_more_is_better():
-    alone = RunSummary("Local", 0, [plain_record(clients={"a": 0.5, "b": 0.5, "c": 0.1})])
-    other = RunSummary("FedBN", 0, [plain_record(clients={"a": 0.7, "b": 0.4, "d": 1.0})])
+    alone = RunSummary("Local", 0, [plain_record(clients={"a": 0.5, "b": 0.5, "c": 0.1, "e": 0.2})])
+    other = RunSummary("FedBN", 0, [plain_record(clients={"a": 0.7, "b": 0.4, "d": 1.0, "e": 0.3})])
     [trace] = gain(by_label([alone, other])).data
-    assert dict(zip(trace.x, trace.y, strict=True)) == pytest.approx({"a": 20, "b": -10})
-    assert trace.name == "FedBN (1 of 2 lose)"
+    assert dict(zip(trace.x, trace.y, strict=True)) == pytest.approx({"a": 20, "b": -10, "e": 10})
+    assert trace.name == "FedBN (1 of 3 lose)"
     low = [RunSummary(r.label, 0, r.records, "accuracy", higher_is_better=False) for r in (alone, other)]
-    assert list(gain(by_label(low)).data[0].y) == pytest.approx([-20, 10])
+    assert list(gain(by_label(low)).data[0].y) == pytest.approx([-20, 10, -10])
     assert gain(by_label([other])) is None
 
 
@@ -96,8 +96,9 @@ def test_gain_of_many_clients_is_sorted():
 
 
 def test_traffic_is_cumulative_over_rounds_that_were_not_evaluated_too():
-    records = World(clients=4, rounds=6, every=3, participation=0.5, bytes_up=1_000_000).records()
-    up, down = traffic(by_label([RunSummary("FedBN", 0, records)])).data
+    world = World(clients=4, rounds=6, every=3, participation=0.5, bytes_up=1_000_000)
+    records = world.records()
+    up, down = traffic(by_label([RunSummary("FedBN", seed, records) for seed in (0, 1)])).data
     assert list(up.x) == pytest.approx([2 * 3, 2 * 6])  # MB: two clients a round
     assert list(down.x) == pytest.approx([2 * 2 * 3, 2 * 2 * 6])
     assert list(up.customdata) == [3, 6]

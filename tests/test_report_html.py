@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 
+import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 from report_worlds import make_run
 
 from idiolect.errors import UsageError
 from idiolect.report.html import write_report
+from idiolect.report.page import Section, page
 from idiolect.report.tables import comparison_cells
 
 EVIL = "<script>alert('x')</script>\"'&</script><!-- %{x} {y}"
@@ -50,7 +53,7 @@ def full(tmp_path, clients=100, name="c"):
     runs = [
         make_run(label, seed, final=final, clients=clients, rounds=30, prefix=name, generalised=label == "FedFSA",
                  participation=0.2, sensitivity=LAYERS if label == "FedFSA" else ())
-        for label, final in (("Local", 0.7), ("FedBN", 0.8), ("FedFSA", 0.9))
+        for label, final in (("Local", 0.7), (f"FedBN {name}", 0.8), ("FedFSA", 0.9))
         for seed in (0, 1, 2)
     ]  # fmt: skip
     holdings = {f"{name}{i}": {str(k): (i * k) % 7 for k in range(100)} for i in range(clients)}
@@ -103,16 +106,25 @@ def test_the_page_is_self_contained(tmp_path):
     assert "showSendToCloud: false" in "".join(own)  # Plotly's default offers to upload what is shown
 
 
-def test_names_are_data_not_markup(tmp_path):
+@pytest.mark.parametrize("name", [EVIL, "<script>x"])  # long names are shortened on axes
+def test_names_are_data_not_markup(tmp_path, name):
     plain, _ = full(tmp_path / "plain", clients=4)
-    evil, _ = full(tmp_path / "evil", clients=4, name=EVIL)
+    evil, _ = full(tmp_path / "evil", clients=4, name=name)
     safe, attacked = Page(plain), Page(evil)
     assert [tag for tag, _ in attacked.tags] == [tag for tag, _ in safe.tags]
-    assert attacked.headings[0] == f"Digits {EVIL}"
-    assert f"run {EVIL}" in attacked.cells
-    raw = evil.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
-    assert "<script>alert" not in raw
-    assert "\\u003cscript>alert" not in raw  # Plotly reads a little HTML itself, so its names are escaped twice
+    assert attacked.headings[0] == f"Digits {name}"
+    assert f"run {name}" in attacked.cells
+    for shown in (safe, attacked):
+        figures = [json.loads(script.partition(", ")[2][:-1]) for script in shown.scripts if script[:5] == "draw("]
+        assert len(figures) == 8
+        # Plotly reads a little HTML in what it shows, so that names are escaped inside of its data as well.
+        assert "<script" not in json.dumps(figures)
+    assert "&lt;script&gt;" in json.dumps(figures)
+
+
+def test_a_figure_cannot_end_its_script():
+    whole = page("t", "s", [Section("n", "a", go.Figure(layout={"title": "</script><b>", "height": 99}))])
+    assert "</script><b>" not in whole.replace(get_plotlyjs(), "")
 
 
 @pytest.mark.parametrize("world", [{"clients": 1, "rounds": 1}, {"metric": "mae", "higher_is_better": False}])

@@ -135,8 +135,9 @@ def test_markdown_by_hand():
 
 
 def test_groups_by_hand():
-    clients = {"a": 0.2, "b": 0.4, "c": 0.9}
-    runs = [run(clients=clients), run(seed=1, clients=dict(clients, a=0.6))]
+    early = plain_record(1, clients=dict.fromkeys("abc", 0.1))  # only the last evaluated round counts
+    late = [plain_record(2, clients={"a": a, "b": 0.4, "c": 0.9}) for a in (0.2, 0.6)]
+    runs = [RunSummary("FedBN", seed, [early, record]) for seed, record in enumerate(late)]
     assert group_cells(runs, {"a": "MNIST", "b": "MNIST", "c": "SVHN", "z": "USPS"}) == [
         {"method": "FedBN", "MNIST": "40.00", "SVHN": "90.00", "USPS": "—"}
     ]

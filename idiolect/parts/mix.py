@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from idiolect.anatomy import Anatomy
 from idiolect.part import Part, part, require
-from idiolect.scope import Scope, head
+from idiolect.scope import Names, Scope, head
 from idiolect.tree import Tree, combine, overlay, pick, where
 from idiolect.words import Local, Slot, Start
 
@@ -23,7 +24,7 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
     :math:`s_i`.
 
     Args:
-        names: which tensors are mixed; the paper's choice is the last layer.
+        names: which weights are mixed; the paper's choice is the last layer.
         share: share of one pass that the mask is learned on, in (0, 1].
         lr: step :math:`\eta_M` of the mask, at least 0; 0 leaves it at ones, which is no mixing.
         first_epochs: passes over that share the first time, at least 1; later it is one.
@@ -43,13 +44,16 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
     require(0 < share <= 1, f"adaptive_mix: share must be in (0, 1], got {share}")
     require(lr >= 0 and first_epochs >= 1, f"adaptive_mix: needs lr >= 0 and first_epochs >= 1, got {lr}, {first_epochs}")
 
+    def mixed_names(anatomy: Anatomy) -> Names:
+        return names(anatomy) & anatomy.names("weight")
+
     def memory(start: Start) -> Tree:
-        own = pick(start.weights, names(start.anatomy))
+        own = pick(start.weights, mixed_names(start.anatomy))
         mask = {f"mask/{n}": torch.ones_like(t) for n, t in own.items()}
         return Tree.of({**own, **mask, "trained": own.flat.new_zeros(1), "mixed": own.flat.new_zeros(1)})
 
     def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        old = pick(slot.memory, names(local.anatomy))
+        old = pick(slot.memory, mixed_names(local.anatomy))
         gap = pick(weights, old) - old
         mask = Tree(old.layout, pick(slot.memory, {f"mask/{n}" for n in old}).flat)
         trained, mixed = slot.memory["trained"], slot.memory["mixed"]
@@ -70,7 +74,7 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
         return mixed_in, combine(slot.memory.layout, old, masks, flags)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        own = pick(local.end, names(local.anatomy))
+        own = pick(local.end, mixed_names(local.anatomy))
         return overlay(slot.memory, own, Tree.of({"trained": torch.ones_like(slot.memory["trained"])})), Tree.of({})
 
     return Part(memory=memory, begin=begin, finish=finish, neutral={"lr": 0.0})

@@ -41,7 +41,7 @@ class RunSummary:
 
 
 def by_label(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
-    """Group runs into methods, in order of first appearance, each sorted by seed.
+    """Group runs into methods, in order of first appearance.
 
     Raises:
         UsageError: if there is no run, if metrics differ, or if two runs have the same label and seed.
@@ -55,7 +55,7 @@ def by_label(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
         if any(other.seed == run.seed for other in methods.get(run.label, [])):
             raise UsageError(f"two runs are called {run.label!r} with seed {run.seed}: give them different labels")
         methods.setdefault(run.label, []).append(run)
-    return {label: sorted(group, key=lambda run: run.seed) for label, group in methods.items()}
+    return methods
 
 
 def comparison_rows(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
