@@ -16,7 +16,7 @@ help:
 demo: $(BIN)/.installed
 	$(BIN)/idiolect compare --methods local fedavg fedavg_ft fedbn fedfsa --seeds 0 1 2 \
 	  --data digits --clients 10 --split "dirichlet(0.5)" --shift "rotation(45) + contrast(0.5)" \
-	  --rounds 20 --lr 0.1 --evaluate-every 2
+	  --rounds 20 --lr 0.2 --evaluate-every 5
 
 test: check
 	$(BIN)/python -m pytest -n 2

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"idiolect: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print("\nidiolect: stopped", *stopped.args, file=sys.stderr)
+        print(f"\nidiolect: stopped{''.join(stopped.args)}", file=sys.stderr)
         return 130
     return 0
 
@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "compare",
         _compare,
         "Train with several methods on the same data, seeds and initial weights.",
-        "[FILE.toml] [--methods METHOD ...] [--seeds N ...] [--setting VALUE ...]",
+        "[FILE.toml] [--setting VALUE ...]",
     )
     several.add_argument("file", nargs="?", metavar="FILE.toml", help="settings, by the names below")
     several.add_argument("--methods", nargs="+", metavar="METHOD", help=f"(default: {' '.join(METHODS)})")

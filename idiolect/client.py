@@ -142,14 +142,10 @@ def descend(
     return weights, steps, total / steps.clamp(min=1).squeeze(-1)
 
 
-def _move(
-    model: Model, training: Training, direction: Tree, weights: Tree, state: State | None
-) -> tuple[Tree, State]:
+def _move(model: Model, training: Training, direction: Tree, weights: Tree, state: State | None) -> tuple[Tree, State]:
     decay = training.decay(model.anatomy, direction.layout)
     if isinstance(decay, Tree) or decay != 0:
         direction = direction + pick(weights, direction) * decay
-    move, after = training.optimiser.move(
-        direction, training.optimiser.init(direction) if state is None else state
-    )
+    move, after = training.optimiser.move(direction, training.optimiser.init(direction) if state is None else state)
     rate = training.rate(model.anatomy, direction.layout)
     return (move * rate if isinstance(rate, Tree) or rate != 1 else move), after

@@ -32,9 +32,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         personalised[client] = _scores(federation, data, own, metrics)
         if general is not None:
             same = _predict_alike(federation, own, general)
-            generalised[client] = (
-                personalised[client] if same else _scores(federation, data, general, metrics)
-            )
+            generalised[client] = personalised[client] if same else _scores(federation, data, general, metrics)
     return {
         "personalised": _over_clients(federation, personalised, metrics),
         "generalised": _over_clients(federation, generalised, metrics) if generalised else None,
@@ -68,7 +66,6 @@ def _over_clients(
         if held or split == "test":
             sizes = {c: len(federation.clients[c].splits()[split].y) for c in held}
             found[split] = {
-                name: summarise({c: s[name] for c, s in held.items()}, sizes, up)
-                for name, up in better.items()
+                name: summarise({c: s[name] for c, s in held.items()}, sizes, up) for name, up in better.items()
             }
     return found

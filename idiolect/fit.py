@@ -88,28 +88,28 @@ def fit(
         torch.Size([1, 2])
     """
     check_run(rounds, participation, evaluate_every)
-    wrapped = Model(model, loss)
-    kept, notes = prepare(wrapped, clients, training)
-    if metrics is None:
-        metrics = (accuracy,) if loss is F.cross_entropy else ()
-    federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
-    run = Run(federation, tuple(metrics), notes)
-    store = _open(run, directory, resume, about or {})
-    bar = Progress(method.name, rounds, run.round, run.lead) if progress else None
-    with torch.random.fork_rng(devices=[]), bar or nullcontext():
-        while run.round < rounds:
-            due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
-            record = _play(run, due)
-            if store:
-                store.append(record)
-                if due:
-                    checkpoint.save(store, federation)
-            if on_round:
-                on_round(run, record)
-            if bar:
-                bar.advance(record)
-    if store:
-        _finish(run, store)
+    with torch.random.fork_rng(devices=[]):
+        wrapped = Model(model, loss)
+        kept, notes = prepare(wrapped, clients, training)
+        if metrics is None:
+            metrics = (accuracy,) if loss is F.cross_entropy else ()
+        federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
+        run = Run(federation, tuple(metrics), notes)
+        store = _open(run, directory, resume, about or {})
+        with Progress(method.name, rounds, run.round, run.lead) if progress else nullcontext() as bar:
+            while run.round < rounds:
+                due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
+                record = _play(run, due)
+                if store:
+                    store.append(record)
+                    if due:
+                        checkpoint.save(store, federation)
+                if on_round:
+                    on_round(run, record)
+                if bar:
+                    bar.advance(record)
+        if store:
+            _finish(run, store)
     return run
 
 
@@ -138,9 +138,7 @@ def _play(run: Run, evaluating: bool) -> dict[str, Any]:
     return record
 
 
-def _open(
-    run: Run, directory: str | Path | None, resume: bool, about: Mapping[str, Any]
-) -> RunDirectory | None:
+def _open(run: Run, directory: str | Path | None, resume: bool, about: Mapping[str, Any]) -> RunDirectory | None:
     if directory is None:
         if resume:
             raise UsageError("resume needs the directory of the run to go on with")

@@ -89,14 +89,9 @@ class Model:
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
         """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""
         counters = self.anatomy.names("counter")
-        return {
-            n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone()
-            for n in row.layout.names
-        }
+        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in row.layout.names}
 
     def _row(self, before: Tree, after: dict[str, Tensor]) -> Tree:
         if not after:
             return before
-        return overlay(
-            before, Tree.of({n: t.to(self.dtype).reshape(before[n].shape) for n, t in after.items()})
-        )
+        return overlay(before, Tree.of({n: t.to(self.dtype).reshape(before[n].shape) for n, t in after.items()}))

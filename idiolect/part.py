@@ -120,9 +120,7 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
     def build(*args: P.args, **kwargs: P.kwargs) -> Part:
         unknown = next((k for k in kwargs if k not in signature.parameters), None)
         if unknown is not None:
-            raise UsageError(
-                f"{name} has no argument {unknown!r}{did_you_mean(unknown, signature.parameters)}"
-            )
+            raise UsageError(f"{name} has no argument {unknown!r}{did_you_mean(unknown, signature.parameters)}")
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -32,16 +32,12 @@ def prepare(
     outputs = _outputs(model, name, first)
     if model.loss is F.cross_entropy:
         if outputs.dim() != 2:
-            raise UsageError(
-                f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}"
-            )
+            raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}")
         check_clients(kept, outputs.shape[1])
     _try_loss(model, name, first)
     untested = [name for name, data in moved.items() if data.test is None]
     if untested:
-        notes.append(
-            f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables"
-        )
+        notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
     return moved, notes
 
 
@@ -69,9 +65,7 @@ def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(data.train.x.shape[1:])
         reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"the model cannot take client {name!r}'s features of shape {shape}: {reason}"
-        ) from None
+        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}") from None
 
 
 def _try_loss(model: Model, name: str, data: ClientData) -> None:
@@ -80,8 +74,6 @@ def _try_loss(model: Model, name: str, data: ClientData) -> None:
         loss = model.grad(model.initial, Batch(x, y, frozen=len(y) == 1)).loss
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"the loss cannot be computed and differentiated for client {name!r}: {reason}"
-        ) from None
+        raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from None
     if loss.dim() != 0:
         raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

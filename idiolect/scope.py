@@ -111,9 +111,7 @@ statistics = Scope(
 
 def _head(anatomy: Anatomy) -> Names:
     linear = [i.module for i in anatomy.items if issubclass(i.owner, nn.Linear) and i.kind == "weight"]
-    _found(
-        frozenset(linear), "the model has no linear layer to call its head: name it, e.g. named('classifier')"
-    )
+    _found(frozenset(linear), "the model has no linear layer to call its head: name it, e.g. named('classifier')")
     return frozenset(i.name for i in anatomy.items if i.module == linear[-1] and i.kind == "weight")
 
 

@@ -60,9 +60,7 @@ class Training:
         if self.local_epochs < 1:
             raise UsageError(f"local_epochs must be at least 1, got {self.local_epochs}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(
-                f"batch_size must be at least 1 (or none for a whole set), got {self.batch_size}"
-            )
+            raise UsageError(f"batch_size must be at least 1 (or none for a whole set), got {self.batch_size}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip must be above 0, got {self.clip}")
 

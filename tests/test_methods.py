@@ -28,7 +28,9 @@ CATALOGUE = [
 ]
 
 
-EXCEPTIONS = {RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}}
+EXCEPTIONS = {
+    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}
+}
 
 
 @parametrize_with_checks(CATALOGUE, EXCEPTIONS)

@@ -38,9 +38,7 @@ accuracy = Metric("accuracy", _share_right)
 """Share of examples whose largest output is their label; 0 to 1."""
 
 
-def evaluate(
-    model: Model, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]
-) -> dict[str, float]:
+def evaluate(model: Model, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]) -> dict[str, float]:
     """Return the mean loss and each metric over all examples at once, in evaluation mode.
 
     The whole set counts example by example, however it is cut into passes.

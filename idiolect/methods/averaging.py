@@ -22,9 +22,7 @@ def fedavg(weighting: Weighting = "samples") -> Method:
     return Method((share(everything),), "FedAvg", weighting)
 
 
-@carded(
-    "FedAvg-FT", 2017, "label skew", "FedAvg, then each client fine-tunes; a strong baseline in most papers"
-)
+@carded("FedAvg-FT", 2017, "label skew", "FedAvg, then each client fine-tunes; a strong baseline in most papers")
 def fedavg_ft(
     names: Scope = everything,
     epochs: int | None = None,

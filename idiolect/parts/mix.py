@@ -42,7 +42,9 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
         Only clients that take part change their state; the authors mix every client's in every round.
     """
     require(0 < share <= 1, f"adaptive_mix: share must be in (0, 1], got {share}")
-    require(lr >= 0 and first_epochs >= 1, f"adaptive_mix: needs lr >= 0 and first_epochs >= 1, got {lr}, {first_epochs}")
+    require(
+        lr >= 0 and first_epochs >= 1, f"adaptive_mix: needs lr >= 0 and first_epochs >= 1, got {lr}, {first_epochs}"
+    )
 
     def mixed_names(anatomy: Anatomy) -> Names:
         return names(anatomy) & anatomy.names("weight")

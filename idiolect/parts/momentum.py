@@ -34,9 +34,7 @@ def server_momentum(alpha: float) -> Part:
         multiply by the decay; here each client's own steps and the round's own rate, which is the same where
         clients have equal sizes and the rate is constant.
     """
-    require(
-        0 < alpha <= 1, f"server_momentum: alpha must be in (0, 1], got {alpha}; 0 would never use the data"
-    )
+    require(0 < alpha <= 1, f"server_momentum: alpha must be in (0, 1], got {alpha}; 0 would never use the data")
 
     def server(start: Start) -> Tree:
         return zeros_like(pick(start.shared, start.anatomy.names("weight")))

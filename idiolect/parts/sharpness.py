@@ -161,9 +161,7 @@ def flexible_sam(
     def memory(start: Start) -> Tree:
         names = _candidates(start.anatomy, layers)
         if top > len(names):
-            require(
-                False, f"flexible_sam: top={top}, but the model has {len(names)} candidate tensors: lower top"
-            )
+            require(False, f"flexible_sam: top={top}, but the model has {len(names)} candidate tensors: lower top")
         zeros = start.weights.flat.new_zeros(len(names))
         return Tree.of({f"{what}/{n}": zeros[:1] for what in ("sensitivity", "chosen") for n in names})
 
@@ -182,9 +180,7 @@ def flexible_sam(
             "least": torch.where(score > 0, -score, -torch.inf),
             "random": uniform_hash(local.seed, len(names), score.dtype),
         }[selection]
-        chosen = torch.zeros_like(score).scatter(
-            0, rank.sort(descending=True, stable=True).indices[:top], 1.0
-        )
+        chosen = torch.zeros_like(score).scatter(0, rank.sort(descending=True, stable=True).indices[:top], 1.0)
         return Tree(slot.memory.layout, torch.cat([score, chosen])), Tree.of({})
 
     return Part(

@@ -45,5 +45,3 @@ def control_variates() -> Part:
         return slot + central.participation * mean
 
     return Part(memory=zeros, server=zeros, direction=direction, finish=finish, aggregate=aggregate, uniform=True)
-
-

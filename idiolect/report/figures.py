@@ -200,6 +200,8 @@ def traffic(methods: Methods) -> go.Figure | None:
     if not figure.data:
         return None
     canvas(figure, 400, f"{unit} up, from all clients so far", _axis_title(methods))
+    figure.update_traces(cliponaxis=False)
+    figure.update_xaxes(rangemode="tozero")
     figure.update_xaxes(title_text=f"{unit} down, to all clients so far", col=2)
     return figure.update_yaxes(title_text="", col=2)
 
