@@ -129,7 +129,7 @@ def _checked(federation: Federation, x: Tensor | None) -> Tensor:
     """Return a new client's examples in the form of the others', or say what is wrong with them."""
     like = next(iter(federation.clients.values())).train.x
     if not _running(federation.model):
-        raise UsageError("admit: the model has no running statistics to re-estimate; take rule='average'")
+        raise UsageError("admit: no batch normalisation with running statistics to re-estimate; take rule='average'")
     wanted = f"give its examples as one {like.dtype} tensor of shape (n, {str(tuple(like.shape[1:]))[1:]}, n above 1"
     if not isinstance(x, Tensor):
         raise UsageError(f"admit: rule 'reestimate' needs x of the new client, not {type(x).__name__}; {wanted}")

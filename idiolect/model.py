@@ -55,10 +55,12 @@ class Model:
         return self.initial.flat.device
 
     def grad(self, weights: Tree, batch: Batch) -> Gradient:
-        """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree."""
+        """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
+
+        A batch that carries a validity is one of a stack under `vmap`, which needs `torch.func`; a batch of one
+        client goes through ordinary autograd, which takes any module.
+        """
         module = self._frozen if batch.frozen else self._training
-        if batch.valid is None:  # under `vmap` a seed cannot be set
-            torch.default_generator.manual_seed(batch.key)
         before = combine(self.anatomy.buffers, weights)
 
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +69,14 @@ class Model:
             return self.loss(output, batch.y), buffers
 
         trainable = {n: weights[n] for n in self.anatomy.trainable.names}
-        gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)
+        if batch.valid is None:
+            torch.default_generator.manual_seed(batch.key)
+            leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
+            loss, after = loss_of(leaves)
+            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            gradients = dict(zip(leaves, found, strict=True))
+        else:
+            gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)
         return Gradient(Tree.of(gradients), self._row(before, after), loss.detach())
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
@@ -94,4 +103,5 @@ class Model:
     def _row(self, before: Tree, after: dict[str, Tensor]) -> Tree:
         if not after:
             return before
-        return overlay(before, Tree.of({n: t.to(self.dtype).reshape(before[n].shape) for n, t in after.items()}))
+        found = {n: t.detach().to(self.dtype).reshape(before[n].shape) for n, t in after.items()}
+        return overlay(before, Tree.of(found))

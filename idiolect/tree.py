@@ -194,12 +194,9 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
         >>> axpy(-0.5, Tree.of({"w": torch.ones(2)}), y).flat.tolist()
         [0.5, 0.5, 1.0]
     """
-    same = y if x.layout is y.layout else pick(y, x)
-    if isinstance(a, Tensor):
-        moved = same + x * a
-    else:
-        moved = Tree(x.layout, torch.add(same.flat, x.flat, alpha=a))
-    return moved if same is y else overlay(y, moved)
+    old = y if x.layout is y.layout else pick(y, x)
+    new = old + x * a if isinstance(a, Tensor) else Tree(x.layout, torch.add(old.flat, x.flat, alpha=a))
+    return new if old is y else overlay(y, new)
 
 
 def zeros_like(tree: Tree) -> Tree:

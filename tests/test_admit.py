@@ -162,18 +162,20 @@ def test_order_of_clients_is_irrelevant():
 
 
 def test_small_spread_far_from_zero():
-    """In float32 Σ p (v + μ²) − μ̄² of these clients is all rounding error: 16² and its like, squared again."""
+    """In float32 Σ p (v + μ²) − μ̄² is all rounding error here: μ² is 10⁸."""
     net = nn.Sequential(nn.BatchNorm1d(1, momentum=1.0), nn.Linear(1, 2))
-    clients = {c: ClientData(train=([[m - 0.25], [m + 0.25]], [0, 1])) for c, m in (("a", 1e4), ("b", 1e4 + 1))}
+    levels = {str(m): m for m in range(10000, 10007)}
+    clients = {c: ClientData(train=([[m - 0.25], [m + 0.25]], [0, 1])) for c, m in levels.items()}
     made = Federation(Model(net), methods.fedbn(), Training(), clients, 1, 1.0, 0)
     made.play()
-    assert admit(made)[0].running_var.item() == 0.125 + 0.25
+    norm = admit(made)[0]
+    assert norm.running_mean.item() == 10003
+    assert norm.running_var.item() == pytest.approx(0.125 + 4, abs=1e-6)
 
 
-SILO_INSTANCE = nn.Sequential(
-    nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True), nn.Flatten(), nn.Linear(32, 3)
-)
-PLAIN = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+TRACKING = nn.InstanceNorm2d(1, track_running_stats=True)
+INSTANCE = nn.Sequential(TRACKING, nn.Flatten(), nn.Linear(36, 3))
+FORGETFUL = nn.Sequential(TRACKING, nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(36, 3))
 
 
 @pytest.mark.parametrize(
@@ -181,12 +183,18 @@ PLAIN = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     [
         (methods.local(), None, 1, {}, "0.bias is personal .* new client of Local has to train first"),
         (methods.bn_only(), None, 1, {}, "0.bias is personal .* new client of BN-only has to train first"),
-        (methods.silobn(), SILO_INSTANCE, 1, {}, "1.running_mean is personal and not of batch normalisation"),
+        (methods.silobn(), INSTANCE, 1, {}, "0.running_mean is personal and not of batch normalisation"),
         (methods.fedbn(), None, 0, {}, "no client has trained yet; play a round"),
         (methods.fedbn(), None, 1, {"rule": "mean"}, "rule is one of 'pooled', 'average', 'reestimate', not 'mean'"),
         (methods.fedbn(), None, 1, {"weighting": "size"}, "weighting is 'samples' or 'uniform', not 'size'"),
         (methods.fedbn(), None, 1, {"x": X}, "rule 'pooled' reads no examples; leave x out"),
-        (methods.fedavg(), PLAIN, 1, {"rule": "reestimate", "x": X}, "no running statistics to re-estimate"),
+        (
+            methods.fedbn(),
+            FORGETFUL,
+            1,
+            {"rule": "reestimate", "x": X},
+            "no batch normalisation with running statistics",
+        ),
         (methods.fedbn(), None, 1, {"rule": "reestimate"}, r"needs x .*NoneType; .*shape \(n, 1, 6, 6\), n above 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Each method against a textbook loop that shares no code with it: unequal clients, several rounds, the same batches."""
+"""Each method against a textbook loop that shares no code with it: unequal clients, rounds, the same batches."""
 
 from dataclasses import replace
 

@@ -32,6 +32,7 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
     Memory:    the named tensors as last trained, and their mask.       Sends: nothing.       Receives: nothing.
     Cost:      `share` of a pass more gradients per round.
     Raises:    UsageError: if an argument is out of range.
+
     Example:
         >>> adaptive_mix()
         adaptive_mix(names=head, share=0.8, lr=1.0, first_epochs=10)

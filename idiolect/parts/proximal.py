@@ -27,6 +27,7 @@ def proximal(mu: float) -> Part:
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
     Raises:    UsageError: if `mu` is negative.
+
     Example:
         >>> proximal(0.01)
         proximal(mu=0.01)
@@ -58,6 +59,7 @@ def personal_model(strength: float) -> Part:
     Memory:    a whole model, with its own statistics.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.
     Raises:    UsageError: if `strength` is negative.
+
     Example:
         >>> personal_model(1.0)
         personal_model(strength=1.0)

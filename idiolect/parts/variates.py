@@ -20,6 +20,7 @@ def control_variates() -> Part:
     Memory:    c_i, one tensor per exchanged weight.
     Sends:     the change of c_i.      Receives: c.
     Cost:      bytes double, both ways; no extra gradient.
+
     Example:
         >>> control_variates()
         control_variates()
