@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from idiolect import Method, methods, parts
-from idiolect.card import card_of
+from idiolect.card import Problem, card_of
 from idiolect.describe import describe
 from idiolect.model import Model
 from idiolect.models import small_cnn
@@ -18,92 +19,93 @@ HEAD = """\
 # Catalogue
 
 Written by `python docs/catalogue.py` from the cards and docstrings of the package; do not edit it by hand.
-Every method is a list of parts, and every part is one idea: [methods](#methods) · [parts](#parts).
-To add your own, see [CONTRIBUTING](../CONTRIBUTING.md).
+A [method](#methods) is a list of [parts](#parts), and a part is one idea. What the methods gave on real data
+is in [results](results.md); how to add one is in [CONTRIBUTING](../CONTRIBUTING.md).
 """
 COSTS = """\
-What a client keeps and what goes up and down in a round, in numbers (values of 4 bytes in float32), for the
-default network on `digits` (14 170 values), and the gradients of one local step:
+What a client keeps, receives and sends in a round, in values (four bytes each in float32), for the network
+that `digits` gets by default, of {total} values with running statistics and counters; and how many gradients
+one local step takes.
 """
 FIELDS = "Args|Memory|Sends|Receives|Cost|Raises|Example|Reference|Differs"
+LINE = ("Memory", "Sends", "Receives", "Cost")
+PARAGRAPHS = ("Raises", "Reference", "Differs")
 
 
 def catalogue() -> str:
     """Return the page."""
-    blocks = [HEAD, "## Methods\n", *_index(), COSTS, *_costs()]
-    for name in methods.__all__:
-        blocks += _method(name, getattr(methods, name))
-    blocks += ["## Parts\n"]
-    for name in parts.__all__:
-        blocks += _entry(name, getattr(parts, name), "Args|Memory|Sends|Receives|Cost|Raises|Reference|Differs")
-    return "\n".join(blocks)
+    entries = [_method(name) for name in methods.__all__]
+    ideas = [_entry(name, getattr(parts, name)) for name in parts.__all__]
+    return "\n".join([HEAD, "## Methods\n", _index(), _costs(), *entries, "## Parts\n", *ideas])
 
 
-def _index() -> Iterator[str]:
+def _index() -> str:
+    order = get_args(Problem)
     rows = []
-    for name in methods.__all__:
+    for name in sorted(methods.__all__, key=lambda name: order.index(card_of(getattr(methods, name)).problem)):
         make = getattr(methods, name)
         card, made = card_of(make), make()
+        idea = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
         links = " + ".join(f"[{p.name}](#{p.name})" for p in made.parts)
-        rows.append(f"| [`{name}`](#{name}) | {card.title}, {card.year} | {card.problem} | {_idea(make)} | {links} |")
-    yield "| in code | name | for | what it does | parts |\n| --- | --- | --- | --- | --- |"
-    yield "\n".join(rows) + "\n"
+        rows.append(f"| [{card.title}](#{name}) | {card.year} | {card.problem} | {idea} | {links} |")
+    return "\n".join(["| | year | for | what it does | parts |", "| --- | --- | --- | --- | --- |", *rows, ""])
 
 
-def _costs() -> Iterator[str]:
+def _costs() -> str:
     model = Model(small_cnn((1, 8, 8), 10))
     rows = []
     for name in methods.__all__:
         made: Method = getattr(methods, name)()
         table = describe(made, model)
-        numbers = [sum(_count(row[what]) for row in table) for what in ("keeps", "receives", "sends")]
-        gradients = 1 + sum(p.gradients for p in made.parts)
-        rows.append(f"| `{name}` | {' | '.join(f'{n:,}'.replace(',', ' ') for n in numbers)} | {gradients} |")
-    yield "| | keeps | receives | sends | gradients a step |\n| --- | ---: | ---: | ---: | ---: |"
-    yield "\n".join(rows) + "\n"
+        sizes = [_spaced(sum(_values(row[what]) for row in table)) for what in ("keeps", "receives", "sends")]
+        rows.append(f"| `{name}` | {' | '.join(sizes)} | {1 + sum(p.gradients for p in made.parts)} |")
+    head = ["| | keeps | receives | sends | gradients a step |", "| --- | ---: | ---: | ---: | ---: |"]
+    return "\n".join([COSTS.format(total=_spaced(model.anatomy.layout.total)), *head, *rows, ""])
 
 
-def _count(size: str) -> int:
-    return int(size.partition(" ")[0].replace(",", "")) if size else 0
+def _values(size: str) -> int:
+    return int(size.partition(" ")[0].replace(",", "") or 0)
 
 
-def _idea(make: Callable[..., object]) -> str:
-    return (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
+def _spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
 
 
-def _method(name: str, make: Callable[..., Method]) -> Iterator[str]:
-    card = card_of(make)
-    yield from _entry(name, make, "Args|Raises")
-    yield f"**Composition:** `{make()!r}`\n"
-    yield f"**Reference:** {card.title}, {card.year}, for {card.problem}: {card.reference}.\n"
+def _method(name: str) -> str:
+    make = getattr(methods, name)
+    composed = "\n".join(map(repr, make().parts))
+    return f"{_entry(name, make)}\n**Reference:** {card_of(make).reference}.\n\n```\n{composed}\n```\n"
 
 
-def _entry(name: str, make: Callable[..., object], fields: str) -> Iterator[str]:
-    """Return a heading, the call with its defaults, the prose, and the fields that are asked for."""
+def _entry(name: str, make: Callable[..., object]) -> str:
+    """Return a heading, the call with its defaults, the prose and the fields of a docstring."""
     doc = re.sub(r" {2,}(?=(?:Sends|Receives): )", "\n", inspect.getdoc(make) or "")
     prose, *rest = re.split(rf"^({FIELDS}):", doc, flags=re.MULTILINE)
-    said = dict(zip(rest[::2], rest[1::2], strict=True))
+    said = {field: text.rstrip() for field, text in zip(rest[::2], rest[1::2], strict=True)}
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(make).parameters.values()]
-    yield f"### {name}\n\n`{name}{inspect.Signature(plain)}`\n"
-    yield _markdown(prose)
-    for field in (f for f in fields.split("|") if f in said):
-        if field == "Args":
-            items = re.split(r"\n    (\w+): ", said[field].rstrip())
-            pairs = zip(items[1::2], items[2::2], strict=True)
-            yield "\n".join(f"- `{item}`: {_markdown(' '.join(text.split())).strip()}" for item, text in pairs) + "\n"
-        else:
-            yield f"**{field}:** {_markdown(' '.join(said[field].split())).strip()}\n"
+    blocks = [f"### {name}", f"`{name}{inspect.Signature(plain)}`", _markdown(prose)]
+    if "Args" in said:
+        items = re.split(r"\n    (\w+): ", said["Args"])[1:]
+        blocks.append("\n".join(f"- `{n}`: {_line(text)}" for n, text in zip(items[::2], items[1::2], strict=True)))
+    if line := " ".join(f"**{field}:** {_line(said[field])}" for field in LINE if field in said):
+        blocks.append(line)
+    blocks += [f"**{field}:** {_line(said[field])}" for field in PARAGRAPHS if field in said]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _line(text: str) -> str:
+    return _markdown(" ".join(text.split()))
 
 
 def _markdown(text: str) -> str:
-    """Turn the reStructuredText of a docstring into Markdown with formulas as GitHub shows them."""
-    text = re.sub(r"^\.\. math::\s*(.*?)(?=\n\n|\n\S|\Z)", _formula, text.strip() + "\n", flags=re.M | re.S)
+    """Turn the reStructuredText of a docstring into Markdown, with formulas as GitHub shows them."""
+    text = re.sub(r"``([^`]*)``", r"`\1`", text.strip())
     text = re.sub(r":math:`([^`]*)`", r"$`\1`$", text)
-    return text.replace("``", "`")
+    return re.sub(r"^\.\. math::(.*?)(?=\n\n|\n\S|\Z)", _formula, text, flags=re.MULTILINE | re.DOTALL)
 
 
 def _formula(found: re.Match[str]) -> str:
-    lines = "\n".join(line.strip() for line in found[1].splitlines())
+    lines = "\n".join(line.strip() for line in found[1].strip().splitlines())
     return f"```math\n{lines}\n```"
 
 

@@ -1,6 +1,6 @@
 """Personalised federated learning for PyTorch: a method is a composition of small parts."""
 
-from idiolect import methods, parts, scope
+from idiolect import methods, models, parts, scope
 from idiolect.data import ClientData, federate, load
 from idiolect.engine.evaluate import Metric, accuracy
 from idiolect.errors import UsageError
@@ -31,6 +31,7 @@ __all__ = [
     "fit",
     "load",
     "methods",
+    "models",
     "part",
     "parts",
     "scope",

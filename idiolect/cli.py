@@ -83,7 +83,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "[FILE.toml] [--setting VALUE ...]",
     )
     several.add_argument("file", nargs="?", metavar="FILE.toml", help="settings, by the names below")
-    several.add_argument("--methods", nargs="+", metavar="METHOD", help=f"(default: {' '.join(METHODS)})")
+    several.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help=f"what to compare (default: {' '.join(METHODS)})"
+    )
     several.add_argument("--seeds", nargs="+", metavar="N", help="one run of each method per seed (default: 0)")
     _settings(several, [name for name in every if name not in ("method", "seed")])
     verb("methods", lambda _: screens.methods(Console()), "List the methods.", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from idiolect.model import Model
 from idiolect.optim import State
 from idiolect.scope import Scope
 from idiolect.training import Training
-from idiolect.tree import EMPTY, Tree, axpy, clip, overlay, pick, where
+from idiolect.tree import EMPTY, Tree, clip, pick, step, where
 from idiolect.words import Batch, Direct, GradFn, Local, Slot, Stream
 
 Slots = dict[str, Tree]
@@ -89,9 +89,10 @@ def _begin(method: Method, model: Model, training: Training, work: Assignment) -
         rate = work.lr if lr is None else lr
 
         def chosen(direction: Tree, at: Tree) -> Tree:
-            return pick(direct(direction, at) if direct else direction, names)
+            return pick(direct(direction, at), names) if direct else direction
 
-        return descend(model, training, weights, batches, model.grad, rate, chosen)[0]
+        grad = model.grad if direct else partial(model.grad, only=names)
+        return descend(model, training, weights, batches, grad, rate, chosen)[0]
 
     local = Local(
         anatomy=model.anatomy,
@@ -130,7 +131,7 @@ def descend(
         if training.clip is not None:
             direction = clip(direction, training.clip)
         move, after = _move(model, training, direction, weights, state)
-        moved = overlay(axpy(-lr, move, weights), out.buffers)
+        moved = step(weights, -lr, move, out.buffers)
         if batch.valid is None:
             weights, state, steps, total = moved, after, steps + 1, total + out.loss
         else:

@@ -64,7 +64,7 @@ def compare(
             own = folder and folder / f"{_file_name(label)}-seed{seed}"
             begun = own is not None and (own / "config.json").exists()
             settings = {"method": text, "seed": seed, "directory": own, "resume": begun}
-            done = run(experiment.model_copy(update=settings), pool, progress)
+            done = run(experiment.model_copy(update=settings), pool, progress, report=False)
             runs.append(done.summary(label))
             if on_run:
                 on_run(runs[-1])

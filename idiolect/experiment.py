@@ -174,7 +174,8 @@ def model_of(experiment: Experiment, pool: Pool) -> nn.Module:
             return models.default_model(shape, classes, not pool.x.is_floating_point())
         if ":" in experiment.model:
             return models.from_module(experiment.model, shape, classes)
-        names = {name: _given(getattr(models, name), known) for name in MODELS}
+        suited = MODELS if classes is not None else ("mlp",)
+        names = {name: _given(getattr(models, name), known) for name in suited}
         model: nn.Module = _read(experiment.model, names, "model", nn.Module)
         return model
 
@@ -221,7 +222,7 @@ def build(experiment: Experiment, pool: Pool | None = None) -> Setup:
     return Setup(clients, model_of(experiment, pool), method, training, loss)
 
 
-def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False) -> Run:
+def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False, report: bool = True) -> Run:
     """Run an experiment; see `fit`."""
     setup = build(experiment, pool)
     return fit(
@@ -236,6 +237,7 @@ def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False
         evaluate_every=experiment.evaluate_every,
         directory=experiment.directory,
         resume=experiment.resume,
+        report=report,
         progress=progress,
         about={"command": command(experiment, "run")},
     )

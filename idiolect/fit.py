@@ -42,6 +42,7 @@ def fit(
     on_round: Callable[[Run, Mapping[str, Any]], None] | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
+    report: bool = True,
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -64,6 +65,7 @@ def fit(
         directory: where the run is written: config, one line of metrics a round, tensors, report. None writes
             nothing.
         resume: go on with the run in `directory`, which must have been started with the same settings.
+        report: draw report.html into the directory at the end.
         progress: show a progress bar with the time left.
         about: more facts for the config that is written (where the data come from, say).
 
@@ -94,9 +96,9 @@ def fit(
         if metrics is None:
             metrics = (accuracy,) if loss is F.cross_entropy else ()
         federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
-        run = Run(federation, tuple(metrics), notes)
-        store = _open(run, directory, resume, about or {})
-        with Progress(method.name, rounds, run.round, run.lead) if progress else nullcontext() as bar:
+        run = Run(federation, tuple(metrics), notes, dict(about or {}))
+        store = _open(run, directory, resume)
+        with Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext() as bar:
             while run.round < rounds:
                 due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
                 record = _play(run, due)
@@ -109,7 +111,7 @@ def fit(
                 if bar:
                     bar.advance(record)
         if store:
-            _finish(run, store)
+            _finish(run, store, report)
     return run
 
 
@@ -138,22 +140,22 @@ def _play(run: Run, evaluating: bool) -> dict[str, Any]:
     return record
 
 
-def _open(run: Run, directory: str | Path | None, resume: bool, about: Mapping[str, Any]) -> RunDirectory | None:
+def _open(run: Run, directory: str | Path | None, resume: bool) -> RunDirectory | None:
     if directory is None:
         if resume:
             raise UsageError("resume needs the directory of the run to go on with")
         return None
-    config = {**run.config(), **about}
     store = RunDirectory(directory, resume=resume)
     if resume:
-        run.records[:] = checkpoint.restore(store, run.federation, config)
+        run.records[:] = checkpoint.restore(store, run.federation, run.config())
     else:
-        store.write_config(config)
+        store.write_config(run.config())
     return store
 
 
-def _finish(run: Run, store: RunDirectory) -> None:
+def _finish(run: Run, store: RunDirectory, report: bool) -> None:
     kept = {f"{c}/{n}": t for c in run.federation.memory for n, t in run.memory(c)["share"].items()}
     store.save_tensors("shared", run.weights)
     store.save_tensors("personal", kept)
-    run.report(store.path / "report.html")
+    if report:
+        run.report(store.path / "report.html")

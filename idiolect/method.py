@@ -46,6 +46,8 @@ class Method:
             raise UsageError(f"weighting is 'samples' or 'uniform', not {self.weighting!r}")
 
     def __add__(self, part: Part) -> Method:
+        if not isinstance(part, Part):
+            return NotImplemented
         return replace(self, parts=(*self.parts, part), name=f"{self.name} + {part.name}")
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,13 @@ class Model:
         """Where the model lives."""
         return self.initial.flat.device
 
-    def grad(self, weights: Tree, batch: Batch) -> Gradient:
+    def grad(self, weights: Tree, batch: Batch, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
+
+        Args:
+            weights: the whole row.
+            batch: the examples.
+            only: differentiate in these weights alone, which costs less when they are the last layers.
 
         A batch that carries a validity is one of a stack under `vmap`, which needs `torch.func`; a batch of one
         client goes through ordinary autograd, which takes any module.
@@ -65,10 +70,11 @@ class Model:
 
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             buffers = self._buffers(before)
-            output = functional_call(module, {**parameters, **buffers}, (batch.x,))
+            output = functional_call(module, {**fixed, **parameters, **buffers}, (batch.x,))
             return self.loss(output, batch.y), buffers
 
-        trainable = {n: weights[n] for n in self.anatomy.trainable.names}
+        trainable = {n: weights[n] for n in self.anatomy.trainable.names if only is None or n in only}
+        fixed = {n: weights[n] for n in self.anatomy.trainable.names if n not in trainable}
         if batch.valid is None:
             torch.default_generator.manual_seed(batch.key)
             leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}

@@ -26,12 +26,14 @@ class Run:
         federation: the state: server, memories, round.
         metrics: what is measured beside the loss.
         notes: what was said before training, such as clients left out.
+        about: more facts for the config that is written, such as the command.
         records: one mapping per round, as written to metrics.jsonl.
     """
 
     federation: Federation
     metrics: tuple[Metric, ...]
     notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -134,6 +136,7 @@ class Run:
             "values": federation.model.anatomy.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            **self.about,
         }
 
     def _known(self, client: str) -> None:

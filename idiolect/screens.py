@@ -16,23 +16,10 @@ from rich.text import Text
 from idiolect import methods as catalogue
 from idiolect.card import card_of
 from idiolect.data import ClientData, Pool, holdings
+from idiolect.data.sources import SOURCES
 from idiolect.describe import describe
 from idiolect.experiment import Experiment, build, load_pool, method_of, model_of, shift_of, split_of
 from idiolect.model import Model
-
-FILES = {
-    "digits": "",
-    "fashion-mnist": "fashion_mnist/fashion_mnist.npz",
-    "mnist": "mnist/train-images-idx3-ubyte.gz",
-    "usps": "usps/usps.npz",
-    "mnist-m": "mnist_m/labels.npz",
-    "cifar10": "cifar10/labels.npz",
-    "cifar100": "cifar100/labels.npz",
-    "digits-domains": "mnist_m/labels.npz",
-    "office-caltech10": "office_caltech10_surf/office_caltech10_surf.npz",
-    "tiny-shakespeare": "tinyshakespeare/input.txt.gz",
-}
-"""The first file of each named set."""
 
 MOST_CLIENTS = 40
 """More clients than this are not all shown in the terminal."""
@@ -78,7 +65,7 @@ def data_sets(console: Console, data_dir: Path | None) -> None:
     """List the named sets, and whether they are in the data folder."""
     folder = data_dir or (Path(os.environ["IDIOLECT_DATA"]) if os.environ.get("IDIOLECT_DATA") else None)
     table = _table("name", "found")
-    for name, file in FILES.items():
+    for name, (_, file) in SOURCES.items():
         there = not file or (folder is not None and (folder / file).is_file())
         table.add_row(name, ("yes" if file else "yes, in scikit-learn") if there else f"no: {file}")
     console.print(table)

@@ -158,6 +158,22 @@ def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, 
     return tuple(runs)
 
 
+@lru_cache(maxsize=4096)
+def _places(part: Layout, whole: Layout) -> tuple[tuple[int, int, int], ...]:
+    """Return runs (start in `part`, start in `whole`, length) that put a part in its place."""
+    runs: list[tuple[int, int, int]] = []
+    for name, shape in part.shape_of.items():
+        if whole.shape_of.get(name) != shape:
+            expected = tuple(whole.shape_of[name]) if name in whole.starts else "no such tensor"
+            raise KeyError(f"{name} {tuple(shape)} has no place in the tree: {expected}")
+        start, place, size = part.starts[name], whole.starts[name], shape.numel()
+        if runs and runs[-1][0] + runs[-1][2] == start and runs[-1][1] + runs[-1][2] == place:
+            runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + size)
+        else:
+            runs.append((start, place, size))
+    return tuple(runs)
+
+
 def combine(target: Layout, *trees: Tree) -> Tree:
     """Fill a layout from trees; of several that hold a name the last gives it. One run is a view, no copy."""
     plan = _plan(target, tuple(t.layout for t in trees))
@@ -180,10 +196,7 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
         >>> overlay(base, Tree.of({"b": torch.ones(1)})).flat.tolist()
         [0.0, 0.0, 1.0]
     """
-    alien = [n for top in tops for n in top if n not in base]
-    if alien:
-        raise KeyError(f"not in the base tree: {alien[:4]}")
-    return combine(base.layout, base, *tops)
+    return step(base, 0.0, EMPTY, *tops)
 
 
 def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
@@ -194,9 +207,19 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
         >>> axpy(-0.5, Tree.of({"w": torch.ones(2)}), y).flat.tolist()
         [0.5, 0.5, 1.0]
     """
-    old = y if x.layout is y.layout else pick(y, x)
-    new = old + x * a if isinstance(a, Tensor) else Tree(x.layout, torch.add(old.flat, x.flat, alpha=a))
-    return new if old is y else overlay(y, new)
+    return step(y, a, x)
+
+
+def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
+    """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimiser, and new statistics."""
+    flat = y.flat.clone()
+    for start, place, size in _places(x.layout, y.layout):
+        new, old = x.flat.narrow(-1, start, size), flat.narrow(-1, place, size)
+        old.add_(new * a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
+    for top in tops:
+        for start, place, size in _places(top.layout, y.layout):
+            flat.narrow(-1, place, size).copy_(top.flat.narrow(-1, start, size))
+    return Tree(y.layout, flat)
 
 
 def zeros_like(tree: Tree) -> Tree:

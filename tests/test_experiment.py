@@ -105,6 +105,12 @@ def test_fractional_labels_are_a_regression_that_runs(wards):
     assert done.records[-1]["train_loss"] < done.records[0]["train_loss"]
 
 
+def test_a_regression_takes_no_network_for_classes(wards):
+    with pytest.raises(UsageError, match="unknown name 'small_cnn'; known: mlp"):
+        build(Experiment(data=str(wards), label="dose", model="small_cnn", method="fedavg"))
+    assert build(Experiment(data=str(wards), label="dose", model="mlp(hidden=(3,))")).model.fc1.out_features == 3
+
+
 def test_run_writes_its_command(tmp_path):
     done = run(SMALL.model_copy(update={"directory": tmp_path / "one", "shift": "rotation(45)"}))
     config = read_run(tmp_path / "one")[0]["config"]

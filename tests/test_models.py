@@ -66,6 +66,26 @@ def test_digit_model_is_relu_after_each_normalisation_and_two_poolings():
     torch.testing.assert_close(net(x), net.fc3(h), rtol=0, atol=0)
 
 
+def test_fedfsa_cnn_is_relu_after_each_layer_but_the_last_and_two_poolings():
+    torch.manual_seed(0)
+    net = fedfsa_cnn((1, 28, 28), 10)
+    h = x = torch.randn(2, 1, 28, 28)
+    for layer in (net.conv1, net.conv2):
+        h = nn.functional.max_pool2d(torch.relu(layer(h)), 2)
+    h = torch.relu(net.fc2(torch.relu(net.fc1(h.flatten(1)))))
+    torch.testing.assert_close(net(x), net.fc3(h), rtol=0, atol=0)
+
+
+def test_small_cnn_is_normalised_after_each_layer_but_the_last():
+    torch.manual_seed(0)
+    net = small_cnn((1, 8, 8), 10)
+    h = x = torch.randn(4, 1, 8, 8)
+    for layer, norm in ((net.conv1, net.bn1), (net.conv2, net.bn2)):
+        h = nn.functional.max_pool2d(torch.relu(norm(layer(h))), 2)
+    h = torch.relu(net.bn3(net.fc1(h.flatten(1))))
+    torch.testing.assert_close(net(x), net.fc2(h), rtol=0, atol=0)
+
+
 def test_next_character_reads_the_whole_window():
     torch.manual_seed(0)
     net = next_character((80,), 65)

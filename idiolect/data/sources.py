@@ -1,24 +1,20 @@
 """Real data sets by name, as pools.
 
-======================  ==========================================
-================================================== name                    examples
-        files in the data folder ======================  ==========================================
-        ==================================================
-digits                  (1797, 1, 8, 8), 10 classes                 none: comes with scikit-learn
-fashion-mnist           (70000, 1, 28, 28), 10 classes              fashion_mnist/fashion_mnist.npz
-mnist                   (70000, 1, 28, 28), 10 classes
-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz usps                    (9298, 1, 16, 16), 10 classes
-           usps/usps.npz mnist-m                 (n, 3, 32, 32), 10 classes
-           mnist_m/labels.npz, {train,test}_NN.webp
-cifar10                 (60000, 3, 32, 32), 10 classes              cifar10/labels.npz, {train,test}_NN.webp
-cifar100                (60000, 3, 32, 32), 100 classes             cifar100/labels.npz, {train,test}_NN.webp
-digits-domains          (n, 3, 28, 28), 10 classes, 3 domains       those of mnist, usps and mnist-m
-office-caltech10        (2533, 800), 10 classes, 4 domains
-office_caltech10_surf/office_caltech10_surf.npz tiny-shakespeare        (n, 80) characters, next of 65,
-speakers    tinyshakespeare/input.txt.gz hf:NAME                 images or numeric columns
-none: the Hugging Face hub, or a local folder PATH.npz .csv .parquet  your own
-   see :func:`idiolect.data.read_table` ======================  ==========================================
-   ==================================================
+::
+
+    name              examples                               files in the data folder
+    digits            1797 of (1, 8, 8), 10 classes          none: comes with scikit-learn
+    fashion-mnist     70000 of (1, 28, 28), 10 classes       fashion_mnist/fashion_mnist.npz
+    mnist             70000 of (1, 28, 28), 10 classes       mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz
+    usps              9298 of (1, 16, 16), 10 classes        usps/usps.npz
+    mnist-m           n of (3, 32, 32), 10 classes           mnist_m/labels.npz, {train,test}_NN.webp
+    cifar10           60000 of (3, 32, 32), 10 classes       cifar10/labels.npz, {train,test}_NN.webp
+    cifar100          60000 of (3, 32, 32), 100 classes      cifar100/labels.npz, {train,test}_NN.webp
+    digits-domains    n of (3, 28, 28), 10 classes, domains  those of mnist, usps and mnist-m
+    office-caltech10  2533 of 800, 10 classes, 4 domains     office_caltech10_surf/office_caltech10_surf.npz
+    tiny-shakespeare  n of 80 characters, next of 65         tinyshakespeare/input.txt.gz
+    hf:NAME           images or numeric columns              none: the Hugging Face hub, or a local folder
+    PATH              your own .npz, .csv or .parquet        see idiolect.data.read_table
 
 An ``.npz`` of images holds ``x_train``, ``y_train``, ``x_test``, ``y_test`` (bytes). A sheet ``NN.webp`` is a
 grid of 32 x 32 images. Images are scaled to −1 … 1.
@@ -29,7 +25,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,7 +78,7 @@ def load(name: str | Path, data_dir: DataDir = None) -> Pool:
     if word not in SOURCES:
         known = ", ".join([*SOURCES, "hf:NAME", "or a path ending in " + ", ".join(SUFFIXES)])
         raise UsageError(f"unknown data set {word!r}{did_you_mean(word, SOURCES)}; known: {known}")
-    return SOURCES[word](data_dir)
+    return SOURCES[word].read(data_dir)
 
 
 def _digits(_: DataDir) -> Pool:
@@ -140,7 +136,7 @@ def _sheets(name: str, folder: str, classes: tuple[str, ...]) -> Callable[[DataD
 
 def _digits_domains(data_dir: DataDir) -> Pool:
     """Bring the digits to (3, 28, 28) as FedBN does: repeat grey, zero-pad USPS by 6, crop MNIST-M by 2."""
-    pools = [SOURCES[name](data_dir) for name in ("mnist", "usps", "mnist-m")]
+    pools = [SOURCES[name].read(data_dir) for name in ("mnist", "usps", "mnist-m")]
     mnist, usps, mnist_m = (pool.x for pool in pools)
     usps = torch.nn.functional.pad(usps, (6, 6, 6, 6), value=-1)
     x = torch.cat([mnist.expand(-1, 3, -1, -1), usps.expand(-1, 3, -1, -1), mnist_m[:, :, 2:30, 2:30]])
@@ -197,15 +193,24 @@ def _tiny_shakespeare(data_dir: DataDir) -> Pool:
     return Pool("tiny-shakespeare", x, y, tuple(alphabet.tolist()), np.array(group), np.array(part))
 
 
-SOURCES: dict[str, Callable[[DataDir], Pool]] = {
-    "digits": _digits,
-    "fashion-mnist": _packed("fashion-mnist", "fashion_mnist/fashion_mnist.npz", _CLOTHES),
-    "mnist": _mnist,
-    "usps": _packed("usps", "usps/usps.npz", _DIGITS),
-    "mnist-m": _sheets("mnist-m", "mnist_m", _DIGITS),
-    "cifar10": _sheets("cifar10", "cifar10", _CIFAR10),
-    "cifar100": _sheets("cifar100", "cifar100", tuple(map(str, range(100)))),
-    "digits-domains": _digits_domains,
-    "office-caltech10": _office_caltech,
-    "tiny-shakespeare": _tiny_shakespeare,
+class Source(NamedTuple):
+    """A named set: how it is read, and one file that must be in the data folder for it (none: empty)."""
+
+    read: Callable[[DataDir], Pool]
+    file: str
+
+
+_CIFAR100 = tuple(map(str, range(100)))
+_CLOTHES_FILE, _USPS_FILE = "fashion_mnist/fashion_mnist.npz", "usps/usps.npz"
+SOURCES: dict[str, Source] = {
+    "digits": Source(_digits, ""),
+    "fashion-mnist": Source(_packed("fashion-mnist", _CLOTHES_FILE, _CLOTHES), _CLOTHES_FILE),
+    "mnist": Source(_mnist, "mnist/train-images-idx3-ubyte.gz"),
+    "usps": Source(_packed("usps", _USPS_FILE, _DIGITS), _USPS_FILE),
+    "mnist-m": Source(_sheets("mnist-m", "mnist_m", _DIGITS), "mnist_m/labels.npz"),
+    "cifar10": Source(_sheets("cifar10", "cifar10", _CIFAR10), "cifar10/labels.npz"),
+    "cifar100": Source(_sheets("cifar100", "cifar100", _CIFAR100), "cifar100/labels.npz"),
+    "digits-domains": Source(_digits_domains, "mnist_m/labels.npz"),
+    "office-caltech10": Source(_office_caltech, "office_caltech10_surf/office_caltech10_surf.npz"),
+    "tiny-shakespeare": Source(_tiny_shakespeare, "tinyshakespeare/input.txt.gz"),
 }
