@@ -10,11 +10,13 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from idiolect.admit import Rule, admit
 from idiolect.data import holdings
 from idiolect.describe import describe
 from idiolect.engine.evaluate import Metric
 from idiolect.engine.federation import Federation
 from idiolect.errors import UsageError, did_you_mean
+from idiolect.method import Weighting
 from idiolect.report import RunSummary
 
 
@@ -55,6 +57,10 @@ class Run:
         self._known(client)
         with torch.random.fork_rng(devices=[]):
             return self.federation.model.module(self.federation.personal(client))
+
+    def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
+        """Return a model for a client that never trained; see `idiolect.admit.admit`."""
+        return admit(self.federation, rule, x, weighting)
 
     def memory(self, client: str) -> dict[str, dict[str, Tensor]]:
         """Return what a client remembers: tensors by name, by part."""

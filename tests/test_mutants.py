@@ -1,4 +1,4 @@
-"""Planted bugs: every one must make the tests named for it fail."""
+"""Planted bugs: every one must make the tests named for it fail (which pass without it, as the quick tests show)."""
 
 import os
 import shutil
@@ -35,7 +35,6 @@ def test_planted_bug_is_caught(mutant, tmp_path):
     for name in ("idiolect", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    assert outcome(tmp_path, mutant)[0] == 0, "the tests fail without the bug"
     broken = tmp_path / "idiolect" / mutant.file
     broken.write_text(broken.read_text().replace(mutant.before, mutant.after))
     code, output = outcome(tmp_path, mutant)

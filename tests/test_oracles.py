@@ -1,6 +1,7 @@
 """Each method against a textbook loop that shares no code with it: unequal clients, rounds, the same batches."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from idiolect import SGD, Exponential, Method, Training, methods, parts, scope
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
-from idiolect.testing import oracles, oracles_sharpness
+from idiolect.testing import oracles, oracles_personal, oracles_sharpness
 from idiolect.testing.worlds import examples, network
 
 SIZES = {"ada": 21, "ben": 5, "cleo": 9, "dan": 30, "eve": 14}  # ragged last batches, one of them of one example
@@ -86,6 +87,7 @@ def assert_follows(method, oracle, **arguments):
         (methods.fedsam, oracles_sharpness.fedsam, {"rho": 0.2}),
         (methods.fedasam, oracles_sharpness.fedasam, {"rho": 0.4, "eta": 0.1}),
         (methods.mofedsam, oracles_sharpness.mofedsam, {"rho": 0.2, "alpha": 0.3}),
+        (methods.scaffold, oracles_personal.scaffold, {}),
     ],
 )
 def test_method(make, oracle, arguments, weighting):
@@ -117,6 +119,33 @@ def test_fedfsa(selection, sensitivity, weighting):
 def made_layers(made, name):
     part = next(p for p in made.method.parts if p.name == "flexible_sam")
     return part.show(made.memory.get(name)["flexible_sam"])["sensitive_layers"]
+
+
+def test_ditto():
+    assert_follows(methods.ditto(0.7), partial(oracles_personal.ditto, 0.7))
+
+
+def test_fedala():
+    """Also what each client would start from, and so predicts with, after every round."""
+    method = Method((parts.share(), parts.adaptive_mix(scope.head, share=0.6, lr=3.0, first_epochs=3)), "FedALA")
+    made = federation(method)
+
+    def epoch(purpose, t, i):
+        made.round = t
+        return [(b.x, b.y) for b in made.assignment(NAMES[i], purpose).stream.epochs(1)]
+
+    first = {(t, i): epoch("train", t, i) for t in range(ROUNDS) for i in range(len(NAMES))}
+    last = {(t, i): epoch("deploy", t + 1, i) for t in range(ROUNDS) for i in range(len(NAMES))}
+    oracle = partial(
+        oracles_personal.fedala,
+        lr_mix=3.0,
+        rounds_first=3,
+        share=0.6,
+        names=["6.weight", "6.bias"],
+        first_epoch=lambda t, i: first[t, i],
+        deploy_epoch=lambda t, i: last[t, i],
+    )
+    assert_follows(method, oracle)
 
 
 def test_fedfsa_random_layers():
