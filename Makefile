@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check fmt test-slow clean
+.PHONY: help demo test check fmt docs test-slow clean
 
 help:
 	@echo "make demo       compare five methods on real digits (some minutes, set-up included)"
 	@echo "make test       check, then all quick tests"
 	@echo "make check      format, lint, types, import law"
 	@echo "make fmt        format and fix what can be fixed"
+	@echo "make docs       write the catalogue of methods anew"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make clean      remove caches and the environment; runs are kept"
 
@@ -30,6 +31,9 @@ check: $(BIN)/.installed-dev
 fmt: $(BIN)/.installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(BIN)/.installed-dev
+	$(BIN)/python docs/catalogue.py
 
 test-slow: $(BIN)/.installed-dev
 	$(BIN)/python -m pytest -m slow

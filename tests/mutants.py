@@ -90,8 +90,8 @@ PROTOTYPE = [
     Mutant(
         "FedALA: a padded step teaches the mask",
         "parts/mix.py",
-        "where(due if batch.valid is None else due & batch.valid, learned, mask)",
-        "where(due, learned, mask)",
+        "sum(1 if b.valid is None else b.valid for b in batches)",
+        "len(batches)",
         METHODS,
         "FedALA-padding or FedALA-engines",
     ),

@@ -40,7 +40,7 @@ def same(ours, theirs, names=None):
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
 @pytest.mark.parametrize("make", [methods.fedbn, methods.silobn])
 def test_means_over_the_clients_that_trained(make, weighting):
-    """Three of four clients trained, one of them in one round only; the fourth must not count."""
+    """Three of four clients trained, two of them in one round only; the fourth must not count."""
     made = played(make(), participation=0.5, seed=3)
     known = [name for name in SIZES if name in made.memory]
     states = [made.model.tensors(made.personal(name)) for name in known]

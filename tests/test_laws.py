@@ -76,6 +76,23 @@ def test_sam_on_a_quadratic_is_known_by_hand():
         assert found == pytest.approx(3.0 * (w - a + 0.25 * (1 if w > a else -1)), abs=1e-6)
 
 
+def test_adaptive_sam_with_a_large_eta_is_sam():
+    """Where every weight is stretched alike, the ball is round: its radius is rho times eta."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+    model, batch = Model(net), Batch(*examples("ada", 8))
+    round_ball = parts.sam(0.2).gradient(model.grad, None, None)(model.initial, batch).gradient
+
+    class Round:
+        anatomy, start = model.anatomy, model.initial
+
+    def stretched(rho, eta):
+        return parts.adaptive_sam(rho, eta).gradient(model.grad, Round, None)(model.initial, batch).gradient
+
+    assert torch.allclose(stretched(2e-7, 1e6).flat, round_ball.flat, atol=1e-6)
+    assert not torch.allclose(stretched(0.2, 0.0).flat, round_ball.flat, atol=1e-3)
+
+
 def test_momentum_of_the_server():
     same_state_of_share(methods.mofedsam(0.1, alpha=1.0), methods.fedsam(0.1))
     made = federation(methods.mofedsam(0.1, alpha=1e-9), training=PLAIN)

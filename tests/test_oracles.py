@@ -127,7 +127,7 @@ def test_ditto():
 
 def test_fedala():
     """Also what each client would start from, and so predicts with, after every round."""
-    method = Method((parts.share(), parts.adaptive_mix(scope.head, share=0.6, lr=3.0, first_epochs=3)), "FedALA")
+    method = methods.fedala(scope.head, share_of_batches=0.6, lr=3.0)
     made = federation(method)
 
     def epoch(purpose, t, i):
@@ -139,7 +139,7 @@ def test_fedala():
     oracle = partial(
         oracles_personal.fedala,
         lr_mix=3.0,
-        rounds_first=3,
+        rounds_first=10,
         share=0.6,
         names=["6.weight", "6.bias"],
         first_epoch=lambda t, i: first[t, i],

@@ -167,18 +167,18 @@ def test_mixing_by_hand():
 def test_mixing_goes_over_a_share_of_the_batches_rounded_up():
     """Of three batches the first two count, in order; predicting has its own."""
     one = torch.ones(1, 1, dtype=torch.float64)
-    epochs = {"first_epoch": (2, 10, -1000), "deploy_epoch": (6, 6, -1000)}
+    epochs = {"first_epoch": (2, 10, -1000), "deploy_epoch": (4, 4, -1000)}
     given = {k: lambda t, i, targets=v: [(one, y * one) for y in targets] for k, v in epochs.items()}
     settings = {"lr_mix": 1 / 8, "rounds_first": 1, "share": 0.4}
     result = fedala(**with_mixing(one_weight([8, 0], rounds=2), **settings, **given))
-    # client 0, gap = 2 - 4. to predict: g = -4, M = 1 - 1 = 0, s = 4; g = -2, M = 0 - .5 < 0
-    assert values(result.deployed[0])[0] == 4
+    # client 0, gap = 2 - 4. to predict: g = -2, M = 1 - 4/8, s = 3; g = -1, M = .5 - 2/8, s = 4 - .5
+    assert values(result.deployed[0])[0] == 3.5
     # to train: g = 0; g = -8, M < 0, s = 4, which ends at 6. client 1, gap = 2: g = 0; g = -8, M > 1, s = 2, ends at 1
     assert values(result.shared) == [2, 3.5]
 
 
 def test_mixing_nothing_is_averaging():
-    """Without a step of the mask, before anything was trained, and where the mask is driven to one."""
+    """Without a step of the mask, in the first round, and for a client that never trained."""
     world = normalised()
     extra = {"names": HEAD, "share": 1.0}
     result, plain = fedala(**with_mixing(world, **extra, lr_mix=0.0)), fedavg(**world)

@@ -70,7 +70,7 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
                 at = overlay(weights, old + gap * mask)
                 slope = pick(local.grad(at, batch._replace(frozen=True)).gradient, old) * gap
                 learned = Tree(mask.layout, (mask - lr * slope).flat.clamp(0, 1))
-                mask = where(due if batch.valid is None else due & batch.valid, learned, mask)
+                mask = where(due, learned, mask)
         mixed_in = overlay(weights, where(trained > 0, old + gap * mask, pick(weights, old)))
         flags = Tree.of({"trained": trained, "mixed": trained})
         masks = Tree(slot.memory.layout.only({f"mask/{n}" for n in old}), mask.flat)
