@@ -76,7 +76,7 @@ class Model:
         trainable = {n: weights[n] for n in self.anatomy.trainable.names if only is None or n in only}
         fixed = {n: weights[n] for n in self.anatomy.trainable.names if n not in trainable}
         if batch.valid is None:
-            torch.default_generator.manual_seed(batch.key)
+            self._seed(batch.key)
             leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
             loss, after = loss_of(leaves)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -100,6 +100,12 @@ class Model:
         module = copy.deepcopy(self._predicting)
         module.load_state_dict({k: v.clone() for k, v in self.tensors(weights).items()}, strict=False)
         return module
+
+    def _seed(self, key: int) -> None:
+        """Fix what a pass draws (dropout), at a fraction of the cost of seeding every device."""
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
 
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
         """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""

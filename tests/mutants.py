@@ -314,7 +314,7 @@ MORE = [
     Mutant(
         "dropout: drawn anew in the second pass",
         "model.py",
-        "torch.default_generator.manual_seed(batch.key)",
+        "self._seed(batch.key)",
         "pass",
         LAWS,
         "dropout",

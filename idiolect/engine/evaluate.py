@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,5 +46,6 @@ def evaluate(model: Model, weights: Tree, x: Tensor, y: Tensor, metrics: Sequenc
     """
     with torch.inference_mode():
         outputs = torch.cat([model.predict(weights, part) for part in torch.split(x, CHUNK)])
-        found = {"loss": float(model.loss(outputs, y))}
+        loss = float(model.loss(outputs, y))
+        found = {"loss": math.inf if math.isnan(loss) else loss}  # a model that diverged counts as the worst
         return found | {m.name: float(m.compute(outputs, y)) for m in metrics}
