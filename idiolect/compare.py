@@ -124,7 +124,9 @@ def _write(
     clients = build(experiment, pool).clients
     classes = pool.classes
     held = {c: {classes[k]: n for k, n in h.items()} for c, h in holdings(clients).items()} if classes else {}
-    line = command(experiment, "compare", "--methods", *methods, "--seeds", *map(str, seeds))
+    unused = {name: Experiment.model_fields[name].default for name in ("method", "seed")}
+    asked = experiment.model_copy(update=unused)
+    line = command(asked, "compare", "--methods", *methods, "--seeds", *map(str, seeds))
     rows = [{k: None if v != v else v for k, v in row.items()} for row in comparison_rows(runs)]
     (folder / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (folder / "comparison.md").write_text(f"{comparison_markdown(runs)}\n`{line}`\n", encoding="utf-8")

@@ -202,3 +202,15 @@ def test_a_crash_that_is_no_usage_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli.screens, "methods", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["methods"])
+
+
+def test_the_command_of_a_comparison_can_be_given_again(tmp_path, capsys):
+    """Also where the first seed is not the default: what is written is what the command line takes."""
+    settings = ["--clients", "4", "--rounds", "1", "--methods", "local", "fedbn", "--seeds", "7"]
+    assert cli.main(["compare", *settings, "--directory", str(tmp_path / "one")]) == 0
+    line = (tmp_path / "one" / "comparison.md").read_text().splitlines()[-1].strip("`")
+    words = shlex.split(line)
+    assert words[0] == "idiolect"
+    assert cli.main([*words[1:], "--directory", str(tmp_path / "two")]) == 0
+    one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
+    assert [row["personalised"] for row in one] == [row["personalised"] for row in two]
