@@ -19,7 +19,7 @@ import torch
 from idiolect import cli, methods
 from idiolect.card import card_of
 from idiolect.data.sources import SOURCES
-from idiolect.experiment import SHIFTS, SPLITS
+from idiolect.experiment import SHIFTS, SPLITS, method_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -99,6 +99,10 @@ def test_what_a_page_shows_is_what_happens(page, tmp_path, monkeypatch):
             printed = ""
         elif block.language == "console":
             run_console(block.text)
+        elif block.language == "sh":  # takes long: a command that the command line understands
+            for line in block.text.splitlines():
+                given = cli._parse(shlex.split(line)[1:])
+                assert all(method_of(method) for method in given.methods), line
     assert not printed, f"no text block shows what was printed last:\n{printed}"
 
 
