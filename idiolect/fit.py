@@ -83,7 +83,8 @@ def fit(
         ...     return idiolect.ClientData(train=(x[:30] + shift, y[:30]), test=(x[30:] + shift, y[30:]))
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-        >>> run = idiolect.fit(net, {"a": ward(0.0), "b": ward(3.0)}, idiolect.methods.fedbn(), rounds=20)
+        >>> often = idiolect.Training(lr=0.2, batch_size=5)
+        >>> run = idiolect.fit(net, {"a": ward(0.0), "b": ward(3.0)}, idiolect.methods.fedbn(), rounds=30, training=often)
         >>> run.records[-1]["personalised"]["test"]["accuracy"]["mean"] > 0.8
         True
         >>> run.personal("b")(torch.zeros(1, 3)).shape
