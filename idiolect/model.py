@@ -79,7 +79,7 @@ class Model:
             self._seed(batch.key)
             leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
             loss, after = loss_of(leaves)
-            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
             gradients = dict(zip(leaves, found, strict=True))
         else:
             gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)

@@ -222,6 +222,9 @@ def test_fine_tuning_moves_what_it_names_and_nothing_that_is_kept():
     adapting = played(methods.fedavg_ft(scope.head, epochs=2)).personal("ada")
     assert not torch.equal(adapting["1.running_mean"], before["1.running_mean"])
     assert torch.equal(adapting["0.weight"], before["0.weight"])
+    statistics = played(methods.fedavg_ft(scope.statistics, epochs=2)).personal("ada")
+    moved = {n for n in before if not torch.equal(before[n], statistics[n])}
+    assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
 @pytest.mark.parametrize(
