@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from idiolect.errors import UsageError
 from idiolect.tree import Layout, Tree, layout
@@ -89,8 +90,12 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     """
     owners = dict(module.named_modules())
     found: list[Item] = []
+    if any(
+        isinstance(t, UninitializedParameter | UninitializedBuffer) for t in [*module.parameters(), *module.buffers()]
+    ):
+        raise UsageError("the model has lazy layers without shapes yet: call it once on an example first")
     for name, tensor, kind in _tensors(module, owners):
-        path = name.rpartition(".")[0]
+        path = name.rpartition(".")[0].partition(".parametrizations")[0]  # of the layer that is parametrised
         shape = tensor.shape if kind != "counter" else torch.Size((1,))
         found.append(Item(name, shape, kind, path, type(owners[path])))
     if not any(i.kind == "weight" for i in found):

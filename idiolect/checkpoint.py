@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -22,9 +24,9 @@ def save(store: RunDirectory, federation: Federation) -> None:
     for part, tree in federation.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
     for client in federation.memory:
-        tensors[f"client/{client}"] = torch.tensor(1)
+        tensors[f"client/{quote(client, safe='')}"] = torch.tensor(1)
         for part, tree in federation.memory.get(client).items():
-            tensors |= {f"client/{client}/{part}/{name}": t for name, t in tree.items()}
+            tensors |= {f"client/{quote(client, safe='')}/{part}/{name}": t for name, t in tree.items()}
     store.save_tensors(_NAME, tensors)
 
 
@@ -35,7 +37,8 @@ def restore(store: RunDirectory, federation: Federation, config: Mapping[str, An
         UsageError: if the run was started with other settings, or its file is damaged.
     """
     known = read_run(store.path)[0]["config"]
-    differ = [f"{k} was {known.get(k)!r}, is {v!r}" for k, v in config.items() if known.get(k) != v]
+    asked = json.loads(json.dumps(config, default=str))
+    differ = [f"{k} was {known.get(k)!r}, is {v!r}" for k, v in asked.items() if known.get(k) != v]
     if differ:
         raise UsageError(f"{store.path} was started with other settings: {'; '.join(differ)}")
     if not (store.path / f"{_NAME}.safetensors").exists():
@@ -46,8 +49,8 @@ def restore(store: RunDirectory, federation: Federation, config: Mapping[str, An
     federation.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in federation.server.items()}
     fresh = federation.memory.get("")
     for client in federation.clients:
-        if f"client/{client}" in tensors:
-            slots = {p: _tree(t, tensors, f"client/{client}/{p}", device) for p, t in fresh.items()}
+        if f"client/{quote(client, safe='')}" in tensors:
+            slots = {p: _tree(t, tensors, f"client/{quote(client, safe='')}/{p}", device) for p, t in fresh.items()}
             federation.memory.put(client, slots)
     federation.round = int(tensors["round"])
     store.rewind(federation.round)

@@ -144,9 +144,9 @@ def descend(
 
 
 def _move(model: Model, training: Training, direction: Tree, weights: Tree, state: State | None) -> tuple[Tree, State]:
-    decay = training.decay(model.anatomy, direction.layout)
+    decay = training.decay(model.anatomy, direction)
     if isinstance(decay, Tree) or decay != 0:
         direction = direction + pick(weights, direction) * decay
     move, after = training.optimiser.move(direction, training.optimiser.init(direction) if state is None else state)
-    rate = training.rate(model.anatomy, direction.layout)
+    rate = training.rate(model.anatomy, direction)
     return (move * rate if isinstance(rate, Tree) or rate != 1 else move), after

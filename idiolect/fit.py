@@ -20,7 +20,7 @@ from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
 from idiolect.method import Method
 from idiolect.model import Loss, Model
-from idiolect.preflight import check_run, prepare
+from idiolect.preflight import check_run, is_cross_entropy, prepare
 from idiolect.progress import Progress
 from idiolect.report import RunDirectory
 from idiolect.run import Run
@@ -94,7 +94,7 @@ def fit(
         wrapped = Model(model, loss)
         kept, notes = prepare(wrapped, clients, training)
         if metrics is None:
-            metrics = (accuracy,) if loss is F.cross_entropy else ()
+            metrics = (accuracy,) if is_cross_entropy(loss) else ()
         federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)

@@ -66,12 +66,14 @@ class Model:
         client goes through ordinary autograd, which takes any module.
         """
         module = self._frozen if batch.frozen else self._training
+        weights, x = weights.clone(), batch.x.clone()  # a forward may work in place on what it is given
         before = combine(self.anatomy.buffers, weights)
 
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             buffers = self._buffers(before)
-            output = functional_call(module, {**fixed, **parameters, **buffers}, (batch.x,))
-            return self.loss(output, batch.y), buffers
+            state = {**fixed, **parameters, **buffers}
+            output = functional_call(module, state, (x,))  # leaves in `state` also what the forward replaced
+            return self.loss(output, batch.y), {n: state[n] for n in buffers}
 
         trainable = {n: weights[n] for n in self.anatomy.trainable.names if only is None or n in only}
         fixed = {n: weights[n] for n in self.anatomy.trainable.names if n not in trainable}
@@ -79,7 +81,11 @@ class Model:
             self._seed(batch.key)
             leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
             loss, after = loss_of(leaves)
-            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
+            found = (
+                torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+                if loss.requires_grad
+                else tuple(map(torch.zeros_like, leaves.values()))
+            )
             gradients = dict(zip(leaves, found, strict=True))
         else:
             gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)
@@ -87,7 +93,7 @@ class Model:
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
-        outputs: Tensor = functional_call(self._predicting, self.tensors(weights), (x,))
+        outputs: Tensor = functional_call(self._predicting, self.tensors(weights.clone()), (x.clone(),))
         return outputs
 
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
@@ -98,8 +104,20 @@ class Model:
     def module(self, weights: Tree) -> nn.Module:
         """Return a copy of the user's module that holds these weights, in evaluation mode."""
         module = copy.deepcopy(self._predicting)
-        module.load_state_dict({k: v.clone() for k, v in self.tensors(weights).items()}, strict=False)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with torch.no_grad():
+            for name, tensor in self.tensors(weights).items():
+                own[name].copy_(tensor)
         return module
+
+    def lost_buffers(self, x: Tensor) -> list[str]:
+        """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""
+        module = copy.deepcopy(self._training)
+        start = {n: t.clone() for n, t in module.named_buffers() if n not in self.anatomy.buffers.starts}
+        with torch.no_grad():
+            self._seed(0)
+            module(x.clone())
+        return [n for n, t in module.named_buffers() if n in start and not torch.equal(t, start[n])]
 
     def _seed(self, key: int) -> None:
         """Fix what a pass draws (dropout), at a fraction of the cost of seeding every device."""

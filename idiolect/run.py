@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,12 @@ class Run:
             "participation": federation.participation,
             "seed": federation.seed,
             "training": repr(federation.training),
-            "loss": getattr(federation.model.loss, "__name__", repr(federation.model.loss)),
+            "loss": re.sub(
+                r" at 0x[0-9a-f]+", "", getattr(federation.model.loss, "__name__", repr(federation.model.loss))
+            ),
+            "initial": hashlib.sha256(
+                federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()[:16],
             "dtype": str(federation.model.dtype),
             "values": federation.model.anatomy.trainable.total,
             "clients": len(federation.clients),

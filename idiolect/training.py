@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from idiolect.anatomy import Anatomy
 from idiolect.errors import UsageError
 from idiolect.optim import SGD, Constant, Optimiser, Schedule
 from idiolect.scope import Scope
-from idiolect.tree import Layout, Tree
+from idiolect.tree import Tree, spread
 
 
 @dataclass(frozen=True)
@@ -57,34 +55,28 @@ class Training:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise UsageError(f"lr must be above 0, got {self.lr} (methods divide by it; to freeze use share)")
-        if self.local_epochs < 1:
-            raise UsageError(f"local_epochs must be at least 1, got {self.local_epochs}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1 (or none for a whole set), got {self.batch_size}")
+        if not isinstance(self.local_epochs, int) or self.local_epochs < 1:
+            raise UsageError(f"local_epochs must be a whole number, at least 1, got {self.local_epochs}")
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise UsageError(f"batch_size must be at least 1 (or None for a whole set), got {self.batch_size}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip must be above 0, got {self.clip}")
 
-    def decay(self, anatomy: Anatomy, names: Layout) -> Tree | float:
+    def decay(self, anatomy: Anatomy, like: Tree) -> Tree | float:
         """Return the weight decay of each value: one number where all are alike."""
-        return _per_tensor(
-            self.optimiser.weight_decay, [(g.names, g.weight_decay) for g in self.groups], anatomy, names
-        )
+        own = [(g.names, g.weight_decay) for g in self.groups]
+        return _per_tensor(self.optimiser.weight_decay, own, anatomy, like)
 
-    def rate(self, anatomy: Anatomy, names: Layout) -> Tree | float:
+    def rate(self, anatomy: Anatomy, like: Tree) -> Tree | float:
         """Return the factor on the learning rate of each value: one number where all are alike."""
-        return _per_tensor(1.0, [(g.names, g.lr) for g in self.groups], anatomy, names)
+        return _per_tensor(1.0, [(g.names, g.lr) for g in self.groups], anatomy, like)
 
 
-def _per_tensor(
-    usual: float, groups: list[tuple[Scope, float | None]], anatomy: Anatomy, names: Layout
-) -> Tree | float:
-    value = dict.fromkeys(names.names, usual)
+def _per_tensor(usual: float, groups: list[tuple[Scope, float | None]], anatomy: Anatomy, like: Tree) -> Tree | float:
+    value = dict.fromkeys(like, usual)
     for scope, other in groups:
         if other is not None:
             value.update({n: other for n in scope(anatomy) if n in value})
     if len(set(value.values())) <= 1:
         return next(iter(value.values()), usual)
-    return Tree(
-        names,
-        torch.cat([torch.full((size,), value[n]) for n, size in zip(names.names, names.sizes, strict=True)]),
-    )
+    return spread(like.flat.new_tensor(list(value.values())), like.layout)

@@ -144,7 +144,7 @@ class Central:
         old: shared tensors before this round.
         new: shared tensors after it (equal to `old` until `share` has aggregated).
         lr: learning rate of this round.
-        participation: cohort / population.
+        participation: clients whose upload counts / population.
     """
 
     anatomy: Anatomy

@@ -225,7 +225,7 @@ MORE = [
     Mutant(
         "share: pooled variance forgets the spread of means",
         "parts/share.py",
-        "tree[var] + tree[mean] ** 2",
+        "tree[var] + (tree[mean] - old[mean]) ** 2",
         "tree[var]",
         ORACLES,
         "pooled",
@@ -285,8 +285,8 @@ MORE = [
     Mutant(
         "cohort: drawn from the list's order",
         "engine/federation.py",
-        "choice(sorted(self.clients)",
-        "choice(list(self.clients)",
+        "names = sorted(self.clients)",
+        "names = list(self.clients)",
         ENGINE,
     ),
     Mutant("cohort: drawn with replacement", "engine/federation.py", "replace=False", "replace=True", ENGINE),

@@ -82,8 +82,9 @@ class Federation:
     def cohort(self) -> list[str]:
         """Draw the clients of the coming round, without replacement; at least one."""
         size = max(1, round(self.participation * len(self.clients)))
-        drawn = stream(self.seed, "cohort", self.round).choice(sorted(self.clients), size, replace=False)
-        return sorted(drawn.tolist())
+        names = sorted(self.clients)
+        drawn = stream(self.seed, "cohort", self.round).choice(len(names), size, replace=False)
+        return [names[i] for i in sorted(drawn.tolist())]
 
     def assignment(self, client: str, purpose: str) -> Assignment:
         """Return what a client works from now, to train or to deploy."""
@@ -116,7 +117,7 @@ class Federation:
                 f"round {self.round + 1}: no client's result is finite (client {client!r}: {reason}): "
                 "lower lr, or set clip"
             )
-        shared, present = self.server["share"], len(cohort) / len(self.clients)
+        shared, present = self.server["share"], len(arrivals) / len(self.clients)
         central = Central(self.model.anatomy, shared, shared, lr, present)
         down = len(cohort) * sum(tree.nbytes for tree in self.server.values())
         self.server = server_round(self.method, self.server, arrivals, central)

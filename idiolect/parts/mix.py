@@ -53,13 +53,13 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
     def memory(start: Start) -> Tree:
         own = pick(start.weights, mixed_names(start.anatomy))
         mask = {f"mask/{n}": torch.ones_like(t) for n, t in own.items()}
-        return Tree.of({**own, **mask, "trained": own.flat.new_zeros(1), "mixed": own.flat.new_zeros(1)})
+        return Tree.of({**own, **mask, "flag/trained": own.flat.new_zeros(1), "flag/mixed": own.flat.new_zeros(1)})
 
     def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
         old = pick(slot.memory, mixed_names(local.anatomy))
         gap = pick(weights, old) - old
         mask = Tree(old.layout, pick(slot.memory, {f"mask/{n}" for n in old}).flat)
-        trained, mixed = slot.memory["trained"], slot.memory["mixed"]
+        trained, mixed = slot.memory["flag/trained"], slot.memory["flag/mixed"]
         batches = local.stream.epochs(1)
         count = sum(1 if b.valid is None else b.valid for b in batches)
         for epoch in range(first_epochs):
@@ -72,13 +72,15 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
                 learned = Tree(mask.layout, (mask - lr * slope).flat.clamp(0, 1))
                 mask = where(due, learned, mask)
         mixed_in = overlay(weights, where(trained > 0, old + gap * mask, pick(weights, old)))
-        flags = Tree.of({"trained": trained, "mixed": trained})
+        flags = Tree.of({"flag/trained": trained, "flag/mixed": trained})
         masks = Tree(slot.memory.layout.only({f"mask/{n}" for n in old}), mask.flat)
         return mixed_in, combine(slot.memory.layout, old, masks, flags)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         own = pick(local.end, mixed_names(local.anatomy))
-        return overlay(slot.memory, own, Tree.of({"trained": torch.ones_like(slot.memory["trained"])})), Tree.of({})
+        return overlay(
+            slot.memory, own, Tree.of({"flag/trained": torch.ones_like(slot.memory["flag/trained"])})
+        ), Tree.of({})
 
     return Part(memory=memory, begin=begin, finish=finish, neutral={"lr": 0.0})
 

@@ -56,10 +56,10 @@ def share(names: Scope = everything, variance: Literal["mean", "pooled"] = "mean
 
     def arrive(central: Central, arrival: Arrival) -> Tree:
         upload = arrival.uploads["share"]
-        return _second_moments(central.anatomy, upload) if variance == "pooled" else upload
+        return _second_moments(central, upload) if variance == "pooled" else upload
 
     def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return _variances(central.anatomy, mean) if variance == "pooled" else mean
+        return _variances(central, mean) if variance == "pooled" else mean
 
     return Part(memory=memory, server=server, begin=begin, finish=finish, arrive=arrive, aggregate=aggregate)
 
@@ -73,11 +73,13 @@ def _variance_names(anatomy: Anatomy) -> Names:
     return frozenset(n for n in anatomy.names("statistic") if n.rpartition(".")[2] == "running_var")
 
 
-def _second_moments(anatomy: Anatomy, tree: Tree) -> Tree:
-    moments = {var: tree[var] + tree[mean] ** 2 for mean, var in _pairs(anatomy, tree)}
-    return overlay(tree, Tree.of(moments)) if moments else tree
+def _second_moments(central: Central, tree: Tree) -> Tree:
+    """Return a tree with second moments for variances, about the broadcast means: little cancels there."""
+    old, pairs = central.old, _pairs(central.anatomy, tree)
+    return overlay(tree, Tree.of({var: tree[var] + (tree[mean] - old[mean]) ** 2 for mean, var in pairs}))
 
 
-def _variances(anatomy: Anatomy, tree: Tree) -> Tree:
-    variances = {var: (tree[var] - tree[mean] ** 2).clamp(min=0) for mean, var in _pairs(anatomy, tree)}
-    return overlay(tree, Tree.of(variances)) if variances else tree
+def _variances(central: Central, tree: Tree) -> Tree:
+    old, pairs = central.old, _pairs(central.anatomy, tree)
+    found = {var: (tree[var] - (tree[mean] - old[mean]) ** 2).clamp(min=0) for mean, var in pairs}
+    return overlay(tree, Tree.of(found))
