@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Literal, ParamSpec
 
-from idiolect.errors import UsageError, did_you_mean
 from idiolect.method import Method
+from idiolect.part import bind
 
 P = ParamSpec("P")
 Problem = Literal["baseline", "label skew", "feature shift", "convergence"]
@@ -38,15 +37,10 @@ def carded(
     """Mark a function that makes a catalogued method; a wrong argument to it is one clear line."""
 
     def mark(make: Callable[P, Method]) -> Callable[P, Method]:
-        signature = inspect.signature(make)
-
         @wraps(make)
         def build(*args: P.args, **kwargs: P.kwargs) -> Method:
-            unknown = next((k for k in kwargs if k not in signature.parameters), None)
-            if unknown is not None:
-                hint = did_you_mean(unknown, signature.parameters)
-                raise UsageError(f"{make.__name__} has no argument {unknown!r}{hint}")
-            return make(*args, **kwargs)
+            bound = bind(make, *args, **kwargs)
+            return make(*bound.args, **bound.kwargs)
 
         build.card = Card(title, year, problem, reference)  # type: ignore[attr-defined]
         return build

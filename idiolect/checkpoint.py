@@ -24,9 +24,9 @@ def save(store: RunDirectory, federation: Federation) -> None:
     for part, tree in federation.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
     for client in federation.memory:
-        tensors[f"client/{quote(client, safe='')}"] = torch.tensor(1)
+        tensors[_place(client)] = torch.tensor(1)
         for part, tree in federation.memory.get(client).items():
-            tensors |= {f"client/{quote(client, safe='')}/{part}/{name}": t for name, t in tree.items()}
+            tensors |= {f"{_place(client)}/{part}/{name}": t for name, t in tree.items()}
     store.save_tensors(_NAME, tensors)
 
 
@@ -49,12 +49,17 @@ def restore(store: RunDirectory, federation: Federation, config: Mapping[str, An
     federation.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in federation.server.items()}
     fresh = federation.memory.get("")
     for client in federation.clients:
-        if f"client/{quote(client, safe='')}" in tensors:
-            slots = {p: _tree(t, tensors, f"client/{quote(client, safe='')}/{p}", device) for p, t in fresh.items()}
+        if _place(client) in tensors:
+            slots = {p: _tree(t, tensors, f"{_place(client)}/{p}", device) for p, t in fresh.items()}
             federation.memory.put(client, slots)
     federation.round = int(tensors["round"])
     store.rewind(federation.round)
     return read_run(store.path)[1]
+
+
+def _place(client: str) -> str:
+    """Return where a client's tensors are, whatever characters its name has."""
+    return f"client/{quote(client, safe='')}"
 
 
 def _tree(like: Tree, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> Tree:

@@ -81,10 +81,11 @@ class Model:
             self._seed(batch.key)
             leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
             loss, after = loss_of(leaves)
+            unused = only is not None and not loss.requires_grad  # the forward does not use these weights
             found = (
-                torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-                if loss.requires_grad
-                else tuple(map(torch.zeros_like, leaves.values()))
+                tuple(map(torch.zeros_like, leaves.values()))
+                if unused
+                else torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             )
             gradients = dict(zip(leaves, found, strict=True))
         else:

@@ -113,24 +113,29 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
         >>> slower(0.1), slower(0.1) == slower(factor=0.1), slower().idea
         (slower(factor=0.1), True, 'Shorten every step.')
     """
-    signature = inspect.signature(make)
-    name = make.__name__
 
     @wraps(make)
     def build(*args: P.args, **kwargs: P.kwargs) -> Part:
-        unknown = next((k for k in kwargs if k not in signature.parameters), None)
-        if unknown is not None:
-            raise UsageError(f"{name} has no argument {unknown!r}{did_you_mean(unknown, signature.parameters)}")
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise UsageError(f"{name}: {error}; it takes {name}{signature}") from None
-        bound.apply_defaults()
+        bound = bind(make, *args, **kwargs)
         idea = (inspect.getdoc(make) or "").partition("\n")[0]
         made = make(*bound.args, **bound.kwargs)
-        return replace(made, name=name, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
+        return replace(made, name=make.__name__, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
 
     return build
+
+
+def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:  # noqa: ANN401
+    """Return all arguments of a call, defaults included, or say in one line what is wrong with them."""
+    signature, name = inspect.signature(make), make.__name__
+    unknown = next((k for k in kwargs if k not in signature.parameters), None)
+    if unknown is not None:
+        raise UsageError(f"{name} has no argument {unknown!r}{did_you_mean(unknown, signature.parameters)}")
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}; it takes {name}{signature}") from None
+    bound.apply_defaults()
+    return bound
 
 
 def require(condition: bool, message: str) -> None:

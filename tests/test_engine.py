@@ -255,6 +255,7 @@ def test_empty_clients_are_left_out_and_said():
         (lambda: Training(batch_size=0), "batch_size must be at least 1"),
         (lambda: methods.mofedsam(alpha=0.0), "alpha must be in"),
         (lambda: methods.fedfsa(rho_lager=0.9), r"no argument 'rho_lager' \(did you mean rho_larger\?\)"),
+        (lambda: methods.fedavg("samples", 3), "fedavg: too many positional arguments; it takes fedavg"),
         (lambda: quick(methods.fedfsa(top=9)), "top=9, but the model has 3 candidate tensors"),
         (lambda: quick(methods.fedavg(), training=Training(batch_size=1)), "batch_size=1 with batch normalisation"),
         (lambda: idiolect.Method((idiolect.parts.sam(0.1),)), "first part must be share"),
@@ -419,6 +420,7 @@ def test_a_head_that_the_forward_does_not_use_is_left_alone():
         (nn.Linear(3, 1), {"loss": F.mse_loss, "y": torch.zeros(8)}, r"outputs \(2, 1\) and targets \(2,\) differ"),
         (nn.Linear(3, 2), {"loss": nn.CrossEntropyLoss(), "y": torch.full((8,), 7)}, "label 7 is out of range"),
         (nn.Linear(3, 2), {"name": 1}, "client names are text"),
+        (nn.Linear(3, 2), {"loss": lambda out, y: out.detach().mean()}, "cannot be computed and differentiated"),
     ],
 )
 def test_models_and_losses_that_do_not_fit_are_one_line(model, change, line):
