@@ -15,6 +15,8 @@ from idiolect.words import Batch, Start
 
 
 class _NoBatches:
+    batches = 0
+
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return no batch at all."""
         return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +18,11 @@ from idiolect import checkpoint, parts, scope
 from idiolect.client import Slots, client_round
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
+from idiolect.engine.stacked import Stacked
 from idiolect.method import Method
 from idiolect.report import RunDirectory
 from idiolect.server import server_round
-from idiolect.testing.stacked import stacked
-from idiolect.testing.worlds import SIZES, examples, federation, population
+from idiolect.testing.worlds import RAGGED, SIZES, examples, federation, population
 from idiolect.training import Training
 from idiolect.tree import Tree
 from idiolect.words import Arrival, Central
@@ -59,13 +58,11 @@ def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa
 
 
 def check_engines_agree(method: Method) -> None:
-    """Clients stacked under `vmap` give what clients one by one give."""
-    same_state(played(method), played(method, engine=stacked), 1e-12)
-
-
-def check_padding_is_invisible(method: Method) -> None:
-    """Steps of NaN that are marked as padding change nothing."""
-    same_state(played(method, engine=stacked), played(method, engine=partial(stacked, padding=2)))
+    """Clients in stacks of any width give what clients one by one give, whatever their sizes."""
+    clients = population(RAGGED)
+    alone = played(method, clients=clients)
+    for width in (1, 4, 6):
+        same_state(alone, played(method, clients=clients, engine=Stacked(width)), 1e-12)
 
 
 def check_client_order(method: Method) -> None:
@@ -81,7 +78,7 @@ def check_nothing_is_changed(method: Method) -> None:
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
     shared = work.received["share"]
-    server_round(method, work.received, [Arrival(out.uploads, 3, out.steps)], _central(made))
+    server_round(method, work.received, [Arrival(out.uploads, 3, out.steps)], _central(made), 4)
     made.personal("ada")
     for slots, flats in ((work.received, before[0]), (work.memory, before[1])):
         assert all(torch.equal(slots[p].flat, flat) for p, flat in flats.items())
