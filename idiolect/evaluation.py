@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
     names = ["loss", *(m.name for m in metrics)]
     personalised: dict[str, Scores] = {}
     generalised: dict[str, Scores] = {}
-    found = federation.engine.measure(federation, list(federation.clients), partial(_numbers, metrics))
+    found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
     for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
         rows = [dict(zip(names, row, strict=True)) for row in _batched(numbers, len(names))]
         splits = _held(data)
@@ -48,14 +48,19 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
     }
 
 
-def _numbers(metrics: Sequence[Metric], federation: Federation, client: str, own: Tree) -> list[float]:
-    """Return loss and metrics of each split under a client's own weights, then under the shared model's."""
-    held, general = _held(federation.clients[client]), federation.general()
-    personalised = _row(federation, held, own, metrics)
-    if general is None:
-        return personalised
-    same = _predict_alike(federation, own, general)
-    return personalised + (personalised if same else _row(federation, held, general, metrics))
+@dataclass(frozen=True)
+class _Numbers:
+    """Loss and metrics of each split under a client's own weights, then under the shared model's."""
+
+    metrics: tuple[Metric, ...]
+
+    def __call__(self, federation: Federation, client: str, own: Tree) -> list[float]:
+        held, general = _held(federation.clients[client]), federation.general()
+        personalised = _row(federation, held, own, self.metrics)
+        if general is None:
+            return personalised
+        same = _predict_alike(federation, own, general)
+        return personalised + (personalised if same else _row(federation, held, general, self.metrics))
 
 
 def _row(federation: Federation, held: dict[str, Examples], weights: Tree, metrics: Sequence[Metric]) -> list[float]:

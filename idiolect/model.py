@@ -127,6 +127,14 @@ class Model:
 
         return trainable, forward
 
+    def copy(self) -> Model:
+        """Return the same model with modules of its own: a module serves one thread at a time."""
+        twin = copy.copy(self)
+        twin._training, twin._predicting, twin._frozen = (
+            copy.deepcopy(m) for m in (self._training, self._predicting, self._frozen)
+        )
+        return twin
+
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
         outputs: Tensor = functional_call(self._predicting, self.tensors(weights.clone()), (x.clone(),))

@@ -97,9 +97,13 @@ class Federation:
         dice = torch.tensor(derive(*words, "dice"), device=self.model.device)
         return Assignment(self.server, self.memory.get(client), batches, self.lr, dice)
 
-    def train(self, client: str) -> Outcome:
-        """Train one client from the present state; nothing is stored."""
-        return client_round(self.method, self.learner, self.training, self.assignment(client, "train"))
+    def train(self, work: Assignment) -> Outcome:
+        """Train from an assignment; nothing is stored."""
+        return client_round(self.method, self.learner, self.training, work)
+
+    def deploy(self, work: Assignment) -> Tree:
+        """Return the weights that predict, from an assignment made to deploy."""
+        return deployed(self.method, self.learner, self.training, work)
 
     def play(self) -> Round:
         """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
@@ -134,7 +138,7 @@ class Federation:
 
     def personal(self, client: str) -> Tree:
         """Return the weights that predict for a client now."""
-        return deployed(self.method, self.learner, self.training, self.assignment(client, "deploy"))
+        return self.deploy(self.assignment(client, "deploy"))
 
     def general(self) -> Tree | None:
         """Return the complete shared model, or None where the method keeps a part of every model personal."""

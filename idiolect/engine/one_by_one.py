@@ -24,7 +24,10 @@ class Engine(Protocol):
         ...
 
     def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
-        """Train clients from the federation's present state; one outcome each, in the same order."""
+        """Train clients from the federation's present state; one outcome each, in the same order.
+
+        An outcome may live in memory that is used again: it is good until the next one is asked for.
+        """
         ...
 
     def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
@@ -48,7 +51,7 @@ class OneByOne:
 
     def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        return map(federation.train, clients)
+        return (federation.train(federation.assignment(client, "train")) for client in clients)
 
     def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed
+from idiolect.client import Assignment, Learner, Outcome, Slots
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import Shuffled
@@ -50,7 +50,7 @@ class Stacked:
         """See `Engine`."""
 
         def trained(work: Assignment) -> Sequence[Outcome]:
-            out = client_round(federation.method, federation.learner, federation.training, work)
+            out = federation.train(work)
             count = len(work.seed)
             uploads, memory = _apart(out.uploads, count), _apart(out.memory, count)
             return [Outcome(*rows) for rows in zip(uploads, memory, out.steps, out.loss, strict=True)]
@@ -61,8 +61,7 @@ class Stacked:
         """See `Engine`."""
 
         def own(work: Assignment) -> Sequence[Tree]:
-            weights = deployed(federation.method, federation.learner, federation.training, work)
-            return [slots["own"] for slots in _apart({"own": weights}, len(work.seed))]
+            return [slots["own"] for slots in _apart({"own": federation.deploy(work)}, len(work.seed))]
 
         personal = self._each(federation, clients, "deploy", own)
         return (score(federation, client, weights) for client, weights in zip(clients, personal, strict=True))

@@ -18,7 +18,9 @@ from idiolect import checkpoint, parts, scope
 from idiolect.client import Slots, client_round
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
+from idiolect.engine.processes import Processes
 from idiolect.engine.stacked import Stacked
+from idiolect.engine.threads import Threads
 from idiolect.method import Method
 from idiolect.report import RunDirectory
 from idiolect.server import server_round
@@ -58,11 +60,21 @@ def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa
 
 
 def check_engines_agree(method: Method) -> None:
-    """Clients in stacks of any width give what clients one by one give, whatever their sizes."""
+    """Stacks of any width, and any number of workers, give what clients one by one give, whatever their sizes."""
     clients = population(RAGGED)
     alone = played(method, clients=clients)
-    for width in (1, 4, 6):
-        same_state(alone, played(method, clients=clients, engine=Stacked(width)), 1e-12)
+    for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):
+        other = played(method, clients=clients, engine=engine)
+        same_state(alone, other, 1e-12)
+        for client in clients:
+            own = torch.tensor(next(engine.measure(other, [client], _values)), dtype=torch.float64)
+            assert (own - alone.personal(client).flat).abs().max() <= 1e-12, (engine, client)
+        engine.close()
+
+
+def _values(federation: Federation, client: str, weights: Tree) -> list[float]:
+    found: list[float] = weights.flat.tolist()
+    return found
 
 
 def check_client_order(method: Method) -> None:
