@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from idiolect import checkpoint
 from idiolect.data import ClientData
+from idiolect.engine.choose import choose
 from idiolect.engine.evaluate import Metric, accuracy
 from idiolect.engine.federation import Federation
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
 from idiolect.method import Method
@@ -45,6 +47,7 @@ def fit(
     report: bool = True,
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
+    engine: str | Engine = "auto",
 ) -> Run:
     """Train a personal model for every client.
 
@@ -68,6 +71,9 @@ def fit(
         report: draw report.html into the directory at the end.
         progress: show a progress bar with the time left.
         about: more facts for the config that is written (where the data come from, say).
+        engine: how clients are trained, see `idiolect.engine.choose`: ``"auto"``, ``"one-by-one"``, ``"threads"``,
+            ``"processes"``, ``"stacked"``, or one of your own making, such as ``Stacked(16)``. All give the same
+            results but for rounding; what was chosen is among the run's notes and in its config.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -95,10 +101,16 @@ def fit(
         kept, notes = prepare(wrapped, clients, training)
         if metrics is None:
             metrics = (accuracy,) if is_cross_entropy(loss) else ()
-        federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
+        if isinstance(engine, str):
+            chosen, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
+        else:
+            chosen, note = engine, repr(engine)
+        notes.append(f"clients are trained {note}")
+        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
-        with Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext() as bar:
+        bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()
+        with closing(chosen), bar_of as bar:
             while run.round < rounds:
                 due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
                 record = _play(run, due)

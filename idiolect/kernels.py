@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.anatomy import Anatomy
-from idiolect.layers import LAYERS, Layer, Relu, Sink, State
+from idiolect.layers import LAYERS, Layer, Relu, Sink, State, Stem
 from idiolect.model import Loss, Model
 from idiolect.tree import Layout, Tree, combine
 from idiolect.words import Batch, Gradient, Lockstep, Step
@@ -53,7 +53,8 @@ class Kernels:
         self._places: list[tuple[list[int], list[int]]] = []  # of weights in the row, of statistics among buffers
         before = Layer(nn.Identity())
         for name, module in named:
-            layer = LAYERS[type(module)](module)
+            make = Stem if not self._layers and Stem.fits(module) else LAYERS[type(module)]
+            layer = make(module)  # type: ignore[arg-type]
             if isinstance(layer, Relu):
                 layer.in_place = before.fresh
             self._layers.append(layer)
