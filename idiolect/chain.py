@@ -56,6 +56,9 @@ def read(module: nn.Module) -> list[Layer]:
     return arrange(layers)
 
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 def _plain(module: nn.Module) -> None:
     """Refuse what a trace does not show."""
     names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
@@ -67,7 +70,7 @@ def _plain(module: nn.Module) -> None:
         if parameter.dtype not in (torch.float32, torch.float64):
             raise NoChainError(f"parameter {name!r} is {parameter.dtype}, not float32 or float64")
     for name, layer in module.named_modules():
-        if any(vars(layer)[hooks] for hooks in vars(layer) if "hooks" in hooks and "state_dict" not in hooks):
+        if any(getattr(layer, hooks) for hooks in _HOOKS):
             raise NoChainError(f"layer {name!r} ({type(layer).__name__}) has hooks")
         if "forward" in vars(layer):
             raise NoChainError(f"layer {name!r} ({type(layer).__name__}) has a forward of its own")
@@ -77,7 +80,8 @@ class _Tracer(fx.Tracer):
     """A tracer that notices gradients switched off, which leaves no trace in a graph."""
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
-        if kind != "placeholder" and (not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")):
+        mixed = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        if mixed or not torch.is_grad_enabled():
             raise NoChainError("its forward switches gradients or precision")
         return super().create_node(kind, *args, **kwargs)
 
@@ -114,12 +118,17 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 def _steps(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the name and module of each node of the chain; functions and methods become the modules they equal."""
+    if _Tracer().is_leaf_module(module, ""):  # one layer is a chain
+        yield "", module
+        return
     graph = _traced(module)
     sizes = {n: of for n in graph.nodes if (of := _batch_size(n)) is not None}
     shapes = {n for n in graph.nodes if _is_shape(n)}
     nodes = [n for n in graph.nodes if n not in sizes and n not in shapes]
     before: fx.Node | None = None
     for node in nodes:
+        if node.op == "get_attr":
+            raise NoChainError(f"its forward handles tensor {str(node.target)!r} outside its layer")
         if (node.op == "placeholder") != (before is None):
             raise NoChainError("the model takes more than one input")
         used = [n for n in node.users if n not in sizes and n not in shapes]

@@ -317,7 +317,7 @@ def layer_of(name: str, module: nn.Module) -> Layer | str | None:
     if make is None or why:
         return f"layer {name!r} ({type(module).__name__}) has no explicit kernel{why}"
     layer = make(module)
-    layer.names = tuple(f"{name}.{own}" for own in layer.names)
+    layer.names = tuple(f"{name}.{own}" if name else own for own in layer.names)
     return layer
 
 
