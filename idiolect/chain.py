@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from idiolect.layers import Layer, View, arrange, layer_of
 
 
-class NoChainError(Exception):
+class NotAChainError(ValueError):
     """Why a module is no chain of known layers."""
 
 
@@ -33,7 +33,7 @@ def read(module: nn.Module) -> list[Layer]:
     Tracing replaces parts of PyTorch while it lasts: call it before threads run modules.
 
     Raises:
-        NoChainError: if it is no chain of known layers.
+        NotAChainError: if it is no chain of known layers.
 
     Example:
         >>> [layer.names for layer in read(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))]
@@ -42,17 +42,17 @@ def read(module: nn.Module) -> list[Layer]:
     _plain(module)
     training, predicting = (list(_steps(copy.deepcopy(module).train(mode))) for mode in (True, False))
     if [(name, repr(step)) for name, step in training] != [(name, repr(step)) for name, step in predicting]:
-        raise NoChainError("the model does something else in training than in evaluation mode")
+        raise NotAChainError("the model does something else in training than in evaluation mode")
     found = [layer_of(name, step) for name, step in training]
     if why := next((layer for layer in found if isinstance(layer, str)), None):
-        raise NoChainError(why)
+        raise NotAChainError(why)
     layers = [layer for layer in found if isinstance(layer, Layer)]
     held = [name for layer in layers for name in layer.names]
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if odd := next((name for name, _ in tensors if name not in held), None):
-        raise NoChainError(f"tensor {odd!r} belongs to no layer of the chain")
+        raise NotAChainError(f"tensor {odd!r} belongs to no layer of the chain")
     if len(held) != len(set(held)):
-        raise NoChainError("a layer is used more than once")
+        raise NotAChainError("a layer is used more than once")
     return arrange(layers)
 
 
@@ -63,17 +63,17 @@ def _plain(module: nn.Module) -> None:
     """Refuse what a trace does not show."""
     names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
     if odd := next((n for n in names if n not in dict(module.named_parameters())), None):
-        raise NoChainError(f"parameter {odd!r} is shared by two layers")
+        raise NotAChainError(f"parameter {odd!r} is shared by two layers")
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
-            raise NoChainError(f"parameter {name!r} is frozen")
+            raise NotAChainError(f"parameter {name!r} is frozen")
         if parameter.dtype not in (torch.float32, torch.float64):
-            raise NoChainError(f"parameter {name!r} is {parameter.dtype}, not float32 or float64")
+            raise NotAChainError(f"parameter {name!r} is {parameter.dtype}, not float32 or float64")
     for name, layer in module.named_modules():
         if any(getattr(layer, hooks) for hooks in _HOOKS):
-            raise NoChainError(f"layer {name!r} ({type(layer).__name__}) has hooks")
+            raise NotAChainError(f"layer {name!r} ({type(layer).__name__}) has hooks")
         if "forward" in vars(layer):
-            raise NoChainError(f"layer {name!r} ({type(layer).__name__}) has a forward of its own")
+            raise NotAChainError(f"layer {name!r} ({type(layer).__name__}) has a forward of its own")
 
 
 class _Tracer(fx.Tracer):
@@ -82,7 +82,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         mixed = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if mixed or not torch.is_grad_enabled():
-            raise NoChainError("its forward switches gradients or precision")
+            raise NotAChainError("its forward switches gradients or precision")
         return super().create_node(kind, *args, **kwargs)
 
 
@@ -103,16 +103,18 @@ def _traced(module: nn.Module) -> fx.Graph:
     try:
         with torch.enable_grad():
             graph: fx.Graph = _Tracer().trace(module)
-    except NoChainError:
+    except NotAChainError:
         raise
     except Exception as error:  # whatever a user's forward raises when it meets no tensor
-        raise NoChainError(f"its forward is no fixed sequence of layers ({str(error).partition(chr(10))[0]})") from None
+        raise NotAChainError(
+            f"its forward is no fixed sequence of layers ({str(error).partition(chr(10))[0]})"
+        ) from None
     finally:
         sys.setprofile(profile)
     if drawn() != before:
         hidden.append("draws random numbers")
     if hidden:
-        raise NoChainError(f"its forward {hidden[0]}")
+        raise NotAChainError(f"its forward {hidden[0]}")
     return graph
 
 
@@ -128,14 +130,14 @@ def _steps(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     before: fx.Node | None = None
     for node in nodes:
         if node.op == "get_attr":
-            raise NoChainError(f"its forward handles tensor {str(node.target)!r} outside its layer")
+            raise NotAChainError(f"its forward handles tensor {str(node.target)!r} outside its layer")
         if (node.op == "placeholder") != (before is None):
-            raise NoChainError("the model takes more than one input")
+            raise NotAChainError("the model takes more than one input")
         used = [n for n in node.users if n not in sizes and n not in shapes]
         if before is not None and (not node.args or node.args[0] is not before):
-            raise NoChainError(f"{node.name!r} does not work on the output before it")
+            raise NotAChainError(f"{node.name!r} does not work on the output before it")
         if len(used) != (node.op != "output"):
-            raise NoChainError(f"the output of {node.name!r} is used {len(used)} times")
+            raise NotAChainError(f"the output of {node.name!r} is used {len(used)} times")
         if node.op not in ("placeholder", "output"):
             yield _step(module, node, {n for n, of in sizes.items() if of is before})
         before = node
@@ -206,4 +208,4 @@ def _step(module: nn.Module, node: fx.Node, rows: set[fx.Node]) -> tuple[str, nn
         given = dict(zip(names, arguments, strict=False)) | options
         if len(arguments) <= len(names) and set(given) <= set(names) and not node.all_input_nodes[1:]:
             return node.name, make(**given)
-    raise NoChainError(f"{node.name!r} ({getattr(node.target, '__name__', node.target)}) has no explicit kernel")
+    raise NotAChainError(f"{node.name!r} ({getattr(node.target, '__name__', node.target)}) has no explicit kernel")

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from idiolect.client import Assignment, client_round
+from idiolect.engine.stream import NoBatches
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree
-from idiolect.words import Batch, Start
-
-
-class _NoBatches:
-    def epochs(self, count: int) -> Sequence[Batch]:
-        """Return no batch at all."""
-        return []
+from idiolect.words import Start
 
 
 def describe(method: Method, model: Model) -> list[dict[str, str]]:
@@ -37,7 +30,7 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
     start = Start(start.anatomy, start.weights, method.parts[0].server(start))
     server = {p.name: p.server(start) for p in method.parts}
     memory = {p.name: p.memory(start) for p in method.parts}
-    work = Assignment(server, memory, _NoBatches(), 1.0, torch.tensor(0))
+    work = Assignment(server, memory, NoBatches(), 1.0, torch.tensor(0))
     uploads = client_round(method, model, Training(), work).uploads
     return [
         {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples
 from idiolect.engine.evaluate import Metric, evaluate
 from idiolect.engine.federation import Federation
 from idiolect.report import summarise
@@ -24,15 +25,16 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         The keys ``personalised``, ``generalised`` (None where no complete shared model exists) and ``clients`` of
         a round's record.
     """
-    general = federation.general()
+    names = ["loss", *(m.name for m in metrics)]
     personalised: dict[str, Scores] = {}
     generalised: dict[str, Scores] = {}
-    for client, data in federation.clients.items():
-        own = federation.personal(client)
-        personalised[client] = _scores(federation, data, own, metrics)
-        if general is not None:
-            same = _predict_alike(federation, own, general)
-            generalised[client] = personalised[client] if same else _scores(federation, data, general, metrics)
+    found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
+    for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
+        rows = [dict(zip(names, row, strict=True)) for row in _batched(numbers, len(names))]
+        splits = _held(data)
+        personalised[client] = dict(zip(splits, rows, strict=False))
+        if len(rows) > len(splits):
+            generalised[client] = dict(zip(splits, rows[len(splits) :], strict=True))
     return {
         "personalised": _over_clients(federation, personalised, metrics),
         "generalised": _over_clients(federation, generalised, metrics) if generalised else None,
@@ -46,14 +48,38 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
     }
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """Loss and metrics of each split under a client's own weights, then under the shared model's."""
+
+    metrics: tuple[Metric, ...]
+
+    def __call__(self, federation: Federation, client: str, own: Tree) -> list[float]:
+        held, general = _held(federation.clients[client]), federation.general()
+        personalised = _row(federation, held, own, self.metrics)
+        if general is None:
+            return personalised
+        same = _predict_alike(federation, own, general)
+        return personalised + (personalised if same else _row(federation, held, general, self.metrics))
+
+
+def _row(federation: Federation, held: dict[str, Examples], weights: Tree, metrics: Sequence[Metric]) -> list[float]:
+    learner, loss = federation.learner, federation.model.loss
+    scores = [evaluate(learner, loss, weights, x, y, metrics) for x, y in held.values()]
+    return [number for score in scores for number in score.values()]
+
+
+def _batched(numbers: list[float], size: int) -> list[list[float]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+def _held(data: ClientData) -> dict[str, Examples]:
+    return {split: examples for split, examples in data.splits().items() if split != "train"}
+
+
 def _predict_alike(federation: Federation, one: Tree, other: Tree) -> bool:
     names = federation.model.anatomy.exchangeable
     return torch.equal(pick(one, names).flat, pick(other, names).flat)
-
-
-def _scores(federation: Federation, data: ClientData, weights: Tree, metrics: Sequence[Metric]) -> Scores:
-    held = {split: examples for split, examples in data.splits().items() if split != "train"}
-    return {s: evaluate(federation.model, weights, x, y, metrics) for s, (x, y) in held.items()}
 
 
 def _over_clients(

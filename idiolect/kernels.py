@@ -6,7 +6,7 @@ computes the gradient: ``W -= rate * d' x`` in one pass over ``W``. Small and fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -14,93 +14,79 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.anatomy import Anatomy
-from idiolect.chain import NoChainError, read
+from idiolect.chain import NotAChainError, read
 from idiolect.layers import Layer, Sink, aten
+from idiolect.model import Loss, Model
 from idiolect.tree import Tree, combine
-from idiolect.words import Batch, Gradient
+from idiolect.words import Batch, Gradient, Lockstep, Step
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) -> () mean over the batch."""
+__all__ = ["Kernels", "NotAChainError"]
 
 
 class Kernels:
-    """A chain of layers as explicit kernels; it holds no tensor and may be used by several threads at once.
+    """A model that is a chain of layers, as explicit kernels; several threads may use it at once.
 
-    Make one with `Kernels.of`.
+    Args:
+        model: read, not changed. Make kernels before threads run modules: tracing replaces parts of PyTorch meanwhile.
+
+    Raises:
+        NotAChainError: if the model is no chain of known layers; the line says why.
 
     Example:
-        >>> from idiolect.model import Model
-        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> model, batch = Model(net), Batch(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
-        >>> kernels = Kernels.of(net, F.cross_entropy, model.anatomy)
-        >>> expected = model.grad(model.initial, batch).gradient
-        >>> torch.allclose(kernels.grad(model.initial, batch).gradient.flat, expected.flat)
+        >>> model = Model(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        >>> batch = Batch(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
+        >>> expected, found = model.grad(model.initial, batch), Kernels(model).grad(model.initial, batch)
+        >>> torch.allclose(found.gradient.flat, expected.gradient.flat)
         True
+        >>> Kernels(Model(nn.Sequential(nn.Linear(3, 4), nn.ELU())))
+        Traceback (most recent call last):
+        idiolect.chain.NotAChainError: layer '1' (ELU) has no explicit kernel
     """
 
-    def __init__(self, layers: Sequence[Layer], loss: Loss, anatomy: Anatomy) -> None:
-        self._layers, self._loss, self._anatomy = layers, loss, anatomy
-        self._cross_entropy = _is_plain_cross_entropy(loss)
-        place = {name: i for i, name in enumerate(anatomy.layout.names)}
-        self._places = [[place[name] for name in layer.names] for layer in layers]
-
-    @staticmethod
-    def of(module: nn.Module, loss: Loss, anatomy: Anatomy) -> Kernels | str:
-        """Return the kernels of a module, or one line that says why it has none.
-
-        Args:
-            module: read, not changed. Call this before threads run modules: tracing replaces parts of PyTorch.
-            loss: (output, target) -> scalar mean over the batch.
-            anatomy: of the module.
-
-        Example:
-            >>> from idiolect.anatomy import anatomy_of
-            >>> net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
-            >>> Kernels.of(net, F.cross_entropy, anatomy_of(net))
-            "layer '1' (Dropout) has no explicit kernel"
-        """
-        try:
-            return Kernels(read(module), loss, anatomy)
-        except NoChainError as why:
-            return str(why)
+    def __init__(self, model: Model) -> None:
+        self.anatomy: Anatomy = model.anatomy
+        self._loss, self._cross_entropy = model.loss, _is_plain_cross_entropy(model.loss)
+        self._layers = read(model.module(model.initial))
+        place = {name: i for i, name in enumerate(self.anatomy.layout.names)}
+        self._places = [[place[name] for name in layer.names] for layer in self._layers]
 
     @torch.no_grad()
-    def grad(self, weights: Tree, batch: Batch, only: Container[str] | None = None) -> Gradient:
+    def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; pure, like `Model.grad`.
 
         Args:
             weights: the whole row, (P,).
-            batch: the examples.
+            step: the examples of one client.
             only: differentiate in these weights alone: the pass back ends at the first of them.
 
         Returns:
             The gradient in a row of its own, statistics and counters after the pass, the loss.
         """
-        where = self._anatomy.trainable if only is None else self._anatomy.trainable.only(only)
+        where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
         gradient = Tree(where, weights.flat.new_empty(where.total))
-        buffers = Tree(self._anatomy.buffers, combine(self._anatomy.buffers, weights).flat.clone())
+        buffers = Tree(self.anatomy.buffers, combine(self.anatomy.buffers, weights).flat.clone())
         tensors = _views(weights)
-        first = len(self._anatomy.trainable.names)
+        first = len(self.anatomy.trainable.names)
         tensors[first:] = _views(buffers)
         views = dict(zip(where.names, _views(gradient), strict=True))
-        targets = [views.get(name) for name in self._anatomy.trainable.names]
-        loss = self._pass(tensors, targets, batch, 0.0, 1.0)
+        targets = [views.get(name) for name in self.anatomy.trainable.names]
+        loss = self._pass(tensors, targets, _batch(step), 0.0, 1.0)
         return Gradient(gradient, buffers, loss)
 
     @torch.no_grad()
-    def descend(self, weights: Tree, batch: Batch, rate: float) -> Tensor:
+    def descend(self, weights: Tree, step: Step, rate: float) -> Tensor:
         """Take a step of plain gradient descent in place, statistics and counters included.
 
         Args:
             weights: the whole row, (P,); it is changed.
-            batch: the examples.
+            step: the examples of one client.
             rate: learning rate.
 
         Returns:
             () the loss before the step.
         """
         tensors = _views(weights)
-        return self._pass(tensors, tensors, batch, 1.0, -rate)
+        return self._pass(tensors, tensors, _batch(step), 1.0, -rate)
 
     @torch.no_grad()
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
@@ -148,6 +134,12 @@ class Kernels:
             loss = self._loss(leaf.clone(), y)  # a loss may work in place on what it is given
             (d,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), d
+
+
+def _batch(step: Step) -> Batch:
+    if isinstance(step, Lockstep):
+        raise TypeError("explicit kernels differentiate one client at a time")
+    return step
 
 
 def _views(tree: Tree) -> list[Tensor]:

@@ -7,16 +7,19 @@ from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.anatomy import Anatomy, anatomy_of, initial_tree
-from idiolect.tree import Tree, combine, overlay
-from idiolect.words import Batch, Gradient
+from idiolect.tree import Tree, combine
+from idiolect.words import Batch, Gradient, Lockstep, Step
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> () mean over the batch."""
+
+Forward = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""Weights to the loss, and the buffers after the pass."""
 
 
 class Model:
@@ -54,43 +57,83 @@ class Model:
         """Where the model lives."""
         return self.initial.flat.device
 
-    def grad(self, weights: Tree, batch: Batch, only: Container[str] | None = None) -> Gradient:
+    @property
+    def descend(self) -> None:
+        """The reference has no shorter way to a plain step than its gradient."""
+        return None
+
+    def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
 
         Args:
-            weights: the whole row.
-            batch: the examples.
+            weights: the whole row; a stack of rows for a step of a stack.
+            step: the examples.
             only: differentiate in these weights alone, which costs less when they are the last layers.
 
-        A batch that carries a validity is one of a stack under `vmap`, which needs `torch.func`; a batch of one
-        client goes through ordinary autograd, which takes any module.
+        A batch of one client goes through ordinary autograd, which takes any module; a stack through
+        `torch.func`, which refuses some.
         """
-        module = self._frozen if batch.frozen else self._training
-        weights, x = weights.clone(), batch.x.clone()  # a forward may work in place on what it is given
-        before = combine(self.anatomy.buffers, weights)
+        if isinstance(step, Lockstep):
+            return self._in_step(weights, step, only)
+        self._seed(step.key)
+        row = weights.clone()  # a forward may work in place on what it is given
+        trainable, forward = self._forward(row, step.x.clone(), step.y, step.frozen, only)
+        leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
+        loss, after = forward(leaves)
+        unused = only is not None and not loss.requires_grad  # the forward does not use these weights
+        found = (
+            tuple(map(torch.zeros_like, leaves.values()))
+            if unused
+            else torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        )
+        return Gradient(Tree.of(dict(zip(leaves, found, strict=True))), self._row(row, after), loss.detach())
 
-        def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            buffers = self._buffers(before)
-            state = {**fixed, **parameters, **buffers}
+    def _in_step(self, weights: Tree, step: Lockstep, only: Container[str] | None) -> Gradient:
+        """Differentiate each group of a stack at once; rows that do not take the step have gradient zero."""
+        where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
+        stack = len(weights.flat)
+        parts = [self._group(weights.flat[g.rows], g.batch, step.frozen or g.batch.frozen, only) for g in step.groups]
+        if step.live < stack:
+            idle = weights.flat[step.live :]
+            buffers = combine(self.anatomy.buffers, Tree(weights.layout, idle)).flat
+            parts.append((idle.new_zeros(len(idle), where.total), buffers, idle.new_zeros(len(idle))))
+        gradient, buffers, loss = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return Gradient(Tree(where, gradient), Tree(self.anatomy.buffers, buffers), loss)
+
+    def _group(
+        self, rows: Tensor, batch: Batch, frozen: bool, only: Container[str] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def one(flat: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            row = Tree(self.anatomy.layout, flat.clone())
+            trainable, forward = self._forward(row, x.clone(), y, frozen, only)
+            gradient, (loss, after) = grad_and_value(forward, has_aux=True)(trainable)
+            return Tree.of(gradient).flat, self._row(row, after).flat, loss
+
+        return vmap(one)(rows, batch.x, batch.y)
+
+    def _forward(
+        self, row: Tree, x: Tensor, y: Tensor, frozen: bool, only: Container[str] | None
+    ) -> tuple[dict[str, Tensor], Forward]:
+        """Return the weights to differentiate in, and the function from them to loss and buffers."""
+        module = self._frozen if frozen else self._training
+        trainable = {n: row[n] for n in self.anatomy.trainable.names if only is None or n in only}
+        fixed = {n: row[n] for n in self.anatomy.trainable.names if n not in trainable}
+
+        def forward(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = self._buffers(row)
+            state = {**fixed, **weights, **buffers}
             output = functional_call(module, state, (x,))  # leaves in `state` also what the forward replaced
-            return self.loss(output, batch.y), {n: state[n] for n in buffers}
+            return self.loss(output, y), {n: state[n] for n in buffers}
 
-        trainable = {n: weights[n] for n in self.anatomy.trainable.names if only is None or n in only}
-        fixed = {n: weights[n] for n in self.anatomy.trainable.names if n not in trainable}
-        if batch.valid is None:
-            self._seed(batch.key)
-            leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
-            loss, after = loss_of(leaves)
-            unused = only is not None and not loss.requires_grad  # the forward does not use these weights
-            found = (
-                tuple(map(torch.zeros_like, leaves.values()))
-                if unused
-                else torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-            )
-            gradients = dict(zip(leaves, found, strict=True))
-        else:
-            gradients, (loss, after) = grad_and_value(loss_of, has_aux=True)(trainable)
-        return Gradient(Tree.of(gradients), self._row(before, after), loss.detach())
+        return trainable, forward
+
+    def copy(self) -> Model:
+        """Return the same model with modules of its own: a module serves one thread at a time."""
+        twin = copy.copy(self)
+        twin._training, twin._predicting, twin._frozen = (
+            copy.deepcopy(m) for m in (self._training, self._predicting, self._frozen)
+        )
+        return twin
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
@@ -100,7 +143,7 @@ class Model:
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
         """Return a row as the named tensors of the module's ``state_dict``; counters become integers."""
         trainable = {n: weights[n] for n in self.anatomy.trainable.names}
-        return {**trainable, **self._buffers(combine(self.anatomy.buffers, weights))}
+        return {**trainable, **self._buffers(weights)}
 
     def module(self, weights: Tree) -> nn.Module:
         """Return a copy of the user's module that holds these weights, in evaluation mode."""
@@ -128,11 +171,11 @@ class Model:
 
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
         """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""
-        counters = self.anatomy.names("counter")
-        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in row.layout.names}
+        counters, names = self.anatomy.names("counter"), self.anatomy.buffers.names
+        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in names}
 
-    def _row(self, before: Tree, after: dict[str, Tensor]) -> Tree:
+    def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
+        """Return what a pass left of statistics and counters as a tree."""
         if not after:
-            return before
-        found = {n: t.detach().to(self.dtype).reshape(before[n].shape) for n, t in after.items()}
-        return overlay(before, Tree.of(found))
+            return combine(self.anatomy.buffers, row)
+        return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})

@@ -13,9 +13,11 @@ from typing import Protocol
 import torch
 
 from idiolect.errors import UsageError
-from idiolect.tree import Tree, zeros_like
+from idiolect.tree import Tree, layout, zeros_like
 
 State = dict[str, Tree]
+
+_STEP = layout(("step",), (torch.Size([1]),))
 
 
 class Optimiser(Protocol):
@@ -84,7 +86,7 @@ class Adam:
     def init(self, direction: Tree) -> State:
         """See `Optimiser`."""
         zeros = zeros_like(direction)
-        return {"first": zeros, "second": zeros, "step": Tree.of({"step": direction.flat.new_zeros(1)})}
+        return {"first": zeros, "second": zeros, "step": Tree(_STEP, torch.zeros_like(direction.flat[..., :1]))}
 
     def move(self, direction: Tree, state: State) -> tuple[Tree, State]:
         """See `Optimiser`."""

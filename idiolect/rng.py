@@ -31,12 +31,12 @@ _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of the SplitMix64 f
 
 
 def uniform_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Return `count` numbers in [0, 1) that depend on an integer tensor alone, also under `vmap`.
+    """Return `count` numbers in [0, 1) that depend on an integer alone, shape ``(..., count)``.
 
     The SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014) applied to ``seed + i * golden``.
 
     Args:
-        seed: () int64.
+        seed: () int64; or ``(...)``, one for each row of a stack.
         count: how many numbers.
         dtype: floating dtype of the result.
 
@@ -46,7 +46,7 @@ def uniform_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         True
     """
     golden = torch.arange(1, count + 1, device=seed.device) * -0x61C8864680B583EB
-    z = seed + golden
+    z = seed[..., None] + golden
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         z = (z ^ _shift_right(z, shift)) * multiplier
     z = z ^ _shift_right(z, 31)

@@ -52,21 +52,26 @@ class Mean:
         return Tree(self._layout, (self._sum / self._weight).to(self._dtype))
 
 
-def server_round(method: Method, server: Slots, arrivals: Iterable[Arrival], central: Central) -> Slots:
+def server_round(
+    method: Method, server: Slots, arrivals: Iterable[Arrival], central: Central, population: int
+) -> Slots:
     """Aggregate one round's uploads into the next server slots. Nothing it is given is changed.
 
     Args:
         method: whose parts aggregate.
         server: the slots that were broadcast.
-        arrivals: the cohort's uploads, consumed one by one.
+        arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort.
         central: with `old` and `new` both the shared tensors before this round.
+        population: number of clients there are.
     """
     means = {p.name: Mean() for p in method.parts}
-    for arrival in arrivals:
+    arrived = 0
+    for arrived, arrival in enumerate(arrivals, 1):  # noqa: B007 - the count is used below
         for part in method.parts:
             equal = part.uniform or method.weighting == "uniform"
             tree = part.arrive(central, arrival) if part.arrive else arrival.uploads[part.name]
             means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
+    central = replace(central, participation=arrived / population)
     after: Slots = {}
     for part in method.parts:
         after[part.name] = _aggregate(part, central, server[part.name], means[part.name].result())

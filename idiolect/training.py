@@ -62,6 +62,11 @@ class Training:
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip must be above 0, got {self.clip}")
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step is the gradient times the learning rate and nothing else."""
+        return self.optimiser == SGD() and self.clip is None and not self.groups
+
     def decay(self, anatomy: Anatomy, like: Tree) -> Tree | float:
         """Return the weight decay of each value: one number where all are alike."""
         own = [(g.names, g.weight_decay) for g in self.groups]

@@ -1,12 +1,14 @@
 """Named tensors in one flat row, and the arithmetic that methods are written in.
 
 A model's weights, a client's memory, an upload: each is a `Tree`. Its tensors are views of one buffer, so
-an operation on a tree is one kernel however many tensors it names. Nothing here changes its inputs.
+an operation on a tree is one kernel however many tensors it names. A row may have leading axes, a stack of
+clients; arithmetic then broadcasts, and reductions run along the last axis alone, so that the same lines serve
+one client and many. Nothing here changes its inputs, but for `step_`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -86,8 +88,11 @@ class Tree(Mapping[str, Tensor]):
         return Tree(where, torch.cat(rows) if rows else torch.zeros(0))
 
     def __getitem__(self, name: str) -> Tensor:
-        start, shape = self.layout.starts[name], self.layout.shape_of[name]
-        return self.flat.narrow(-1, start, shape.numel()).view(self.flat.shape[:-1] + shape)
+        return self.stretch(name).view(self.flat.shape[:-1] + self.layout.shape_of[name])
+
+    def stretch(self, name: str) -> Tensor:
+        """Return a tensor as its stretch of the row, shape ``(..., size)``: reduce along the last axis."""
+        return self.flat.narrow(-1, self.layout.starts[name], self.layout.shape_of[name].numel())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.names)
@@ -180,7 +185,16 @@ def combine(target: Layout, *trees: Tree) -> Tree:
     pieces = [trees[i].flat.narrow(-1, start, size) for i, start, size in plan]
     if not pieces:
         return Tree(target, trees[0].flat.narrow(-1, 0, 0))
-    return Tree(target, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1))
+    return Tree(target, pieces[0] if len(pieces) == 1 else _join(pieces))
+
+
+def _join(pieces: Sequence[Tensor]) -> Tensor:
+    """Concatenate rows along the last axis; leading axes broadcast."""
+    axes = {piece.shape[:-1] for piece in pieces}
+    if len(axes) > 1:
+        lead = torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
+        pieces = [piece.expand(*lead, -1) for piece in pieces]
+    return torch.cat(list(pieces), dim=-1)
 
 
 def pick(tree: Tree, names: Container[str]) -> Tree:
@@ -212,14 +226,21 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
 
 def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
     """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimiser, and new statistics."""
-    flat = y.flat.clone()
+    axes = {t.flat.shape[:-1] for t in (y, x, *tops) if len(t)}
+    lead = torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
+    after = Tree(y.layout, y.flat.expand(*lead, -1).clone())
+    step_(after, a, x, *tops)
+    return after
+
+
+def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
+    """Do what `step` returns to `y` itself."""
     for start, place, size in _places(x.layout, y.layout):
-        new, old = x.flat.narrow(-1, start, size), flat.narrow(-1, place, size)
+        new, old = x.flat.narrow(-1, start, size), y.flat.narrow(-1, place, size)
         old.add_(new * a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
     for top in tops:
         for start, place, size in _places(top.layout, y.layout):
-            flat.narrow(-1, place, size).copy_(top.flat.narrow(-1, start, size))
-    return Tree(y.layout, flat)
+            y.flat.narrow(-1, place, size).copy_(top.flat.narrow(-1, start, size))
 
 
 def zeros_like(tree: Tree) -> Tree:
@@ -244,11 +265,12 @@ def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
 
 
 def spread(values: Tensor, like: Layout) -> Tree:
-    """Return a tree whose i-th tensor is filled with ``values[i]``.
+    """Return a tree whose i-th tensor is filled with ``values[..., i]``.
 
     Example:
         >>> where_to = Tree.of({"a": torch.zeros(2), "b": torch.zeros(1)}).layout
         >>> spread(torch.tensor([3.0, 5.0]), where_to).flat.tolist()
         [3.0, 3.0, 5.0]
     """
-    return Tree(like, torch.cat([values[i].expand(size) for i, size in enumerate(like.sizes)]))
+    lead = values.shape[:-1]
+    return Tree(like, torch.cat([values[..., i : i + 1].expand(*lead, n) for i, n in enumerate(like.sizes)], dim=-1))

@@ -14,21 +14,46 @@ from idiolect.tree import Tree
 
 
 class Batch(NamedTuple):
-    """One mini-batch.
+    """One mini-batch of one client.
 
     Attributes:
         x: ``(b, ...)`` inputs.
         y: ``(b, ...)`` targets.
         key: seed of this step's randomness (dropout), the same for every pass over the batch.
-        valid: () bool, or None for true. False marks padding: the step is undone.
         frozen: normalise by running statistics instead of the batch's (a client with one example).
     """
 
     x: Tensor
     y: Tensor
     key: int = 0
-    valid: Tensor | None = None
     frozen: bool = False
+
+
+class Group(NamedTuple):
+    """Neighbours in a stack of clients whose batches have one size."""
+
+    rows: slice
+    """Which clients."""
+    batch: Batch
+    """Theirs, with the axis of clients first: x is ``(k, b, ...)``."""
+
+
+class Lockstep(NamedTuple):
+    """One step of a stack of K clients, which have different numbers of steps: the first `live` take it.
+
+    Attributes:
+        groups: the batches; together they cover the first `live` clients.
+        live: how many clients take the step.
+        frozen: normalise by running statistics, whatever the batches say.
+    """
+
+    groups: tuple[Group, ...]
+    live: int
+    frozen: bool = False
+
+
+Step = Batch | Lockstep
+"""What a gradient is taken on. Parts hand it on and do not look inside."""
 
 
 class Gradient(NamedTuple):
@@ -42,8 +67,8 @@ class Gradient(NamedTuple):
     """() mean loss of the batch."""
 
 
-GradFn = Callable[[Tree, Batch], Gradient]
-"""Weights and a batch to a gradient; pure."""
+GradFn = Callable[[Tree, Step], Gradient]
+"""Weights and a batch to a gradient; pure. In a stack, rows that do not take the step have gradient zero."""
 
 
 Direct = Callable[[Tree, Tree], Tree]
@@ -62,7 +87,12 @@ class Slot(NamedTuple):
 class Stream(Protocol):
     """A client's examples as mini-batches in this round's order."""
 
-    def epochs(self, count: int) -> Sequence[Batch]:
+    @property
+    def batches(self) -> int | Tensor:
+        """Number of batches in one pass; ``(K, 1)`` in a stack."""
+        ...
+
+    def epochs(self, count: int) -> Sequence[Step]:
         """Return the batches of the first `count` passes; the same at every call."""
         ...
 
@@ -99,15 +129,17 @@ class Start:
 class Local:
     """What a part may look at during one client's round.
 
+    Where an engine stacks clients, trees and `steps` have leading axes and `seed` has theirs.
+
     Attributes:
         anatomy: what the model is made of.
         shared: the exchanged tensors as they were received (the anchor of proximal terms).
         start: weights local training starts from.
         end: weights it ended with (equal to `start` before training).
         stream: the client's batches.
-        steps: (1,) number of steps taken (0 before training).
+        steps: (..., 1) number of steps taken (0 before training).
         lr: learning rate of this round.
-        seed: () int64, this client's own randomness in this round.
+        seed: (...) int64, this client's own randomness in this round.
         grad: the plain gradient of the loss.
         train: local training for parts that need a second one.
     """
@@ -144,7 +176,7 @@ class Central:
         old: shared tensors before this round.
         new: shared tensors after it (equal to `old` until `share` has aggregated).
         lr: learning rate of this round.
-        participation: clients whose upload counts / population.
+        participation: clients whose upload counts / population; while they arrive, the cohort / population.
     """
 
     anatomy: Anatomy

@@ -105,7 +105,7 @@ def test_bytes_are_those_of_what_is_sent():
 def test_evaluation_counts_example_by_example_in_evaluation_mode():
     model = Model(network())
     x, y = examples("ada", 1100)  # more than one pass
-    found = evaluate(model, model.initial, x, y, [accuracy])
+    found = evaluate(model, model.loss, model.initial, x, y, [accuracy])
     reference = network().eval()
     with torch.no_grad():
         outputs = reference(x)

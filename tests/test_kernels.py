@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idiolect.anatomy import anatomy_of
-from idiolect.kernels import Kernels
+from idiolect.kernels import Kernels, NotAChainError
 from idiolect.model import Model
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
 from idiolect.tree import Tree, step
@@ -35,8 +34,7 @@ def prepared(net, loss=F.cross_entropy, seed=0):
     """Return a model in float64 with statistics and affine weights away from their defaults, and its kernels."""
     net = net.double()
     model = Model(net, loss)
-    kernels = Kernels.of(net, loss, model.anatomy)
-    assert isinstance(kernels, Kernels), kernels
+    kernels = Kernels(model)
     row = model.initial.flat + 0.1 * torch.randn(
         model.initial.flat.shape, generator=torch.Generator().manual_seed(seed)
     )
@@ -355,7 +353,7 @@ def test_single_precision():
     torch.manual_seed(10)
     net = small_cnn((1, 8, 8), 10)
     model = Model(net)
-    kernels = Kernels.of(net, F.cross_entropy, model.anatomy)
+    kernels = Kernels(model)
     batch = Batch(images(16, 1).float(), torch.randint(10, (16,)))
     expected, found = model.grad(model.initial, batch), kernels.grad(model.initial, batch)
     assert found.gradient.flat.dtype == torch.float32
@@ -577,15 +575,15 @@ def test_refused(name):
     make, line = REFUSED[name]
     net = make()
     before = {n: t.clone() for n, t in net.state_dict().items()}
-    found = Kernels.of(net, F.cross_entropy, anatomy_of(net))
-    assert isinstance(found, str)
-    assert line in found
-    assert "\n" not in found
+    with pytest.raises(NotAChainError) as found:
+        Kernels(Model(net))
+    assert line in str(found.value)
+    assert "\n" not in str(found.value)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()), "the user's module changed"
 
 
 def test_reading_leaves_the_module_alone():
     net = small_cnn((1, 8, 8), 10).eval()
-    Kernels.of(net, F.cross_entropy, anatomy_of(net))
+    Kernels(Model(net))
     assert not any(layer.training for layer in net.modules())
     assert net(torch.zeros(2, 1, 8, 8)).requires_grad

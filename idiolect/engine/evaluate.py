@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idiolect.model import Model
+from idiolect.client import Learner
+from idiolect.model import Loss
 from idiolect.tree import Tree
 
 CHUNK = 1024
@@ -39,13 +40,15 @@ accuracy = Metric("accuracy", _share_right)
 """Share of examples whose largest output is their label; 0 to 1."""
 
 
-def evaluate(model: Model, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]) -> dict[str, float]:
+def evaluate(
+    learner: Learner, loss: Loss, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]
+) -> dict[str, float]:
     """Return the mean loss and each metric over all examples at once, in evaluation mode.
 
     The whole set counts example by example, however it is cut into passes.
     """
     with torch.inference_mode():
-        outputs = torch.cat([model.predict(weights, part) for part in torch.split(x, CHUNK)])
-        loss = float(model.loss(outputs, y))
-        found = {"loss": math.inf if math.isnan(loss) else loss}  # a model that diverged counts as the worst
+        outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, CHUNK)])
+        error = float(loss(outputs, y))
+        found = {"loss": math.inf if math.isnan(error) else error}  # a model that diverged counts as the worst
         return found | {m.name: float(m.compute(outputs, y)) for m in metrics}

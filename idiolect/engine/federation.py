@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, Outcome, Slots, deployed
+from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed
 from idiolect.data import ClientData
 from idiolect.engine.memory import MemoryStore
-from idiolect.engine.one_by_one import Engine, one_by_one
+from idiolect.engine.one_by_one import Engine, OneByOne
 from idiolect.engine.stream import Shuffled
 from idiolect.errors import UsageError
 from idiolect.method import Method
@@ -48,10 +48,11 @@ class Federation:
         rounds: how many rounds the learning-rate schedule spans.
         participation: share of the population that takes part in a round, in (0, 1].
         seed: decides cohorts and the order of examples.
-        engine: how a cohort is trained.
+        engine: how clients are trained and measured.
         round: rounds played.
         server: one slot per part, what the next broadcast is.
         memory: what each client remembers.
+        learner: the model as the engine differentiates it.
     """
 
     model: Model
@@ -61,10 +62,11 @@ class Federation:
     rounds: int
     participation: float
     seed: int
-    engine: Engine = one_by_one
+    engine: Engine = field(default_factory=OneByOne)
     round: int = 0
     server: Slots = field(init=False)
     memory: MemoryStore = field(init=False)
+    learner: Learner = field(init=False)
 
     def __post_init__(self) -> None:
         parts = self.method.parts
@@ -72,6 +74,7 @@ class Federation:
         start = Start(start.anatomy, start.weights, parts[0].server(start))
         self.server = {p.name: p.server(start) for p in parts}
         self.memory = MemoryStore(lambda: {p.name: p.memory(start) for p in parts})
+        self.learner = self.engine.learner(self.model)
         self.memory.get("")  # a method that does not fit the model says so now
 
     @property
@@ -94,39 +97,48 @@ class Federation:
         dice = torch.tensor(derive(*words, "dice"), device=self.model.device)
         return Assignment(self.server, self.memory.get(client), batches, self.lr, dice)
 
+    def train(self, work: Assignment) -> Outcome:
+        """Train from an assignment; nothing is stored."""
+        return client_round(self.method, self.learner, self.training, work)
+
+    def deploy(self, work: Assignment) -> Tree:
+        """Return the weights that predict, from an assignment made to deploy."""
+        return deployed(self.method, self.learner, self.training, work)
+
     def play(self) -> Round:
-        """Play one round: train the cohort, store what its clients remember, aggregate."""
+        """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
         cohort, lr = self.cohort(), self.lr
-        arrivals: list[Arrival] = []
+        played = Round(cohort, lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in self.server.values()), {})
+        longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train.y))
+        shared, population = self.server["share"], len(self.clients)
+        central = Central(self.model.anatomy, shared, shared, lr, len(cohort) / population)
         losses: list[float] = []
-        dropped: dict[str, str] = {}
-        up = 0
-        work = [self.assignment(client, "train") for client in cohort]
-        for client, outcome in zip(cohort, self.engine(self.method, self.model, self.training, work), strict=True):
-            up += sum(tree.nbytes for tree in outcome.uploads.values())
-            reason = _not_finite(outcome)
-            if reason:
-                dropped[client] = reason
-                continue
-            self.memory.put(client, outcome.memory)
-            arrivals.append(Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps))
-            losses.append(float(outcome.loss))
-        if not arrivals:
-            client, reason = next(iter(dropped.items()))
-            raise UsageError(
-                f"round {self.round + 1}: no client's result is finite (client {client!r}: {reason}): "
-                "lower lr, or set clip"
-            )
-        shared, present = self.server["share"], len(arrivals) / len(self.clients)
-        central = Central(self.model.anatomy, shared, shared, lr, present)
-        down = len(cohort) * sum(tree.nbytes for tree in self.server.values())
-        self.server = server_round(self.method, self.server, arrivals, central)
+        ups: list[int] = []
+
+        def arrivals() -> Iterator[Arrival]:
+            for client, outcome in zip(longest_first, self.engine.train(self, longest_first), strict=True):
+                ups.append(sum(tree.nbytes for tree in outcome.uploads.values()))
+                reason = _not_finite(outcome)
+                if reason:
+                    played.dropped[client] = reason
+                    continue
+                self.memory.put(client, outcome.memory)
+                losses.append(float(outcome.loss))
+                yield Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps)
+            if not losses:
+                client, reason = next(iter(played.dropped.items()))
+                raise UsageError(
+                    f"round {self.round + 1}: no client's result is finite (client {client!r}: {reason}): "
+                    "lower lr, or set clip"
+                )
+
+        self.server = server_round(self.method, self.server, arrivals(), central, population)
         self.round += 1
-        return Round(cohort, lr, sum(losses) / len(losses), up, down, dropped)
+        return played._replace(loss=sum(losses) / len(losses), bytes_up=sum(ups))
 
     def personal(self, client: str) -> Tree:
         """Return the weights that predict for a client now."""
-        return deployed(self.method, self.model, self.training, self.assignment(client, "deploy"))
+        return self.deploy(self.assignment(client, "deploy"))
 
     def general(self) -> Tree | None:
         """Return the complete shared model, or None where the method keeps a part of every model personal."""

@@ -1,19 +1,61 @@
-"""The reference engine: a loop."""
+"""What an engine is; the reference engine: a loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from idiolect.client import Assignment, Outcome, client_round
-from idiolect.method import Method
+from idiolect.client import Learner, Outcome
 from idiolect.model import Model
-from idiolect.training import Training
+from idiolect.tree import Tree
 
-Engine = Callable[[Method, Model, Training, Sequence[Assignment]], Iterator[Outcome]]
-"""Trains a cohort: one outcome per assignment, in the same order."""
+if TYPE_CHECKING:
+    from idiolect.engine.federation import Federation
+
+Score = Callable[["Federation", str, Tree], list[float]]
+"""(federation, client, the weights that predict for it) -> numbers."""
 
 
-def one_by_one(method: Method, model: Model, training: Training, cohort: Sequence[Assignment]) -> Iterator[Outcome]:
-    """Train one client after the other; every other engine must agree with this one."""
-    for work in cohort:
-        yield client_round(method, model, training, work)
+class Engine(Protocol):
+    """How many clients are trained and measured: in which order, where, how many at once."""
+
+    def learner(self, model: Model) -> Learner:
+        """Return how this engine differentiates a model."""
+        ...
+
+    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+        """Train clients from the federation's present state; one outcome each, in the same order.
+
+        An outcome may live in memory that is used again: it is good until the next one is asked for.
+        """
+        ...
+
+    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+        """Score clients under the weights that predict for them now, in the same order."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads, processes and shared memory; the next call starts them anew."""
+        ...
+
+
+class OneByOne:
+    """Train one client after the other through ordinary autograd; every other engine must agree with this one."""
+
+    def __repr__(self) -> str:
+        return "one by one, autograd"
+
+    def learner(self, model: Model) -> Learner:
+        """Return the model itself."""
+        return model
+
+    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+        """See `Engine`."""
+        return (federation.train(federation.assignment(client, "train")) for client in clients)
+
+    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+        """See `Engine`."""
+        return (score(federation, client, federation.personal(client)) for client in clients)
+
+    def close(self) -> None:
+        """See `Engine`."""

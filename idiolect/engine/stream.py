@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -41,20 +42,29 @@ class Shuffled:
     batch_norm: bool
     words: tuple[int | str, ...]
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Examples in each batch of one pass."""
+        n, size = len(self.y), self.batch_size or len(self.y)
+        whole, rest = divmod(n, size)
+        if rest == 1 and whole and self.batch_norm:
+            return [size] * (whole - 1) + [size + 1]
+        return [size] * whole + [rest] * (rest > 0)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in one pass."""
+        return len(self.sizes)
+
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return the batches of the first `count` passes."""
-        return _Batches(self, [rows for epoch in range(count) for rows in self._rows(epoch)])
+        return _Batches(self, [rows for epoch in range(count) for rows in self.rows(epoch)])
 
-    def _rows(self, epoch: int) -> list[NDArray[np.int64]]:
+    def rows(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return which examples the batches of one pass hold."""
         n = len(self.y)
-        size = self.batch_size or n
-        if size >= n:
-            return [np.arange(n)]
-        order = stream(*self.words, "order", epoch).permutation(n)
-        rows = [order[i : i + size] for i in range(0, n, size)]
-        if self.batch_norm and len(rows[-1]) == 1:
-            rows[-2:] = [np.concatenate(rows[-2:])]
-        return rows
+        order = np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
+        return np.split(order, np.cumsum(self.sizes)[:-1])
 
 
 class _Batches(Sequence[Batch]):
@@ -80,3 +90,13 @@ class _Batches(Sequence[Batch]):
             x, y = x[chosen], y[chosen]
         frozen = self._source.batch_norm and len(y) == 1
         return Batch(x, y, (self._key + at) % 2**63, frozen=frozen)
+
+
+class NoBatches:
+    """No examples: a round of them shows what is sent and kept, and trains nothing."""
+
+    batches = 0
+
+    def epochs(self, count: int) -> Sequence[Batch]:
+        """Return no batch at all."""
+        return []

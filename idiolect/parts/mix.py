@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from idiolect.anatomy import Anatomy
 from idiolect.part import Part, part, require
@@ -60,34 +59,24 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
         gap = pick(weights, old) - old
         mask = Tree(old.layout, pick(slot.memory, {f"mask/{n}" for n in old}).flat)
         trained, mixed = slot.memory["flag/trained"], slot.memory["flag/mixed"]
-        batches = local.stream.epochs(1)
-        count = sum(1 if b.valid is None else b.valid for b in batches)
+        used = share * local.stream.batches
         for epoch in range(first_epochs):
-            for k, batch in enumerate(batches):
-                due = (trained > 0) & (k < share * count) & (mixed == 0 if epoch else True)
-                if _never(due):
+            for k, batch in enumerate(local.stream.epochs(1)):
+                due = (trained > 0) & (k < used) & (mixed == 0 if epoch else True)
+                if not due.any():
                     break
                 at = overlay(weights, old + gap * mask)
                 slope = pick(local.grad(at, batch._replace(frozen=True)).gradient, old) * gap
                 learned = Tree(mask.layout, (mask - lr * slope).flat.clamp(0, 1))
                 mask = where(due, learned, mask)
         mixed_in = overlay(weights, where(trained > 0, old + gap * mask, pick(weights, old)))
-        flags = Tree.of({"flag/trained": trained, "flag/mixed": trained})
+        flags = Tree(slot.memory.layout.only({"flag/trained", "flag/mixed"}), torch.cat([trained, trained], dim=-1))
         masks = Tree(slot.memory.layout.only({f"mask/{n}" for n in old}), mask.flat)
         return mixed_in, combine(slot.memory.layout, old, masks, flags)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         own = pick(local.end, mixed_names(local.anatomy))
-        return overlay(
-            slot.memory, own, Tree.of({"flag/trained": torch.ones_like(slot.memory["flag/trained"])})
-        ), Tree.of({})
+        trained = Tree(slot.memory.layout.only({"flag/trained"}), torch.ones_like(slot.memory["flag/trained"]))
+        return overlay(slot.memory, own, trained), Tree.of({})
 
     return Part(memory=memory, begin=begin, finish=finish, neutral={"lr": 0.0})
-
-
-def _never(flag: Tensor) -> bool:
-    """Return whether a flag is false for certain; under `vmap`, where clients differ, nothing is."""
-    try:
-        return not bool(flag)
-    except RuntimeError:
-        return False

@@ -13,7 +13,7 @@ from idiolect.part import Part, part, require
 from idiolect.rng import uniform_hash
 from idiolect.scope import Names, Scope, normalisation, weights
 from idiolect.tree import Tree, axpy, norm, pick, spread
-from idiolect.words import Batch, GradFn, Gradient, Local, Slot, Start
+from idiolect.words import GradFn, Gradient, Local, Slot, Start, Step
 
 EPSILON = 1e-7
 """Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
@@ -22,7 +22,7 @@ EPSILON = 1e-7
 def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], Tree]) -> GradFn:
     """Return the gradient at ``weights + ascent(gradient, weights)``; buffers and loss are of the first pass."""
 
-    def sharp(at: Tree, batch: Batch) -> Gradient:
+    def sharp(at: Tree, batch: Step) -> Gradient:
         here = grad(at, batch)
         there = grad(axpy(1.0, ascent(here.gradient, at), at), batch)
         return here._replace(gradient=there.gradient)
@@ -167,21 +167,23 @@ def flexible_sam(
 
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
         where = local.anatomy.trainable
-        plain = slot.memory.flat.new_tensor(0.0).expand(1)
+        plain = torch.zeros_like(slot.memory.flat[..., :1])
         chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
-        radius = spread(rho + (rho_larger - rho) * torch.cat(chosen), where)
+        radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
         return _uphill(grad, lambda g, at: radius * g / (norm(g) + EPSILON)) if rho or rho_larger else grad
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         names = _candidates(local.anatomy, layers)
-        score = torch.stack([_moved(local.start[n], local.end[n], sensitivity) for n in names])
+        ends = [(local.start.stretch(n), local.end.stretch(n)) for n in names]
+        score = torch.cat([_moved(start, end, sensitivity) for start, end in ends], dim=-1)
         rank = {
             "most": score,
             "least": torch.where(score > 0, -score, -torch.inf),
             "random": uniform_hash(local.seed, len(names), score.dtype),
         }[selection]
-        chosen = torch.zeros_like(score).scatter(0, rank.sort(descending=True, stable=True).indices[:top], 1.0)
-        return Tree(slot.memory.layout, torch.cat([score, chosen])), Tree.of({})
+        first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :top]
+        chosen = torch.zeros_like(score).scatter(-1, first, 1.0)
+        return Tree(slot.memory.layout, torch.cat([score, chosen], dim=-1)), Tree.of({})
 
     return Part(
         memory=memory,
@@ -208,13 +210,13 @@ def _normalising(anatomy: Anatomy) -> Names:
 def _moved(start: Tensor, end: Tensor, sensitivity: str) -> Tensor:
     if sensitivity == "code":
         start, end = _unit(start), _unit(end)
-    moved = (end - start).square().mean()
+    moved = (end - start).square().mean(dim=-1, keepdim=True)
     return torch.where(moved.isnan(), -1.0, moved)
 
 
 def _unit(x: Tensor) -> Tensor:
-    low = x.amin()
-    return (x - low) / (x.amax() - low)
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    return (x - low) / (high - low)
 
 
 def _show(memory: Tree) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +18,13 @@ from idiolect import checkpoint, parts, scope
 from idiolect.client import Slots, client_round
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
+from idiolect.engine.processes import Processes
+from idiolect.engine.stacked import Stacked
+from idiolect.engine.threads import Threads
 from idiolect.method import Method
 from idiolect.report import RunDirectory
 from idiolect.server import server_round
-from idiolect.testing.stacked import stacked
-from idiolect.testing.worlds import SIZES, examples, federation, population
+from idiolect.testing.worlds import RAGGED, SIZES, examples, federation, population
 from idiolect.training import Training
 from idiolect.tree import Tree
 from idiolect.words import Arrival, Central
@@ -59,13 +60,21 @@ def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa
 
 
 def check_engines_agree(method: Method) -> None:
-    """Clients stacked under `vmap` give what clients one by one give."""
-    same_state(played(method), played(method, engine=stacked), 1e-12)
+    """Stacks of any width, and any number of workers, give what clients one by one give, whatever their sizes."""
+    clients = population(RAGGED)
+    alone = played(method, clients=clients)
+    for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):
+        other = played(method, clients=clients, engine=engine)
+        same_state(alone, other, 1e-12)
+        for client in clients:
+            own = torch.tensor(next(engine.measure(other, [client], _values)), dtype=torch.float64)
+            assert (own - alone.personal(client).flat).abs().max() <= 1e-12, (engine, client)
+        engine.close()
 
 
-def check_padding_is_invisible(method: Method) -> None:
-    """Steps of NaN that are marked as padding change nothing."""
-    same_state(played(method, engine=stacked), played(method, engine=partial(stacked, padding=2)))
+def _values(federation: Federation, client: str, weights: Tree) -> list[float]:
+    found: list[float] = weights.flat.tolist()
+    return found
 
 
 def check_client_order(method: Method) -> None:
@@ -81,7 +90,7 @@ def check_nothing_is_changed(method: Method) -> None:
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
     shared = work.received["share"]
-    server_round(method, work.received, [Arrival(out.uploads, 3, out.steps)], _central(made))
+    server_round(method, work.received, [Arrival(out.uploads, 3, out.steps)], _central(made), 4)
     made.personal("ada")
     for slots, flats in ((work.received, before[0]), (work.memory, before[1])):
         assert all(torch.equal(slots[p].flat, flat) for p, flat in flats.items())

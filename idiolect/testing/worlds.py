@@ -7,7 +7,7 @@ from torch import nn
 
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
-from idiolect.engine.one_by_one import Engine, one_by_one
+from idiolect.engine.one_by_one import Engine, OneByOne
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.optim import SGD
@@ -15,6 +15,9 @@ from idiolect.training import Training
 
 SIZES = {"ada": 24, "ben": 8, "cleo": 16, "dan": 32}
 """Training examples of each client: whole batches of eight, unequal."""
+
+RAGGED = {"eve": 1, "fay": 21, "gus": 9, "hal": 5, "ida": 21, "jon": 16}
+"""Clients with a last batch that is smaller, one that a single example joins, and one with a single example."""
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -45,11 +48,11 @@ def federation(
     clients: dict[str, ClientData] | None = None,
     participation: float = 1.0,
     seed: int = 0,
-    engine: Engine = one_by_one,
+    engine: Engine | None = None,
     training: Training | None = None,
 ) -> Federation:
     """Return a federation of these clients at round 0; torch's random stream is left as it was."""
     settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
     with torch.random.fork_rng(devices=[]):
         model = Model(network())
-    return Federation(model, method, settings, clients or population(), 4, participation, seed, engine)
+    return Federation(model, method, settings, clients or population(), 4, participation, seed, engine or OneByOne())

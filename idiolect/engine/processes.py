@@ -1,0 +1,236 @@
+"""Workers that are processes: forked once, fed through shared memory, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import multiprocessing
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
+
+import torch
+
+from idiolect.client import Assignment, Learner, Outcome, Slots, client_round
+from idiolect.engine.explicit import explicit
+from idiolect.engine.federation import Federation
+from idiolect.engine.one_by_one import Score
+from idiolect.engine.stream import NoBatches
+from idiolect.errors import UsageError
+from idiolect.model import Model
+from idiolect.tree import Tree
+
+
+class Processes:
+    """Train clients side by side in forked processes, each with one thread.
+
+    The workers are forked from this process at the first call, and hold its clients and model as they are then. What
+    changes from round to round, the server's slots and the client's memory, lies in memory that all share; results come
+    back the same way. A client is named by a line of text.
+
+    Args:
+        workers: how many, at least 1.
+
+    Raises:
+        RuntimeError: if a worker fails, with its traceback, or dies.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._crew: _Crew | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.workers} processes"
+
+    def learner(self, model: Model) -> Learner:
+        """Return explicit kernels, or the model."""
+        return explicit(model)
+
+    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+        """See `Engine`."""
+        for desk, (steps, loss) in self._each(federation, clients, None):
+            like = desk.server["share"].flat
+            yield Outcome(desk.uploads, desk.after, like.new_tensor([steps]), like.new_tensor(loss))
+
+    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+        """See `Engine`."""
+        for _, numbers in self._each(federation, clients, score):
+            yield numbers
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._crew:
+            self._crew.dismiss()
+        self._crew = None
+
+    def _each(
+        self, federation: Federation, clients: Sequence[str], score: Score | None
+    ) -> Iterator[tuple[_Desk, list[float]]]:
+        known = self._crew and self._crew.federation is federation
+        if not self._crew or not known or (score is not None and score not in self._crew.scores):
+            scores = [*(self._crew.scores if self._crew and known else ()), *([score] if score else ())]
+            self.close()
+            self._crew = _Crew(federation, self.workers, scores)
+        try:
+            yield from self._crew.work(clients, -1 if score is None else self._crew.scores.index(score))
+        except BaseException:  # work is under way whose results nobody waits for
+            self.close()
+            raise
+
+
+class _Desk(NamedTuple):
+    """Where one client's work lies: views of shared memory."""
+
+    server: Slots
+    before: Slots
+    after: Slots
+    uploads: Slots
+
+
+class _Worker(NamedTuple):
+    process: BaseProcess
+    line: Connection
+    jobs: deque[int]
+    """What it was given and has not answered, oldest first."""
+
+
+class _Crew:
+    """The processes of one federation."""
+
+    def __init__(self, federation: Federation, workers: int, scores: list[Score]) -> None:
+        self.federation = federation
+        self.scores = scores
+        self._desks = _desks(federation, 2 * workers + 2)
+        self._workers: list[_Worker] = []
+        fork = multiprocessing.get_context("fork")
+        for _ in range(workers):
+            ours, theirs = fork.Pipe()
+            others = [ours, *(w.line for w in self._workers)]
+            serve = fork.Process(target=_serve, args=(theirs, others, federation, self._desks, scores), daemon=True)
+            serve.start()
+            theirs.close()
+            self._workers.append(_Worker(serve, ours, deque()))
+
+    def dismiss(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            worker.line.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+    def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Desk, list[float]]]:
+        """Have all clients worked on; give each result in order, good until the next is asked for."""
+        for part, tree in self.federation.server.items():
+            self._desks[0].server[part].flat.copy_(tree.flat)
+        free, given = list(range(len(self._desks))), iter(range(len(clients)))
+        desk_of: dict[int, int] = {}
+        answers: dict[int, list[float]] = {}
+        coming = next(given, None)
+        for wanted in range(len(clients)):
+            while wanted not in answers:
+                idle = min(self._workers, key=lambda w: len(w.jobs))
+                while coming is not None and free and len(idle.jobs) < 2:
+                    desk_of[coming] = free.pop()
+                    self._send(idle, coming, clients[coming], desk_of[coming], score)
+                    coming = next(given, None)
+                    idle = min(self._workers, key=lambda w: len(w.jobs))
+                for worker in self._ready():
+                    answers[worker.jobs.popleft()] = self._receive(worker, clients)
+            place = desk_of.pop(wanted)
+            yield self._desks[place], answers.pop(wanted)
+            free.append(place)
+
+    def _send(self, worker: _Worker, job: int, client: str, desk: int, score: int) -> None:
+        for part, tree in self.federation.memory.get(client).items():
+            self._desks[desk].before[part].flat.copy_(tree.flat)
+        worker.jobs.append(job)
+        worker.line.send_bytes(json.dumps([score, desk, self.federation.round, client]).encode())
+
+    def _ready(self) -> list[_Worker]:
+        found = wait([w.line for w in self._workers])
+        return [w for w in self._workers if w.line in found]
+
+    def _receive(self, worker: _Worker, clients: Sequence[str]) -> list[float]:
+        try:
+            answer = json.loads(worker.line.recv_bytes())
+        except (EOFError, OSError):
+            worker.process.join()
+            code = worker.process.exitcode or 0
+            how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            doing = f"client {clients[worker.jobs[0]]!r}" if worker.jobs else "nothing"
+            raise RuntimeError(f"a worker process {how} at {doing}; SIGKILL often means too little memory") from None
+        if isinstance(answer, dict):
+            raise UsageError(answer["usage"]) if "usage" in answer else RuntimeError(answer["traceback"])
+        return [float(number) for number in answer]
+
+
+def _desks(federation: Federation, count: int) -> list[_Desk]:
+    """Lay out shared memory: the server's slots once, and for each desk memory before, memory after and uploads."""
+    memory = federation.memory.get("")
+    nothing = Assignment(federation.server, memory, NoBatches(), 1.0, torch.tensor(0))
+    empty = client_round(federation.method, federation.learner, federation.training, nothing)
+    server = _shared(federation.server)
+    return [_Desk(server, _shared(memory), _shared(empty.memory), _shared(empty.uploads)) for _ in range(count)]
+
+
+def _shared(like: Slots) -> Slots:
+    """Return slots of the same form in memory that forked processes share; their values are not set."""
+
+    def place(tree: Tree) -> Tree:
+        if not tree.nbytes:
+            return tree
+        return Tree(tree.layout, torch.frombuffer(mmap.mmap(-1, tree.nbytes), dtype=tree.flat.dtype))
+
+    return {part: place(tree) for part, tree in like.items()}
+
+
+class _OnDesk:
+    """The memory of the one client that a worker is busy with."""
+
+    def __init__(self) -> None:
+        self.slots: Slots = {}
+
+    def get(self, client: str) -> Slots:
+        """Return it."""
+        return dict(self.slots)
+
+
+def _serve(
+    line: Connection, others: list[Connection], federation: Federation, desks: list[_Desk], scores: list[Score]
+) -> None:
+    """Work on clients until the line closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    torch.set_num_threads(1)
+    for other in others:
+        other.close()  # else this process would hold open the lines of its siblings
+    memory = _OnDesk()
+    federation.server, federation.memory = desks[0].server, memory  # type: ignore[assignment]
+    while True:
+        try:
+            score, desk, federation.round, client = json.loads(line.recv_bytes())
+        except (EOFError, OSError):
+            return
+        memory.slots = desks[desk].before
+        line.send_bytes(json.dumps(_answer(federation, client, desks[desk], scores, score)).encode())
+
+
+def _answer(
+    federation: Federation, client: str, desk: _Desk, scores: Sequence[Callable[..., list[float]]], score: int
+) -> list[float] | dict[str, str]:
+    try:
+        if score >= 0:
+            return scores[score](federation, client, federation.personal(client))
+        out = federation.train(federation.assignment(client, "train"))
+        for places, trees in ((desk.uploads, out.uploads), (desk.after, out.memory)):
+            for part, tree in trees.items():
+                places[part].flat.copy_(tree.flat)
+        return [float(out.steps), float(out.loss)]
+    except UsageError as error:
+        return {"usage": str(error)}
+    except BaseException:
+        return {"traceback": f"a worker process failed at client {client!r}\n{traceback.format_exc()}"}
