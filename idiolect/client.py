@@ -35,6 +35,11 @@ class Learner(Protocol):
         """What the model is made of."""
         ...
 
+    @property
+    def way(self) -> str:
+        """How gradients are made, for the record: two runs that differ in it differ by rounding."""
+        ...
+
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss in all trainable weights, or in those named; pure."""
         ...

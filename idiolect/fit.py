@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
 from idiolect.method import Method
 from idiolect.model import Loss, Model
-from idiolect.preflight import check_run, is_cross_entropy, prepare
+from idiolect.preflight import check_run, device_of, is_cross_entropy, precision_of, prepare
 from idiolect.progress import Progress
 from idiolect.report import RunDirectory
 from idiolect.run import Run
@@ -48,12 +48,14 @@ def fit(
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
     engine: str | Engine = "auto",
+    device: str = "auto",
+    precision: Literal["full", "bfloat16"] = "full",
 ) -> Run:
     """Train a personal model for every client.
 
     Args:
         model: any module; its current weights are the initial weights, and it is not changed. Everything runs
-            in its dtype and on its device.
+            in its dtype.
         clients: each client's examples, by the client's name.
         method: from `idiolect.methods`, or parts of your own choice.
         rounds: how many rounds.
@@ -74,6 +76,9 @@ def fit(
         engine: how clients are trained, see `idiolect.engine.choose`: ``"auto"``, ``"one-by-one"``, ``"threads"``,
             ``"processes"``, ``"stacked"``, or one of your own making, such as ``Stacked(16)``. All give the same
             results but for rounding; what was chosen is among the run's notes and in its config.
+        device: where everything runs, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one, else where
+            the model is. Models that come out are where the given one is.
+        precision: ``"bfloat16"`` runs forward passes in mixed precision, see docs/performance.md for what it costs.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -97,7 +102,7 @@ def fit(
     """
     check_run(rounds, participation, evaluate_every)
     with torch.random.fork_rng(devices=[]):
-        wrapped = Model(model, loss)
+        wrapped = Model(model, loss, device_of(device, model), precision_of(precision))
         kept, notes = prepare(wrapped, clients, training)
         if metrics is None:
             metrics = (accuracy,) if is_cross_entropy(loss) else ()

@@ -40,6 +40,8 @@ class Processes:
         RuntimeError: if a worker fails, with its traceback, or dies.
     """
 
+    width = 1
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._crew: _Crew | None = None

@@ -29,6 +29,8 @@ class Threads:
         workers: how many, at least 1.
     """
 
+    width = 1
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool: ThreadPoolExecutor | None = None
