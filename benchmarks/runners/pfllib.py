@@ -1,6 +1,6 @@
 """PFLlib: its FedAvg and FedBN servers and clients, driven round by round as its own `train` does, without evaluation.
 
-It drops ragged batches. So that it takes the same steps, each client's last examples are repeated to fill the last batch.
+It drops ragged batches. To take the same steps, each client repeats some examples to fill its last batch.
 """
 
 from __future__ import annotations
