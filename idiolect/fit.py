@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 
 from idiolect import checkpoint
 from idiolect.data import ClientData
+from idiolect.engine.disk import Kind, choose
 from idiolect.engine.evaluate import Metric, accuracy
 from idiolect.engine.federation import Federation
+from idiolect.engine.memory import RamStore
 from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
 from idiolect.method import Method
@@ -45,6 +48,7 @@ def fit(
     report: bool = True,
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
+    memory: Kind = "auto",
 ) -> Run:
     """Train a personal model for every client.
 
@@ -68,6 +72,9 @@ def fit(
         report: draw report.html into the directory at the end.
         progress: show a progress bar with the time left.
         about: more facts for the config that is written (where the data come from, say).
+        memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
+            or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
+            more than a quarter of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -95,7 +102,8 @@ def fit(
         kept, notes = prepare(wrapped, clients, training)
         if metrics is None:
             metrics = (accuracy,) if is_cross_entropy(loss) else ()
-        federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
+        keep = partial(choose, memory, directory, len(kept))
+        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, keep=keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
         with Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext() as bar:
@@ -154,8 +162,10 @@ def _open(run: Run, directory: str | Path | None, resume: bool) -> RunDirectory 
 
 
 def _finish(run: Run, store: RunDirectory, report: bool) -> None:
-    kept = {f"{c}/{n}": t for c in run.federation.memory for n, t in run.memory(c)["share"].items()}
+    memory = run.federation.memory
     store.save_tensors("shared", run.weights)
-    store.save_tensors("personal", kept)
+    if isinstance(memory, RamStore):  # on disk they are written already, and may be more than fits in RAM
+        kept = {f"{c}/{n}": t for c in memory for n, t in run.memory(c)["share"].items()}
+        store.save_tensors("personal", kept)
     if report:
         run.report(store.path / "report.html")

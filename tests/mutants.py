@@ -285,8 +285,8 @@ MORE = [
     Mutant(
         "cohort: drawn from the list's order",
         "engine/federation.py",
-        "names = sorted(self.clients)",
-        "names = list(self.clients)",
+        "return sorted(self.clients)",
+        "return list(self.clients)",
         ENGINE,
     ),
     Mutant("cohort: drawn with replacement", "engine/federation.py", "replace=False", "replace=True", ENGINE),
@@ -297,8 +297,8 @@ MORE = [
     Mutant(
         "checkpoint: memories of clients are lost",
         "checkpoint.py",
-        "federation.memory.put(client, slots)",
-        "pass",
+        "federation.memory.load({k.removeprefix",
+        "federation.memory.load({} and {k.removeprefix",
         METHODS,
         "resume",
     ),

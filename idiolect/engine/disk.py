@@ -1,9 +1,8 @@
-"""Memories of more clients than fit in working memory: a log of files that are written once and never changed.
+"""Memories of clients on disk, in files that never change once written: as many clients as the disk holds.
 
-What is put waits in working memory until it fills a segment, or until a checkpoint is due; then it becomes one file,
-one row a client. Working memory holds the index, which says for each client in which segment and row its newest memory
-is. A checkpoint holds that index alone. As segments never change, each checkpoint on disk stays true whatever happens
-after it: a segment that it names is deleted only when a newer checkpoint is there that does not name it.
+Such a file, a *segment*, has a row per client. A client's memory is its row in the newest segment that names it; rows
+it has in older ones are stale. A checkpoint therefore holds the numbers of the segments and nothing else, and whatever
+happens after it leaves the files it names as they were.
 """
 
 from __future__ import annotations
@@ -12,262 +11,201 @@ import os
 import shutil
 import tempfile
 import weakref
-import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from threading import Lock
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from idiolect.client import Slots
-from idiolect.engine.memory import RamStore, Store, filled, kept_parts, names_as_bytes, names_in, pack
+from idiolect.engine.memory import RamStore, Store, unpack
+from idiolect.engine.segment import read_memory, read_names, write_segment
 from idiolect.errors import UsageError
-from idiolect.report import replace_file
+from idiolect.tree import Tree
 
 Kind = Literal["auto", "ram", "disk"]
 
-SEGMENT = 32 * 2**20
-"""Bytes of a full segment, and of what may wait in working memory."""
-
-MANY = 64
-"""Segments less than half full that may be there before they are merged."""
-
-FOLDER = "memory"
-"""The place of the segments in the directory of a run."""
+SEGMENT_BYTES = 32 * 2**20
+"""Memories wait in RAM until they are this many bytes together."""
 
 
-class Place(NamedTuple):
-    """Where a client's newest memory is."""
-
-    segment: int
-    row: int
+@dataclass
+class _Segment:
+    rows: int
     check: int
-    """CRC-32 of the row."""
+    """CRC-32 of its clients' names."""
+    live: int
+    """Rows that are their client's newest."""
 
 
 class DiskStore:
-    """Memories in files; see the module. It may be read by several threads while one writes.
+    """Memories in segments on disk; in RAM an index, and at most `segment_bytes` that wait to be written.
 
-    Rows that are no longer the newest of their client stay where they are until more than half of a segment is stale.
-    Then its other rows move into the next segment that is written, and the file goes. So files hold at most about
-    twice what is remembered, plus what the last checkpoint still names.
+    A segment of which less than half is live is written anew, so the files hold about twice what is remembered at
+    most, and again as much for the last checkpoint. A file is removed as soon as neither a memory nor the checkpoint
+    is in it. Each row has a checksum over client and values, which every `get` compares.
 
     Args:
-        folder: where the segments are; it belongs to this store alone.
         fresh: the memory of a client that has not trained yet.
+        folder: where the segments are, and nothing else. None takes a temporary folder, which goes when the store
+            goes; the environment's TMPDIR says where.
+        segment_bytes: size of a segment.
+
+    Raises:
+        UsageError: by `put` and `save`, if the disk is full; by `get` and `load`, if a file is damaged or missing.
 
     Example:
-        >>> from idiolect.tree import Tree
-        >>> store = temporary({"share": Tree.of({"bias": torch.zeros(1)})})
+        >>> store = DiskStore({"share": Tree.of({"bias": torch.zeros(1)})})
         >>> store.put("ward-a", {"share": Tree.of({"bias": torch.ones(1)})})
-        >>> store.state()["places"].shape  # writes what was waiting
-        torch.Size([1, 3])
+        >>> store.save()["segments"].shape  # number and checksum of each
+        torch.Size([1, 2])
         >>> store.get("ward-a")["share"]["bias"].item(), store.get("ward-b")["share"]["bias"].item()
         (1.0, 0.0)
     """
 
-    def __init__(self, folder: Path, fresh: Slots) -> None:
-        self._folder = folder
-        self._fresh = fresh
-        self._parts = kept_parts(fresh)
-        self._bytes = sum(fresh[part].nbytes for part in self._parts) + 1024  # with what Python needs for it
-        self._index: dict[str, Place] = {}
+    def __init__(self, fresh: Slots, folder: Path | None = None, segment_bytes: int = SEGMENT_BYTES) -> None:
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="idiolect-"))
+            weakref.finalize(self, _remove, folder, os.getpid())
+        self._fresh, self._folder, self._limit = fresh, folder, segment_bytes
         self._waiting: dict[str, Slots] = {}
-        self._written: dict[int, int] = {}  # rows of each segment in use
-        self._live: Counter[int] = Counter()  # how many of them are the newest of their client
-        self._named: frozenset[int] = frozenset()  # segments of the checkpoint that is on disk
-        self._next = 1 + max((int(file.stem) for file in folder.glob("[0-9]*.safetensors")), default=0)
-        self._lock = Lock()
+        self._waiting_bytes = 0
+        self._index: dict[str, tuple[int, int]] = {}
+        self._segments: dict[int, _Segment] = {}
+        self._saved: set[int] = set()
+        self._checkpointed: set[int] = set()
+        self._last = 0
 
     def get(self, client: str) -> Slots:
-        """See `Store`.
-
-        Raises:
-            UsageError: if the file that holds it is missing, truncated or altered.
-        """
-        with self._lock:
-            return self._get(client)
+        """See `Store`."""
+        memory = self._read(client) if client in self._index else self._waiting.get(client, self._fresh)
+        return {p: Tree(t.layout, memory[p].flat.to(t.flat.device)) for p, t in self._fresh.items()}
 
     def put(self, client: str, memory: Slots) -> None:
-        """See `Store`.
+        """See `Store`."""
+        self._wait(client, {p: Tree(t.layout, t.flat.to("cpu", copy=True)) for p, t in memory.items()})
+        if self._waiting_bytes >= self._limit:
+            self._flush()
 
-        Raises:
-            UsageError: if a segment is due and cannot be written; nothing that was put before is lost.
-        """
-        with self._lock:
-            self._waiting[client] = filled(memory, {part: memory[part].flat.cpu().clone() for part in self._parts})
-            if self._full:
-                self._write()
-
-    def __contains__(self, client: object) -> bool:
-        return client in self._waiting or client in self._index
+    def __contains__(self, client: str) -> bool:
+        return client in self._index or client in self._waiting
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._index, *(client for client in self._waiting if client not in self._index)])
+        """See `Store`."""
+        return chain(self._index, self._waiting)
 
-    def state(self) -> dict[str, Tensor]:
-        """See `Store`: the index, after all that waited was written."""
-        with self._lock:
-            self._write()
-            return {
-                "clients": names_as_bytes(self._index),
-                "places": torch.tensor(list(self._index.values()), dtype=torch.int64).reshape(-1, 3),
-                "segments": torch.tensor(list(self._written.items()), dtype=torch.int64).reshape(-1, 2),
-            }
+    def save(self) -> dict[str, Tensor]:
+        """See `Store`: the number of each segment and the checksum of its names."""
+        self._flush()
+        self._saved = set(self._segments)
+        rows = [(number, segment.check) for number, segment in self._segments.items()]
+        return {"segments": torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)}
 
     def saved(self) -> None:
-        """See `Store`: files that the new checkpoint does not name are deleted."""
-        with self._lock:
-            self._named = frozenset(self._written)
-            self._sweep()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `Store`: what a killed run wrote after its last checkpoint is deleted.
-
-        Raises:
-            UsageError: if a segment is missing.
-        """
-        with self._lock:
-            places = (Place(*row) for row in state["places"].tolist())
-            self._index = dict(zip(names_in(state["clients"]), places, strict=True))
-            self._written = dict(state["segments"].tolist())
-            self._live = Counter(place.segment for place in self._index.values())
-            self._named, self._waiting = frozenset(self._written), {}
-            missing = [self._file(segment) for segment in self._written if not self._file(segment).is_file()]
-            if missing:
-                raise UsageError(f"{missing[0]} is missing, and with it what clients remember: put back a whole copy")
-            self._sweep()
-
-    @property
-    def _full(self) -> bool:
-        return len(self._waiting) * self._bytes >= SEGMENT
-
-    def _file(self, segment: int) -> Path:
-        return self._folder / f"{segment:08d}.safetensors"
-
-    def _get(self, client: str) -> Slots:
-        if client in self._waiting:
-            waiting = self._waiting[client]
-            return filled(self._fresh, {part: waiting[part].flat for part in self._parts})
-        if client in self._index:
-            return filled(self._fresh, self._read(client, self._index[client]))
-        return dict(self._fresh)
-
-    def _read(self, client: str, place: Place) -> dict[str, Tensor]:
-        file = self._file(place.segment)
-        try:
-            with safe_open(file, framework="pt") as segment:
-                rows = {part: segment.get_slice(f"rows/{part}")[place.row] for part in self._parts}
-        except (SafetensorError, OSError, IndexError) as error:
-            raise UsageError(
-                f"{file}, with what client {client!r} remembers, is missing, truncated or damaged: "
-                f"put back a whole copy ({error})"
-            ) from None
-        if _check(rows) != place.check:
-            raise UsageError(
-                f"{file} was altered after it was written: what client {client!r} remembers has another checksum; "
-                "put back a whole copy"
-            )
-        return rows
-
-    def _write(self) -> None:
-        """Write what waits, and with it the live rows of segments that are not worth their file any more."""
-        for segment in self._sparse():
-            with safe_open(self._file(segment), framework="pt") as file:
-                clients = names_in(file.get_tensor("clients"))
-            live = [c for c in clients if self._index[c].segment == segment and c not in self._waiting]
-            self._waiting |= {client: self._get(client) for client in live}
-            if self._full:
-                self._write_segment()
-        self._write_segment()
+        """See `Store`: segments that only the checkpoint before this one named are removed."""
+        self._checkpointed = self._saved
         self._sweep()
 
-    def _sparse(self) -> set[int]:
-        stale = {s for s, rows in self._written.items() if 2 * self._live[s] < rows}
-        small = {s for s in self._written if 2 * self._live[s] * self._bytes < SEGMENT}
-        return stale | small if len(small) > MANY else stale
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Store`; takes what `RamStore.save` returned as well."""
+        self._waiting, self._waiting_bytes, self._index, self._segments = {}, 0, {}, {}
+        for number, check in tensors["segments"].tolist() if "segments" in tensors else []:
+            names = read_names(self._path(number), check)
+            self._place(number, check, names)
+        self._last = max(self._segments, default=0)
+        self._checkpointed = set(self._segments)
+        self._sweep()
+        for client, memory in unpack(tensors if "clients" in tensors else {}, self._fresh):
+            self.put(client, memory)
 
-    def _write_segment(self) -> None:
-        if not self._waiting:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        packed = pack(self._waiting, self._fresh)
-        replace_file(self._file(self._next), save(packed))
-        for row, client in enumerate(self._waiting):
-            if client in self._index:
-                self._live[self._index[client].segment] -= 1
-            check = _check({part: packed[f"rows/{part}"][row] for part in self._parts})
-            self._index[client] = Place(self._next, row, check)
-        self._written[self._next] = self._live[self._next] = len(self._waiting)
-        self._waiting = {}
-        self._written = {s: rows for s, rows in self._written.items() if self._live[s]}
-        self._next += 1
+    def _wait(self, client: str, memory: Slots) -> None:
+        old = self._waiting.pop(client, {})
+        self._waiting_bytes += _nbytes(memory) - _nbytes(old)
+        self._waiting[client] = memory
+        self._forget(client)
+
+    def _forget(self, client: str) -> None:
+        if client in self._index:
+            self._segments[self._index.pop(client)[0]].live -= 1
+
+    def _flush(self) -> None:
+        """Write what waits, and with it the live rows of segments that are mostly stale."""
+        for number, segment in self._segments.items():
+            if 2 * segment.live < segment.rows and self._waiting_bytes <= 2 * self._limit:
+                for client in read_names(self._path(number), segment.check):
+                    if client in self._index and self._index[client][0] == number:
+                        self._wait(client, self._read(client))
+        if self._waiting:
+            number = self._last + 1
+            self._folder.mkdir(parents=True, exist_ok=True)
+            check = write_segment(self._path(number), self._waiting)
+            self._place(number, check, list(self._waiting))
+            self._last, self._waiting, self._waiting_bytes = number, {}, 0
+        self._sweep()
+
+    def _place(self, number: int, check: int, names: list[str]) -> None:
+        """Index a segment, the newest so far."""
+        for row, client in enumerate(names):
+            self._forget(client)
+            self._index[client] = (number, row)
+        self._segments[number] = _Segment(len(names), check, len(names))
 
     def _sweep(self) -> None:
-        """Delete the files that neither the index nor the checkpoint on disk names."""
-        needed = {self._file(segment).name for segment in self._named | self._written.keys()}
-        for file in self._folder.glob("*.safetensors*"):  # those of a write that was cut short among them
-            if file.name not in needed:
-                file.unlink(missing_ok=True)
+        """Remove the files that neither a memory nor the checkpoint on disk is in."""
+        self._segments = {number: segment for number, segment in self._segments.items() if segment.live}
+        needed = {self._path(number) for number in self._checkpointed | set(self._segments)}
+        for path in set(self._folder.glob("*")) - needed:
+            path.unlink()
+
+    def _read(self, client: str) -> Slots:
+        number, row = self._index[client]
+        return read_memory(self._path(number), row, client, self._fresh)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08}.safetensors"
 
 
-def temporary(fresh: Slots) -> DiskStore:
-    """Return a store in a temporary folder, which is removed with it."""
-    folder = tempfile.mkdtemp(prefix="idiolect-")
-    store = DiskStore(Path(folder), fresh)
-    weakref.finalize(store, _remove, folder, os.getpid())
-    return store
-
-
-def choose(kind: Kind, directory: str | Path | None, population: int, fresh: Slots) -> Store:
+def choose(kind: Kind, directory: str | Path | None, clients: int, fresh: Slots) -> Store:
     """Return the store of a run.
 
     Args:
-        kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk where the memories of all clients would take more than
-            an eighth of the working memory there is (writing a checkpoint, ``"ram"`` holds them four times).
-        directory: of the run; None for a temporary folder.
-        population: number of clients.
+        kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk where the directory has memories on disk, or where the
+            memories of all clients would take more than a quarter of the RAM.
+        directory: of the run; its folder `memory` takes the segments. None takes a temporary folder.
+        clients: how many there are.
         fresh: the memory of a client that has not trained yet.
 
     Raises:
         UsageError: if there is no such kind.
 
     Example:
-        >>> from idiolect.tree import Tree
         >>> type(choose("auto", None, 1000, {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
         'RamStore'
     """
     if kind not in ("auto", "ram", "disk"):
-        raise UsageError(f"memory is 'auto', 'ram' or 'disk', not {kind!r}")
-    large = 8 * population * sum(tree.nbytes for tree in fresh.values()) > working_memory()
-    if kind == "ram" or (kind == "auto" and not large):
-        return RamStore(fresh)
-    return temporary(fresh) if directory is None else DiskStore(Path(directory) / FOLDER, fresh)
+        raise UsageError(f"memory is 'auto', 'ram' or 'disk', got {kind!r}")
+    folder = Path(directory) / "memory" if directory is not None else None
+    large = 4 * clients * _nbytes(fresh) > ram()
+    if kind == "disk" or (kind == "auto" and (large or (folder and folder.is_dir()))):
+        return DiskStore(fresh, folder)
+    return RamStore(fresh)
 
 
-def working_memory() -> int:
-    """Return the bytes of RAM that this process may use: the machine's, or the container's limit where it is lower."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(file).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(found)
+def ram() -> int:
+    """Return the bytes of the machine's RAM, or of its container's share if that is less."""
+    limits = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    said = [Path(path).read_text().strip() for path in limits if os.path.exists(path)]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in said if n.isdecimal())])
 
 
-def _check(rows: Mapping[str, Tensor]) -> int:
-    found = 0
-    for row in rows.values():
-        found = zlib.crc32(row.view(torch.uint8).numpy(), found)
-    return found
+def _nbytes(memory: Slots) -> int:
+    return sum(tree.nbytes for tree in memory.values())
 
 
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # not a process that was forked from it
+def _remove(folder: Path, owner: int) -> None:
+    """Remove a temporary folder, unless this is a process forked from its owner."""
+    if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What clients remember between rounds: the interface of a store, and the one in working memory."""
+"""What clients remember between rounds: what a store of memories is, and the one in RAM."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ import torch
 from torch import Tensor
 
 from idiolect.client import Slots
+from idiolect.errors import UsageError
 from idiolect.tree import Tree
 
 
 class Store(Protocol):
-    """Each client's memory, copied at the boundary: no two clients, and no later step, share its storage."""
+    """The memories of a population, by the client's name; a client that never trained has the one of the start."""
 
     def get(self, client: str) -> Slots:
         """Return a client's memory; that of a client which never trained is as at the start."""
         ...
 
     def put(self, client: str, memory: Slots) -> None:
-        """Replace a client's memory."""
+        """Replace a client's memory by a copy of this one."""
         ...
 
-    def __contains__(self, client: object) -> bool: ...
+    def __contains__(self, client: str) -> bool: ...
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the clients that have trained."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold for `load` to bring every memory back."""
+    def save(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold for `load` to find every memory as it is now."""
         ...
 
     def saved(self) -> None:
-        """Take note that the checkpoint with the last `state` is on disk, in place of all earlier ones."""
+        """Take note that the checkpoint with what `save` returned last is on disk, and the one before it gone."""
         ...
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state of a store of this kind."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `save` returned; an empty mapping is the start."""
         ...
 
 
 class RamStore:
-    """All memories in working memory; a checkpoint holds them whole.
+    """Each client's memory, copied at the boundary: no two clients, and no later step, share its storage.
 
     Args:
         fresh: the memory of a client that has not trained yet.
 
     Example:
-        >>> import torch
-        >>> from idiolect.tree import Tree
         >>> store = RamStore({"share": Tree.of({"bias": torch.zeros(1)})})
         >>> store.put("ward-a", {"share": Tree.of({"bias": torch.ones(1)})})
         >>> store.get("ward-a")["share"]["bias"].item(), store.get("ward-b")["share"]["bias"].item()
         (1.0, 0.0)
+        >>> {name: tuple(tensor.shape) for name, tensor in store.save().items()}
+        {'clients': (10,), 'part/share': (1, 1)}
     """
 
     def __init__(self, fresh: Slots) -> None:
@@ -70,64 +71,47 @@ class RamStore:
         """See `Store`."""
         self._kept[client] = {name: tree.clone() for name, tree in memory.items()}
 
-    def __contains__(self, client: object) -> bool:
+    def __contains__(self, client: str) -> bool:
         return client in self._kept
 
     def __iter__(self) -> Iterator[str]:
+        """See `Store`."""
         return iter(self._kept)
 
-    def state(self) -> dict[str, Tensor]:
-        """See `Store`."""
-        return pack(self._kept, self._fresh)
+    def save(self) -> dict[str, Tensor]:
+        """See `Store`: the memories themselves, by `pack`."""
+        return pack(self._kept)
 
     def saved(self) -> None:
         """See `Store`."""
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `Store`."""
-        rows = {part: state[f"rows/{part}"] for part in kept_parts(self._fresh)}
-        for i, client in enumerate(names_in(state["clients"])):
-            self.put(client, filled(self._fresh, {part: matrix[i] for part, matrix in rows.items()}))
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Store`.
+
+        Raises:
+            UsageError: if the memories are in segments on disk.
+        """
+        if "segments" in tensors:
+            raise UsageError("this run keeps its memories on disk: resume it with memory='disk', or 'auto'")
+        self._kept = {}
+        for client, memory in unpack(tensors, self._fresh):
+            self.put(client, memory)
 
 
-def pack(memories: Mapping[str, Slots], like: Slots) -> dict[str, Tensor]:
-    """Return memories as matrices, one row a client.
-
-    Args:
-        memories: by client.
-        like: trees of the layouts and dtypes that every memory has.
-
-    Returns:
-        On the CPU: ``rows/PART``, (clients, values), for each part that keeps anything; ``clients``, the names.
-    """
-    packed = {"clients": names_as_bytes(memories)}
-    for part in kept_parts(like):
-        tree = like[part]
-        packed[f"rows/{part}"] = torch.empty(len(memories), tree.layout.total, dtype=tree.flat.dtype)
-        for row, slots in zip(packed[f"rows/{part}"], memories.values(), strict=True):
-            given = slots[part]
-            if given.layout is not tree.layout or given.flat.dtype != tree.flat.dtype:
-                raise ValueError(f"{part}: a client's memory changed from {tree} to {given}")
-            row.copy_(given.flat)
-    return packed
+def pack(memories: Mapping[str, Slots]) -> dict[str, Tensor]:
+    """Return memories as few tensors: ``part/NAME`` (clients, values), and ``clients``, their names as JSON bytes."""
+    rows: dict[str, list[Tensor]] = {}
+    for memory in memories.values():
+        for part, tree in memory.items():
+            rows.setdefault(f"part/{part}", []).append(tree.flat)
+    names = bytearray(json.dumps(list(memories)).encode())
+    return {"clients": torch.frombuffer(names, dtype=torch.uint8)} | {
+        p: torch.stack(flats) for p, flats in rows.items()
+    }
 
 
-def filled(like: Slots, rows: Mapping[str, Tensor]) -> Slots:
-    """Return slots like these with other values; parts that keep nothing are as they are."""
-    return like | {p: Tree(like[p].layout, row.to(like[p].flat.device)) for p, row in rows.items()}
-
-
-def kept_parts(like: Slots) -> list[str]:
-    """Return the parts that keep anything."""
-    return [part for part, tree in like.items() if len(tree)]
-
-
-def names_as_bytes(clients: Mapping[str, object]) -> Tensor:
-    """Return names of clients, whatever their characters, as one tensor: the bytes of a JSON list."""
-    return torch.frombuffer(bytearray(json.dumps(list(clients)).encode()), dtype=torch.uint8)
-
-
-def names_in(packed: Tensor) -> list[str]:
-    """Return the names that `names_as_bytes` made one tensor of."""
-    found: list[str] = json.loads(packed.numpy().tobytes())
-    return found
+def unpack(packed: Mapping[str, Tensor], fresh: Slots) -> Iterator[tuple[str, Slots]]:
+    """Iterate over the clients and memories of `pack`, with the names, shapes and device of `fresh`; views."""
+    for row, client in enumerate(json.loads(packed["clients"].numpy().tobytes()) if packed else []):
+        flats = {part: packed[f"part/{part}"][row] for part in fresh}
+        yield client, {part: Tree(tree.layout, flats[part].to(tree.flat.device)) for part, tree in fresh.items()}

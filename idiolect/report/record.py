@@ -219,7 +219,7 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UsageError(
-            f"cannot write {len(content):,} bytes to {path} ({error.strerror}): make room, then resume; "
+            f"cannot write {len(content):,} bytes to {path} ({error.strerror or error}): make room, then resume; "
             "what was written before is intact"
         ) from None
 
