@@ -20,6 +20,10 @@ from idiolect.report import write_whole
 from idiolect.tree import Tree
 
 
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, ArithmeticError)
+"""What reading a file with wrong bytes may raise."""
+
+
 def write_segment(path: Path, memories: Mapping[str, Slots]) -> int:
     """Write memories as one safetensors file, whole or not at all; return the CRC-32 of the clients' names.
 
@@ -43,7 +47,7 @@ def read_names(path: Path, check: int) -> list[str]:
         if crc32(stored) != check:
             raise ValueError("the checksum of its names differs")
         names: list[str] = json.loads(stored)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise UsageError(f"{path} is missing or damaged: go back to a whole copy of the run ({error})") from None
     return names
 
@@ -60,7 +64,7 @@ def read_memory(path: Path, row: int, client: str, fresh: Slots) -> Slots:
             known = int.from_bytes(_stretch(file, "crc32", row), "little")
         if _checksum(client, memory) != known:
             raise ValueError("its checksum differs")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise UsageError(
             f"the memory of client {client!r} in {path} is missing or damaged: "
             f"go back to a whole copy of the run ({error})"
