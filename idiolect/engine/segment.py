@@ -19,7 +19,6 @@ from idiolect.errors import UsageError
 from idiolect.report import write_whole
 from idiolect.tree import Tree
 
-
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, ArithmeticError)
 """What reading a file with wrong bytes may raise."""
 
