@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 
 from idiolect import checkpoint
 from idiolect.data import ClientData
+from idiolect.engine import disk
 from idiolect.engine.choose import choose
 from idiolect.engine.evaluate import Metric, accuracy
 from idiolect.engine.federation import Federation
+from idiolect.engine.memory import RamStore
 from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
@@ -50,6 +53,7 @@ def fit(
     engine: str | Engine = "auto",
     device: str = "auto",
     precision: Literal["full", "bfloat16"] = "full",
+    memory: disk.Kind = "auto",
 ) -> Run:
     """Train a personal model for every client.
 
@@ -79,6 +83,9 @@ def fit(
         device: where everything runs, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one, else where
             the model is. Models that come out are where the given one is.
         precision: ``"bfloat16"`` runs forward passes in mixed precision, see docs/performance.md for what it costs.
+        memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
+            or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
+            more than a quarter of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -111,7 +118,8 @@ def fit(
         else:
             chosen, note = engine, repr(engine)
         notes.append(f"clients are trained {note}")
-        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen)
+        keep = partial(disk.choose, memory, directory, len(kept))
+        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen, keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
         bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()
@@ -171,8 +179,10 @@ def _open(run: Run, directory: str | Path | None, resume: bool) -> RunDirectory 
 
 
 def _finish(run: Run, store: RunDirectory, report: bool) -> None:
-    kept = {f"{c}/{n}": t for c in run.federation.memory for n, t in run.memory(c)["share"].items()}
+    memory = run.federation.memory
     store.save_tensors("shared", run.weights)
-    store.save_tensors("personal", kept)
+    if isinstance(memory, RamStore):  # on disk they are written already, and may be more than fits in RAM
+        kept = {f"{c}/{n}": t for c in memory for n, t in run.memory(c)["share"].items()}
+        store.save_tensors("personal", kept)
     if report:
         run.report(store.path / "report.html")

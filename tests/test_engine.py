@@ -118,7 +118,7 @@ def test_summaries_over_clients():
     made = federation(methods.fedavg(), clients=clients)
     made.play()
     found = evaluate_all(made, [accuracy])
-    own = {c: evaluate(made.model, made.personal(c), *d.test, [accuracy])["accuracy"] for c, d in clients.items()}
+    own = {c: evaluate(made.model, made.model.loss, made.personal(c), *d.test, [accuracy])["accuracy"] for c, d in clients.items()}
     summary = found["personalised"]["test"]["accuracy"]
     assert summary["mean"] == pytest.approx((own["ada"] + own["ben"]) / 2)
     assert summary["by_samples"] == pytest.approx((5 * own["ada"] + 20 * own["ben"]) / 25)
