@@ -118,7 +118,7 @@ def fit(
         else:
             chosen, note = engine, repr(engine)
         notes.append(f"clients are trained {note}")
-        keep = partial(disk.choose, memory, directory, len(kept))
+        keep = partial(disk.store_for, memory, directory, len(kept))
         federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen, keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
