@@ -50,8 +50,8 @@ PROTOTYPE = [
     Mutant(
         "SAM: norm per tensor",
         "parts/sharpness.py",
-        "lambda g, at: g * (rho / (norm(g) + EPSILON))",
-        "lambda g, at: Tree.of({n: t * (rho / (t.norm() + EPSILON)) for n, t in g.items()})",
+        "lambda g, at: (rho / (norm(g) + EPSILON), g)",
+        "lambda g, at: (rho, Tree.of({n: t / (t.norm() + EPSILON) for n, t in g.items()}))",
         ORACLES,
         "fedsam",
     ),
@@ -66,8 +66,8 @@ PROTOTYPE = [
     Mutant(
         "SAM: radius not divided by the norm",
         "parts/sharpness.py",
-        "lambda g, at: g * (rho / (norm(g) + EPSILON))",
-        "lambda g, at: g * rho",
+        "lambda g, at: (rho / (norm(g) + EPSILON), g)",
+        "lambda g, at: (rho, g)",
         LAWS,
         "sam_on_a_quadratic",
     ),
@@ -88,12 +88,12 @@ PROTOTYPE = [
         "momentum_of_the_server",
     ),
     Mutant(
-        "FedALA: a padded step teaches the mask",
+        "FedALA: the mask learns from as many batches as the longest client has",
         "parts/mix.py",
-        "sum(1 if b.valid is None else b.valid for b in batches)",
-        "len(batches)",
+        "used = share * local.stream.batches",
+        "used = share * len(local.stream.epochs(1))",
         METHODS,
-        "FedALA-padding or FedALA-engines",
+        "FedALA-engines",
     ),
     Mutant(
         "FedALA: sign of the gap",
@@ -113,12 +113,12 @@ PROTOTYPE = [
         "FedBN-nothing_personal",
     ),
     Mutant(
-        "engine: padded steps are taken",
+        "stack: clients that are done go on",
         "client.py",
-        "weights = where(valid, moved, weights)",
-        "weights = moved",
+        "live = slice(step.live) if isinstance(step, Lockstep) else ...",
+        "live = ...",
         METHODS,
-        "FedAvg-padding",
+        "FedAvg-engines",
     ),
     Mutant(
         "engine: statistics changed in place",
@@ -130,9 +130,9 @@ PROTOTYPE = [
     ),
     Mutant(
         "engine: stacked memory belongs to the neighbour",
-        "testing/stacked.py",
-        'kept = {p: Tree(layouts["memory"][p].layout, flat[i])',
-        'kept = {p: Tree(layouts["memory"][p].layout, flat[i - 1])',
+        "engine/stacked.py",
+        "rows[p][i]) for p in slots}",
+        "rows[p][i - 1]) for p in slots}",
         METHODS,
         "FedBN-engines",
     ),
@@ -155,8 +155,8 @@ PROTOTYPE = [
     Mutant(
         "FedFSA: sensitivity written into the old memory",
         "parts/sharpness.py",
-        "Tree(slot.memory.layout, torch.cat([score, chosen]))",
-        "Tree(slot.memory.layout, slot.memory.flat.copy_(torch.cat([score, chosen])))",
+        "Tree(slot.memory.layout, torch.cat([score, chosen], dim=-1))",
+        "Tree(slot.memory.layout, slot.memory.flat.copy_(torch.cat([score, chosen], dim=-1)))",
         METHODS,
         "FedFSA-nothing_is_changed",
     ),
@@ -174,8 +174,8 @@ MORE = [
     Mutant(
         "MoFedSAM: shares of gradient and direction swapped",
         "parts/momentum.py",
-        "alpha * pick(direction, known) + (1 - alpha) * known",
-        "(1 - alpha) * pick(direction, known) + alpha * known",
+        "mix(alpha, pick(direction, known), known)",
+        "mix(1 - alpha, pick(direction, known), known)",
         ORACLES,
         "mofedsam",
     ),
@@ -206,14 +206,12 @@ MORE = [
     Mutant(
         "FedFSA: the larger radius from the first round",
         "parts/sharpness.py",
-        "radius = spread(rho + (rho_larger - rho) * torch.cat(chosen), where)",
-        "radius = spread(0 * torch.cat(chosen) + rho_larger, where)",
+        "radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)",
+        "radius = spread(0 * torch.cat(chosen, dim=-1) + rho_larger, where)",
         LAWS,
         "fedfsa",
     ),
-    Mutant(
-        "ASAM: stretched once", "parts/sharpness.py", "return stretch * scaled *", "return scaled *", ORACLES, "fedasam"
-    ),
+    Mutant("ASAM: stretched once", "parts/sharpness.py", ", stretch * scaled", ", scaled", ORACLES, "fedasam"),
     Mutant(
         "FedProx: pushes away",
         "parts/proximal.py",
@@ -256,12 +254,52 @@ MORE = [
         "fedavg",
     ),
     Mutant(
-        "optimiser: momentum lives on through padding",
+        "optimiser: momentum is not kept",
         "client.py",
-        "state = {k: where(valid, v, first[k]) for k, v in after.items()}",
-        "state = after",
+        "of_live[name].flat.copy_(tree.flat)",
+        "pass",
+        ORACLES,
+        "fedavg",
+    ),
+    Mutant(
+        "stack: a client with one example is normalised by it",
+        "engine/stacked.py",
+        "frozen=self._source.batch_norm and size == 1",
+        "frozen=False",
         METHODS,
         "FedAvg-engines",
+    ),
+    Mutant(
+        "stack: steps follow the clients' order, not their sizes",
+        "engine/stacked.py",
+        "groups.append((slice(start, stop), size))",
+        "groups.append((slice(start, stop), max(live)))",
+        METHODS,
+        "FedAvg-engines",
+    ),
+    Mutant(
+        "processes: what a client remembered stays on the desk",
+        "engine/processes.py",
+        "for places, trees in ((desk.uploads, out.uploads), (desk.after, out.memory)):",
+        "for places, trees in ((desk.uploads, out.uploads),):",
+        METHODS,
+        "FedBN-engines",
+    ),
+    Mutant(
+        "kernels: the stem's patches follow the wrong axis",
+        "stem.py",
+        "x.permute(1, 4, 5, 0, 2, 3)",
+        "x.permute(1, 5, 4, 0, 2, 3)",
+        "tests/test_kernels.py",
+        "",
+    ),
+    Mutant(
+        "kernels: a step moves the weights before the gradient goes on",
+        "layers.py",
+        "below = d.mm(own[0]) if inward else d",
+        "below = d.mm(own[0] + (sink.beta * sink.alpha) * d.t().mm(kept)) if inward else d",
+        "tests/test_kernels.py",
+        "",
     ),
     Mutant(
         "Adam: no bias correction", "optim.py", "first / (1 - self.beta1**step.flat)", "first / 1", LAWS, "optimisers"
@@ -292,7 +330,11 @@ MORE = [
     Mutant("cohort: drawn with replacement", "engine/federation.py", "replace=False", "replace=True", ENGINE),
     Mutant("batches: the same order in every epoch", "engine/stream.py", '"order", epoch)', '"order")', ENGINE),
     Mutant(
-        "batches: a last batch of one stays", "engine/stream.py", "len(rows[-1]) == 1", "len(rows[-1]) == -1", ENGINE
+        "batches: a last batch of one stays",
+        "engine/stream.py",
+        "if rest == 1 and whole",
+        "if rest == -1 and whole",
+        ENGINE,
     ),
     Mutant(
         "checkpoint: memories of clients are lost",
@@ -338,7 +380,7 @@ MORE = [
     Mutant(
         "dropout: drawn anew in the second pass",
         "model.py",
-        "self._seed(batch.key)",
+        "self._seed(step.key)",
         "pass",
         LAWS,
         "dropout",
@@ -360,8 +402,8 @@ MORE = [
     Mutant(
         "bytes: down is counted once a round",
         "engine/federation.py",
-        "down = len(cohort) * sum(",
-        "down = sum(",
+        "0, len(cohort) * sum(",
+        "0, sum(",
         ENGINE,
     ),
 ]
