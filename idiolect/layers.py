@@ -96,31 +96,40 @@ class _Linear(Layer):
 
 
 class _Convolution(Layer):
-    """A convolution of one or two dimensions with zeros around."""
+    """A convolution of one or two dimensions with zeros around.
+
+    Images lie in memory with channels last from the first convolution on: on CPU convolutions are up to a third
+    faster so, pooling several times. The sum that is the bias's gradient is cheaper by itself.
+    """
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
         self.names = _present(module, "weight", "bias")
         self.weights = len(self.names)
-        self.biases = None if module.bias is None else [module.out_channels]
-        self.groups = module.groups
-        self.stride, self.dilation = list(module.stride), list(module.dilation)
-        zeros = [0] * len(self.stride)
+        stride, dilation, zeros = list(module.stride), list(module.dilation), [0] * len(module.stride)
         if module.padding == "same":
-            self.padding = [d * (k - 1) // 2 for d, k in zip(self.dilation, module.kernel_size, strict=True)]
+            padding = [d * (k - 1) // 2 for d, k in zip(dilation, module.kernel_size, strict=True)]
         else:
-            self.padding = zeros if module.padding == "valid" else [int(p) for p in module.padding]
-        self.window = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
+            padding = zeros if module.padding == "valid" else [int(p) for p in module.padding]
+        self.window = (stride, padding, dilation, False, zeros, module.groups)
+        self.images = isinstance(module, nn.Conv2d)
+        self.summed = [0, 2, 3] if self.images else [0, 2]
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
-        weight, bias = own if self.biases else (own[0], None)
-        return torch.convolution(x, weight, bias, *self.window), x
+        if self.images:  # one channel has no order that `contiguous` would change: the data are copied
+            last = torch.channels_last
+            x = x.contiguous(memory_format=last) if self.owned else x.clone(memory_format=last)
+        bias = own[1] if self.weights == 2 else None
+        return torch.convolution(x, own[0], bias, *self.window), x
 
     def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
-        mask = [inward, *sink.wanted]
-        below, *found = aten.convolution_backward(d, kept, own[0], self.biases, *self.window, mask)
-        for target, gradient in zip(sink.targets, found, strict=False):
-            if target is not None:
-                sink.put(target, gradient)
+        wanted = sink.targets[0] is not None
+        if inward or wanted:
+            mask = [inward, wanted, False]
+            below, gradient, _ = aten.convolution_backward(d, kept, own[0], None, *self.window, mask)
+        if (weight := sink.targets[0]) is not None:
+            sink.put(weight, gradient)
+        if self.weights == 2 and (bias := sink.targets[1]) is not None:
+            sink.put(bias, d.sum(self.summed))
         return below if inward else d
 
 
