@@ -118,20 +118,22 @@ class Kernels:
             if lowest < 0 and any(t is not None for t in sink.targets):
                 lowest = len(done)
             done.append((layer, kept, own, sink))
-        loss, d = self._differentiate(x, batch.y)
+        loss, d = self._differentiate(x, batch)
         if lowest >= 0:
             for i in range(len(done) - 1, lowest - 1, -1):
                 layer, kept, own, sink = done.pop()
                 d = layer.backward(d, kept, own, sink, i > lowest)
         return loss
 
-    def _differentiate(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _differentiate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient in the outputs."""
+        y = batch.y
         if self._cross_entropy and outputs.dim() == 2 and y.dim() == 1 and not y.is_floating_point():
             logs = torch.log_softmax(outputs, 1)
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(loss.new_ones(()), logs, y, None, 1, -100, total)
             return loss, aten._log_softmax_backward_data(d, logs, 1, logs.dtype)
+        torch.default_generator.manual_seed(batch.key)  # for a loss that draws, as in `Model`
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             loss = self._loss(leaf.clone(), y)  # a loss may work in place on what it is given

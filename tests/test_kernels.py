@@ -1,6 +1,7 @@
 """Explicit kernels against autograd: the same loss, gradient, statistics and step, to rounding."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from idiolect.errors import UsageError
 from idiolect.kernels import Kernels, NotAChainError
 from idiolect.model import Model
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
 from idiolect.tree import Tree, step
-from idiolect.words import Batch
+from idiolect.words import Batch, Lockstep
 
 TINY = 1e-12
 
@@ -119,6 +121,13 @@ NETWORKS = {
             nn.Sequential(nn.Linear(5, 7), nn.Sequential(nn.ReLU())), nn.Dropout(0.0), nn.Linear(7, 10),
         ),
         (3, 5),
+    ),
+    "dilated pool of padding": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 1), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1, dilation=2),
+            nn.Flatten(), nn.Linear(27, 10),
+        ),
+        (3, 1, 8, 8),
     ),
     "first in place": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 10)), (3, 2, 2, 3)),
     "a view, then in place": (lambda: nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(12, 10)), (3, 2, 6)),
@@ -358,6 +367,58 @@ def test_single_precision():
     expected, found = model.grad(model.initial, batch), kernels.grad(model.initial, batch)
     assert found.gradient.flat.dtype == torch.float32
     assert torch.allclose(found.gradient.flat, expected.gradient.flat, atol=1e-6)
+
+
+def test_a_gradient_is_written_whatever_was_in_memory():
+    model, kernels, weights = prepared(small_cnn((1, 8, 8), 10))
+    batch = Batch(images(4, 1), torch.randint(10, (4,)))
+    expected = model.grad(weights, batch)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        found = kernels.grad(weights, batch)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same_tree(found.gradient, expected.gradient)
+
+
+def test_threads_do_not_meet():
+    """Four clients at once, each with steps of its own, end where they would have ended one after the other."""
+    torch.manual_seed(11)
+    _, kernels, weights = prepared(small_cnn((1, 8, 8), 10))
+    data = [Batch(images(4, 1), torch.randint(10, (4,))) for _ in range(4)]
+
+    def train(batch):
+        row = weights.clone()
+        for _ in range(10):
+            kernels.descend(row, batch, 0.05)
+        return row.flat
+
+    alone = [train(batch) for batch in data]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(train, data))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_loss_that_draws_is_seeded():
+    def noisy(outputs, y):
+        return F.mse_loss(outputs + torch.randn(outputs.shape, dtype=outputs.dtype), y)
+
+    model, kernels, weights = prepared(nn.Linear(3, 2), noisy)
+    batch = Batch(torch.ones(4, 3, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64), key=7)
+    same_tree(kernels.grad(weights, batch).gradient, model.grad(weights, batch).gradient)
+
+
+def test_images_of_a_wrong_shape_are_refused():
+    _, kernels, weights = prepared(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 3)))
+    with pytest.raises(UsageError, match="got an input of shape"):
+        kernels.grad(weights, Batch(torch.zeros(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1])))
+
+
+def test_a_stack_of_clients_is_refused():
+    _, kernels, weights = prepared(nn.Linear(4, 3))
+    with pytest.raises(TypeError, match="one client at a time"):
+        kernels.grad(weights, Lockstep((), 0))
 
 
 @st.composite
