@@ -74,7 +74,7 @@ def fit(
         about: more facts for the config that is written (where the data come from, say).
         memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
             or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
-            more than a quarter of the RAM of the machine or its container.
+            more than an eighth of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.

@@ -274,7 +274,7 @@ def whole(tmp_path_factory):
 
 def test_which_store_and_resume_with_the_other(tmp_path, monkeypatch):
     fresh = {"share": Tree.of({"w": torch.zeros(250)})}
-    monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 400_000)
+    monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 800_000)
     assert isinstance(choose("auto", None, 100, fresh), RamStore)
     assert isinstance(choose("auto", None, 101, fresh), DiskStore)
     assert isinstance(choose("ram", None, 101, fresh), RamStore)
