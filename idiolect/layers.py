@@ -1,235 +1,359 @@
-"""Layers as explicit forward and backward passes, for networks that are a chain of them.
+"""Layers as explicit kernels: what each computes, and its gradient written out.
 
-Each class says for one type of `torch.nn` layer what its output is, what is kept for the way back, and how the
-gradient goes on. A `Sink` takes the gradients of the weights: it writes them into a row, or takes them off the
-weights at once.
+A layer reads its tensors from `own`, which is parallel to its `names`, and keeps nothing between calls. `forward`
+returns the output and what `backward` needs of the pass; `backward` puts the gradients of the layer's weights
+into a `Sink` and returns that of its input. Neither changes an input that is not the chain's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ops = torch.ops.aten
+from idiolect.errors import UsageError
+
+aten: Any = torch.ops.aten
+
+Own = Sequence[Tensor]
+"""A layer's tensors: weights, then statistics and counter."""
 
 
-class State(NamedTuple):
-    """The tensors of one layer, as views of rows."""
+class Sink(NamedTuple):
+    """Where gradients go: each target becomes ``beta * target + alpha * gradient``, without a copy between."""
 
-    weights: list[Tensor]
-    buffers: list[Tensor]
-    """Running mean, running variance, counter."""
+    targets: Sequence[Tensor | None]
+    """Parallel to a layer's weights; None for a gradient that nobody asked for."""
+    beta: float
+    """0 or 1: to write a gradient, or to take a step."""
+    alpha: float
 
+    def put(self, target: Tensor, gradient: Tensor) -> None:
+        """Put a finished gradient into its target."""
+        target.add_(gradient, alpha=self.alpha) if self.beta else target.copy_(gradient)
 
-class Sink(Protocol):
-    """Where the gradients of a layer's weights go; `at` counts its own weights."""
-
-    def wants(self, at: int) -> bool:
-        """Return whether this gradient is asked for."""
-        ...
-
-    def product(self, at: int, left: Tensor, right: Tensor) -> None:
-        """Take a gradient that is a matrix product."""
-        ...
-
-    def total(self, at: int, values: Tensor) -> None:
-        """Take a gradient that is a sum over rows."""
-        ...
-
-    def take(self, at: int, gradient: Tensor) -> None:
-        """Take a gradient as it is."""
-        ...
+    @property
+    def wanted(self) -> list[bool]:
+        """Which gradients are asked for: weight, bias."""
+        found = [t is not None for t in self.targets]
+        return found + [False] * (2 - len(found))
 
 
 class Layer:
-    """One layer of a chain; the base passes everything on."""
+    """One step of a chain; without weights, unless its class says otherwise.
 
-    fresh = False
-    """Whether the output is a new tensor that the layer itself does not need again."""
+    Attributes:
+        names: its tensors by their names in the module.
+        weights: how many of them are trainable; these come first.
+        fresh: its output is a new tensor, not a view of its input.
+        keeps: `backward` reads the output, so the next layer must not work in place on it.
+        owned: its input may be worked on in place; the chain sets it.
+    """
 
-    def __init__(self, module: nn.Module) -> None:
-        pass
-
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """Return the output and what the way back needs."""
-        return x, None
-
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """Hand the gradients of the weights to the sink; return that of the input if it goes further."""
-        return d
-
-
-class Linear(Layer):
-    """``x @ w.T + b``."""
-
+    names: tuple[str, ...] = ()
+    weights = 0
     fresh = True
+    keeps = False
+    owned = False
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        return F.linear(x, *state.weights), x
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        """Return the output and what `backward` needs; `train`: normalise by the batch, and move statistics."""
+        raise NotImplementedError
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        before = d @ state.weights[0] if further else d
-        d, kept = d.flatten(0, -2), kept.flatten(0, -2)
-        if sink.wants(0):
-            sink.product(0, d.t(), kept)
-        if len(state.weights) > 1 and sink.wants(1):
-            sink.total(1, d)
-        return before
+    def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401
+        """Return the gradient in the input (anything if not `inward`), given that in the output."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, own: Own) -> Tensor:
+        """Return the output in evaluation mode."""
+        return self.forward(x, own, False)[0]
 
 
-class Convolution(Layer):
-    """One or two dimensions, padded with zeros."""
+class _Linear(Layer):
+    """``x W' + b`` on the last axis."""
 
-    fresh = True
+    def __init__(self, module: nn.Linear) -> None:
+        self.names = _present(module, "weight", "bias")
+        self.weights = len(self.names)
+        self.width = module.out_features
+
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        return F.linear(x, *own), x
+
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        if d.dim() != 2:
+            inner = self.backward(d.reshape(-1, self.width), kept.reshape(-1, kept.shape[-1]), own, sink, inward)
+            return inner.view(kept.shape) if inward else d
+        below = d.mm(own[0]) if inward else d  # before the step moves the weights
+        if (weight := sink.targets[0]) is not None:
+            weight.addmm_(d.t(), kept, beta=sink.beta, alpha=sink.alpha)
+        if self.weights == 2 and (bias := sink.targets[1]) is not None:
+            sink.put(bias, d.sum(0))
+        return below
+
+
+class _Convolution(Layer):
+    """A convolution of one or two dimensions with zeros around."""
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
-        self._forward: Callable[..., Tensor] = torch.conv2d if isinstance(module, nn.Conv2d) else torch.conv1d
-        self._settings: list[list[Any]] = [list(module.stride), list(module.padding), list(module.dilation)]
-        self._groups = module.groups
+        self.names = _present(module, "weight", "bias")
+        self.weights = len(self.names)
+        self.biases = None if module.bias is None else [module.out_channels]
+        self.groups = module.groups
+        self.stride, self.dilation = list(module.stride), list(module.dilation)
+        zeros = [0] * len(self.stride)
+        if module.padding == "same":
+            self.padding = [d * (k - 1) // 2 for d, k in zip(self.dilation, module.kernel_size, strict=True)]
+        else:
+            self.padding = zeros if module.padding == "valid" else [int(p) for p in module.padding]
+        self.window = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        w, *b = state.weights
-        return self._forward(x, w, b[0] if b else None, *self._settings, self._groups), x
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        weight, bias = own if self.biases else (own[0], None)
+        return torch.convolution(x, weight, bias, *self.window), x
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        w, *b = state.weights
-        mask = [further, sink.wants(0), bool(b) and sink.wants(1)]
-        zeros = [0] * len(self._settings[0])
-        found = ops.convolution_backward(
-            d, kept, w, [len(w)] if b else None, *self._settings, False, zeros, self._groups, mask
-        )
-        for at in (0, 1):
-            if mask[at + 1]:
-                sink.take(at, found[at + 1])
-        return found[0] if further else d
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        mask = [inward, *sink.wanted]
+        below, *found = aten.convolution_backward(d, kept, own[0], self.biases, *self.window, mask)
+        for target, gradient in zip(sink.targets, found, strict=False):
+            if target is not None:
+                sink.put(target, gradient)
+        return below if inward else d
 
 
-class BatchNorm(Layer):
-    """By the batch's own statistics, or by the running ones where these are frozen."""
-
-    fresh = True
+class _BatchNorm(Layer):
+    """Batch normalisation with running statistics, scale and shift or neither."""
 
     def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-        self._momentum, self._eps, self._affine = module.momentum, module.eps, module.affine
+        self.affine = module.affine
+        self.weights = 2 if self.affine else 0
+        self.names = (*_present(module, "weight", "bias"), "running_mean", "running_var", "num_batches_tracked")
+        self.momentum, self.eps, self.channels = float(module.momentum or 0), module.eps, module.num_features
+        self.dims = (4,) if isinstance(module, nn.BatchNorm2d) else (2, 3)
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        if not frozen and x.numel() == x.shape[1]:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        w, b = state.weights if self._affine else (None, None)
-        mean, variance, counter = state.buffers
-        y, *kept = torch.native_batch_norm(x, w, b, mean, variance, not frozen, self._momentum or 0.0, self._eps)
-        if not frozen:
-            counter.add_(1)
-        return y, (x, frozen, *kept)
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        if x.dim() not in self.dims:
+            raise UsageError(f"batch normalisation of {self.dims} axes got an input of shape {tuple(x.shape)}")
+        if train:
+            if x.numel() == self.channels:
+                raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+            own[-1].add_(1)
+        scale = own[:2] if self.affine else (None, None)
+        y, mean, spread = aten.native_batch_norm(x, *scale, own[-3], own[-2], train, self.momentum, self.eps)
+        return y, (x, mean, spread, train)
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        x, frozen, mean, deviation = kept
-        w = state.weights[0] if self._affine else None
-        mask = [further, *(self._affine and sink.wants(at) for at in (0, 1))]
-        found = ops.native_batch_norm_backward(
-            d, x, w, *state.buffers[:2], mean, deviation, not frozen, self._eps, mask
+    def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401
+        x, mean, spread, train = kept
+        mask = [inward, *sink.wanted]
+        scale = own[0] if self.affine else None
+        below, *found = aten.native_batch_norm_backward(
+            d, x, scale, own[-3], own[-2], mean, spread, train, self.eps, mask
         )
-        for at in (0, 1):
-            if mask[at + 1]:
-                sink.take(at, found[at + 1])
-        return found[0] if further else d
+        for target, gradient in zip(sink.targets, found, strict=False):
+            if target is not None:
+                sink.put(target, gradient)
+        return below if inward else d
 
 
-class Relu(Layer):
-    """In place, where the layer before it gave a tensor that nobody else needs."""
+class _Relu(Layer):
+    """The positive part, in place where the chain owns the input."""
 
-    in_place = False
+    keeps = True
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        y = torch.relu_(x) if self.in_place else torch.relu(x)
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        y = x.relu_() if self.owned else x.relu()
         return y, y
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        return ops.threshold_backward(d, kept, 0)  # type: ignore[no-any-return]
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        below: Tensor = aten.threshold_backward(d, kept, 0)
+        return below
 
 
-class Curve(Layer):
-    """Another activation, value by value; its slope follows from its output or from its input."""
+class _Elementwise(Layer):
+    """A smooth function of each number; its gradient is taken at the output if it `keeps` it, else at the input."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._of_output, self._slope = CURVES[type(module)]
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor], keeps: bool
+    ) -> None:
+        self.function, self.slope, self.keeps = function, slope, keeps
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        y: Tensor = self._module(x)
-        return y, y if self._of_output else x
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        y = self.function(x)
+        return y, y if self.keeps else x
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        return self._slope(self._module, d, kept)
-
-
-CURVES: dict[type[nn.Module], tuple[bool, Callable[[Any, Tensor, Tensor], Tensor]]] = {
-    nn.Tanh: (True, lambda _, d, y: ops.tanh_backward(d, y)),
-    nn.Sigmoid: (True, lambda _, d, y: ops.sigmoid_backward(d, y)),
-    nn.Softplus: (False, lambda m, d, x: ops.softplus_backward(d, x, m.beta, m.threshold)),
-    nn.GELU: (False, lambda m, d, x: ops.gelu_backward(d, x, approximate=m.approximate)),
-}
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        return self.slope(d, kept)
 
 
-class MaxPool(Layer):
-    """The largest of each window; of several alike, the first."""
+class _MaxPool(Layer):
+    """The largest of each window; the first of equals has the gradient."""
 
     def __init__(self, module: nn.MaxPool2d) -> None:
-        size = [_pair(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
-        self._settings = [*size, module.ceil_mode]
+        stride = module.kernel_size if module.stride is None else module.stride
+        self.window = (_pair(module.kernel_size), _pair(stride), _pair(module.padding), _pair(module.dilation))
+        self.ceil = module.ceil_mode
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        y, where = ops.max_pool2d_with_indices(x, *self._settings)
-        return y, (x, where)
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        turned = x.stride(0) < x.stride(1)  # a stem's output has channels first in memory; pooling does not mind
+        x = x.transpose(0, 1) if turned else x
+        y, where = aten.max_pool2d_with_indices(x, *self.window, self.ceil)
+        return y.transpose(0, 1) if turned else y, (x, where, turned)
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
-        x, where = kept
-        return ops.max_pool2d_with_indices_backward(d, x, *self._settings, where)  # type: ignore[no-any-return]
+    def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401
+        x, where, turned = kept
+        d = d.transpose(0, 1) if turned else d
+        below: Tensor = aten.max_pool2d_with_indices_backward(d, x, *self.window, self.ceil, where)
+        return below.transpose(0, 1) if turned else below
 
 
-class Flatten(Layer):
-    """All axes but the first into one."""
+class _AveragePool(Layer):
+    """The mean of each window."""
 
-    def forward(self, x: Tensor, state: State, frozen: bool) -> tuple[Tensor, Any]:
-        """See `Layer`."""
-        return x.flatten(1), x.shape
+    def __init__(self, module: nn.AvgPool2d) -> None:
+        stride = module.kernel_size if module.stride is None else module.stride
+        self.window = (_pair(module.kernel_size), _pair(stride), _pair(module.padding))
+        self.rest = (module.ceil_mode, module.count_include_pad, module.divisor_override)
 
-    def backward(self, d: Tensor, kept: Any, state: State, sink: Sink, further: bool) -> Tensor:  # noqa: ANN401
-        """See `Layer`."""
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        return F.avg_pool2d(x, *self.window, *self.rest), x
+
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        below: Tensor = aten.avg_pool2d_backward(d, kept, *self.window, *self.rest)
+        return below
+
+
+class _AdaptivePool(Layer):
+    """The mean of windows that give an output of a fixed size."""
+
+    def __init__(self, module: nn.AdaptiveAvgPool2d) -> None:
+        self.size = module.output_size
+
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        return F.adaptive_avg_pool2d(x, self.size), x
+
+    def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
+        below: Tensor = aten._adaptive_avg_pool2d_backward(d, kept)
+        return below
+
+
+class View(nn.Module):
+    """``x.reshape(shape)`` as a module; without a shape ``x.reshape(len(x), -1)``."""
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same numbers in the shape."""
+        return x.reshape(self.shape or (len(x), -1))
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return str(self.shape)
+
+
+class _Shape(Layer):
+    """The same numbers in another shape."""
+
+    fresh = False
+
+    def __init__(self, reshape: Callable[[Tensor], Tensor]) -> None:
+        self.reshape = reshape
+
+    def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        return self.reshape(x), x.shape
+
+    def backward(self, d: Tensor, kept: torch.Size, own: Own, sink: Sink, inward: bool) -> Tensor:
         return d.reshape(kept)
 
 
-def _pair(value: int | tuple[int, ...]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def _present(module: nn.Module, *names: str) -> tuple[str, ...]:
+    return tuple(n for n in names if getattr(module, n) is not None)
 
 
-LAYERS: dict[type[nn.Module], Callable[..., Layer]] = {
-    nn.Linear: Linear,
-    nn.Conv1d: Convolution,
-    nn.Conv2d: Convolution,
-    nn.BatchNorm1d: BatchNorm,
-    nn.BatchNorm2d: BatchNorm,
-    nn.ReLU: Relu,
-    **dict.fromkeys(CURVES, Curve),
-    nn.MaxPool2d: MaxPool,
-    nn.Flatten: Flatten,
-    nn.Identity: Layer,
-    nn.Dropout: Layer,
+def _pair(size: int | Sequence[int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else [int(s) for s in size]
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any], Layer]] = {
+    nn.Linear: _Linear,
+    nn.Conv1d: _Convolution,
+    nn.Conv2d: _Convolution,
+    nn.BatchNorm1d: _BatchNorm,
+    nn.BatchNorm2d: _BatchNorm,
+    nn.MaxPool2d: _MaxPool,
+    nn.AvgPool2d: _AveragePool,
+    nn.AdaptiveAvgPool2d: _AdaptivePool,
+    nn.Flatten: lambda m: _Shape(m.forward),
+    View: lambda m: _Shape(m.forward),
+    nn.ReLU: lambda m: _Relu(),
+    nn.Tanh: lambda m: _Elementwise(torch.tanh, aten.tanh_backward, True),
+    nn.Sigmoid: lambda m: _Elementwise(torch.sigmoid, aten.sigmoid_backward, True),
+    nn.Softplus: lambda m: _Elementwise(
+        m.forward, lambda d, x: aten.softplus_backward(d, x, m.beta, m.threshold), False
+    ),
+    nn.GELU: lambda m: _Elementwise(m.forward, lambda d, x: aten.gelu_backward(d, x, approximate=m.approximate), False),
+    nn.LeakyReLU: lambda m: _Elementwise(
+        lambda x: F.leaky_relu(x, m.negative_slope),
+        lambda d, x: aten.leaky_relu_backward(d, x, m.negative_slope, False),
+        False,
+    ),
 }
-"""What can stand in a chain; the settings that are not covered are refused by name in `kernels`."""
+"""The layer that each type of module is."""
+
+
+def layer_of(name: str, module: nn.Module) -> Layer | str | None:
+    """Return the kernel of one module, None if it does nothing, or why it has no kernel.
+
+    Example:
+        >>> layer_of("fc", nn.Linear(3, 2)).names
+        ('fc.weight', 'fc.bias')
+        >>> layer_of("norm", nn.BatchNorm1d(3, momentum=None))
+        "layer 'norm' (BatchNorm1d) has no explicit kernel with momentum=None"
+    """
+    if type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0):
+        return None
+    make, why = _LAYERS.get(type(module)), _unfit(module)
+    if make is None or why:
+        return f"layer {name!r} ({type(module).__name__}) has no explicit kernel{why}"
+    layer = make(module)
+    layer.names = tuple(f"{name}.{own}" if name else own for own in layer.names)
+    return layer
+
+
+def _unfit(module: nn.Module) -> str:
+    """Return what a setting of a known module asks for that its kernel does not do."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f" with padding_mode={module.padding_mode!r}"
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding == "same" and any(span % 2 for span in spans):
+            return " that pads one side more than the other"
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if module.running_mean is None:
+            return " without running statistics"
+        if module.momentum is None:
+            return " with momentum=None"
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        return " that returns indices"
+    return ""
+
+
+def arrange(layers: list[Layer]) -> list[Layer]:
+    """Order the layers of a chain for speed, and tell each whether it may work in place on its input.
+
+    Maxima are taken before the positive part: the same numbers and gradients, with fewer to rectify.
+    """
+    layers = list(layers)
+    for i in range(len(layers) - 1):
+        if isinstance(layers[i], _Relu) and isinstance(layers[i + 1], _MaxPool):
+            layers[i], layers[i + 1] = layers[i + 1], layers[i]
+    owned = False
+    for layer in layers:
+        layer.owned = owned
+        if layer.fresh:
+            owned = not layer.keeps
+    return layers

@@ -29,6 +29,9 @@ class Model:
         module: any `torch.nn.Module`; its current weights are the initial weights.
         loss: (output, target) -> scalar mean over the batch.
 
+    Attributes:
+        training: its copy of the module, in training mode.
+
     Example:
         >>> model = Model(nn.Linear(2, 1), F.mse_loss)
         >>> out = model.grad(model.initial, Batch(torch.ones(4, 2), torch.zeros(4, 1)))
@@ -40,7 +43,7 @@ class Model:
         self.anatomy: Anatomy = anatomy_of(module)
         self.initial: Tree = initial_tree(module, self.anatomy)
         self.loss = loss
-        self._training = copy.deepcopy(module).train()
+        self.training = copy.deepcopy(module).train()
         self._predicting = copy.deepcopy(module).eval()
         self._frozen = copy.deepcopy(module).train()
         for layer in self._frozen.modules():
@@ -115,7 +118,7 @@ class Model:
         self, row: Tree, x: Tensor, y: Tensor, frozen: bool, only: Container[str] | None
     ) -> tuple[dict[str, Tensor], Forward]:
         """Return the weights to differentiate in, and the function from them to loss and buffers."""
-        module = self._frozen if frozen else self._training
+        module = self._frozen if frozen else self.training
         trainable = {n: row[n] for n in self.anatomy.trainable.names if only is None or n in only}
         fixed = {n: row[n] for n in self.anatomy.trainable.names if n not in trainable}
 
@@ -130,8 +133,8 @@ class Model:
     def copy(self) -> Model:
         """Return the same model with modules of its own: a module serves one thread at a time."""
         twin = copy.copy(self)
-        twin._training, twin._predicting, twin._frozen = (
-            copy.deepcopy(m) for m in (self._training, self._predicting, self._frozen)
+        twin.training, twin._predicting, twin._frozen = (
+            copy.deepcopy(m) for m in (self.training, self._predicting, self._frozen)
         )
         return twin
 
@@ -156,7 +159,7 @@ class Model:
 
     def lost_buffers(self, x: Tensor) -> list[str]:
         """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""
-        module = copy.deepcopy(self._training)
+        module = copy.deepcopy(self.training)
         start = {n: t.clone() for n, t in module.named_buffers() if n not in self.anatomy.buffers.starts}
         with torch.no_grad():
             self._seed(0)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import idiolect
 from idiolect import checkpoint, methods
-from idiolect.engine.disk import DiskStore, choose
+from idiolect.engine.disk import DiskStore, store_for
 from idiolect.engine.memory import RamStore
 from idiolect.errors import UsageError
 from idiolect.report import RunDirectory
@@ -179,7 +179,7 @@ def test_no_flipped_bit_is_ever_loaded(tmp_path):
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, step):
     store = RunDirectory(tmp_path / "run")
     store.write_config({})
-    keep = partial(choose, "disk", store.path, 4)
+    keep = partial(store_for, "disk", store.path, 4)
     made = federation(methods.fedbn(), keep=keep)
     made.play()
     checkpoint.save(store, made)
@@ -275,11 +275,11 @@ def whole(tmp_path_factory):
 def test_which_store_and_resume_with_the_other(tmp_path, monkeypatch):
     fresh = {"share": Tree.of({"w": torch.zeros(250)})}
     monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 800_000)
-    assert isinstance(choose("auto", None, 100, fresh), RamStore)
-    assert isinstance(choose("auto", None, 101, fresh), DiskStore)
-    assert isinstance(choose("ram", None, 101, fresh), RamStore)
+    assert isinstance(store_for("auto", None, 100, fresh), RamStore)
+    assert isinstance(store_for("auto", None, 101, fresh), DiskStore)
+    assert isinstance(store_for("ram", None, 101, fresh), RamStore)
     with pytest.raises(UsageError, match="memory is 'auto', 'ram' or 'disk', got 'tape'"):
-        choose("tape", None, 1, fresh)
+        store_for("tape", None, 1, fresh)
     monkeypatch.undo()
     whole = run(tmp_path / "ram", memory="ram")
     on_disk = run(tmp_path / "disk")

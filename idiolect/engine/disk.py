@@ -168,7 +168,7 @@ class DiskStore:
         return self._folder / f"{number:08}.safetensors"
 
 
-def choose(kind: Kind, directory: str | Path | None, clients: int, fresh: Slots) -> Store:
+def store_for(kind: Kind, directory: str | Path | None, clients: int, fresh: Slots) -> Store:
     """Return the store of a run.
 
     Args:
@@ -183,7 +183,7 @@ def choose(kind: Kind, directory: str | Path | None, clients: int, fresh: Slots)
         UsageError: if there is no such kind.
 
     Example:
-        >>> type(choose("auto", None, 1000, {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
+        >>> type(store_for("auto", None, 1000, {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
         'RamStore'
     """
     if kind not in ("auto", "ram", "disk"):

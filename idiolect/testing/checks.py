@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from idiolect import checkpoint, parts, scope
 from idiolect.client import Slots, client_round
 from idiolect.data import ClientData
-from idiolect.engine.disk import choose
+from idiolect.engine.disk import store_for
 from idiolect.engine.federation import Federation
 from idiolect.engine.processes import Processes
 from idiolect.engine.stacked import Stacked
@@ -137,7 +137,7 @@ def check_resume(method: Method) -> None:
     whole = played(method, rounds=3, participation=0.5)
     for kind in ("ram", "disk"):
         with tempfile.TemporaryDirectory() as folder:
-            keep = partial(choose, kind, f"{folder}/run", len(SIZES))
+            keep = partial(store_for, kind, f"{folder}/run", len(SIZES))
             store = RunDirectory(f"{folder}/run")
             store.write_config({})
             stopped = played(method, rounds=2, participation=0.5, keep=keep)
