@@ -85,7 +85,7 @@ def fit(
         precision: ``"bfloat16"`` runs forward passes in mixed precision, see docs/performance.md for what it costs.
         memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
             or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
-            more than a quarter of the RAM of the machine or its container.
+            more than an eighth of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.

@@ -233,9 +233,48 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_undisturbed(tmp_path):
     assert left == {path.name for path in (tmp_path / "whole" / "memory").iterdir()}
 
 
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
+
+
+def killed_at(moment, folder):
+    """Run in a fork that dies at its n-th event on a file of the run, or goes through; return whether it died."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    seen = 0
+
+    def count(event, arguments):
+        nonlocal seen
+        if event in EVENTS and str(folder) in str(arguments[0]):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    try:
+        run(folder, resume=(folder / "config.json").exists())
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 7, 9, 12, 14, 17, 20, 26, 33, 41, 50])
+def test_killed_at_a_file_and_resumed_it_ends_as_undisturbed(tmp_path, whole, moment):
+    """The process dies before it opens, renames or removes its n-th file, twice; the run still ends the same."""
+    assert killed_at(moment, tmp_path / "cut")
+    killed_at(moment, tmp_path / "cut")
+    resumed = run(tmp_path / "cut", resume=(tmp_path / "cut" / "config.json").exists())
+    same_state(whole.federation, resumed.federation)
+    assert not list((tmp_path / "cut").rglob(".*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
 def test_which_store_and_resume_with_the_other(tmp_path, monkeypatch):
     fresh = {"share": Tree.of({"w": torch.zeros(250)})}
-    monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 400_000)
+    monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 800_000)
     assert isinstance(store_for("auto", None, 100, fresh), RamStore)
     assert isinstance(store_for("auto", None, 101, fresh), DiskStore)
     assert isinstance(store_for("ram", None, 101, fresh), RamStore)

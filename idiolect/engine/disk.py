@@ -173,7 +173,8 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, fresh: Slo
 
     Args:
         kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk where the directory has memories on disk, or where the
-            memories of all clients would take more than a quarter of the RAM.
+            memories of all clients would take more than an eighth of the RAM: while a checkpoint is written, ``"ram"``
+            holds them about five times.
         directory: of the run; its folder `memory` takes the segments. None takes a temporary folder.
         clients: how many there are.
         fresh: the memory of a client that has not trained yet.
@@ -188,7 +189,7 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, fresh: Slo
     if kind not in ("auto", "ram", "disk"):
         raise UsageError(f"memory is 'auto', 'ram' or 'disk', got {kind!r}")
     folder = Path(directory) / "memory" if directory is not None else None
-    large = 4 * clients * _nbytes(fresh) > ram()
+    large = 8 * clients * _nbytes(fresh) > ram()
     if kind == "disk" or (kind == "auto" and (large or (folder and folder.is_dir()))):
         return DiskStore(fresh, folder)
     return RamStore(fresh)

@@ -62,7 +62,7 @@ class RunDirectory:
             _read_config(self.path)
         elif ours:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(file.name != f".{_CONFIG}.tmp" for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -86,8 +86,14 @@ class RunDirectory:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round to metrics.jsonl and flush it; NaN and infinities are written as null."""
-        with (self.path / _METRICS).open("a", encoding="ascii") as file:
-            file.write(_dumps(record) + "\n")
+        line, file = _dumps(record) + "\n", self.path / _METRICS
+        try:
+            with file.open("a", encoding="ascii") as metrics:
+                metrics.write(line)
+        except OSError as error:
+            raise UsageError(
+                f"cannot add a line to {file} ({error.strerror or error}): make room, then resume"
+            ) from None
 
     def rewind(self, last_round: float) -> None:
         """Forget the rounds after `last_round` (of the checkpoint, say), which a resumed run does again."""
