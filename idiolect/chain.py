@@ -21,7 +21,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from idiolect.layers import Layer, View, arrange, layer_of
-from idiolect.stem import Stem
 
 
 class NotAChainError(ValueError):
@@ -54,9 +53,6 @@ def read(module: nn.Module) -> list[Layer]:
         raise NotAChainError(f"tensor {odd!r} belongs to no layer of the chain")
     if len(held) != len(set(held)):
         raise NotAChainError("a layer is used more than once")
-    name, first = training[0]
-    if Stem.fits(first):
-        layers[0] = Stem(name, first)  # type: ignore[arg-type]
     return arrange(layers)
 
 

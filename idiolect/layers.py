@@ -206,16 +206,13 @@ class _MaxPool(Layer):
         self.ceil, self.padded = module.ceil_mode, any(_pair(module.padding))
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
-        turned = x.stride(0) < x.stride(1)  # a stem's output has channels first in memory; pooling does not mind
-        x = x.transpose(0, 1) if turned else x
         y, where = aten.max_pool2d_with_indices(x, *self.window, self.ceil)
-        return y.transpose(0, 1) if turned else y, (x, where, turned)
+        return y, (x, where)
 
     def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401
-        x, where, turned = kept
-        d = d.transpose(0, 1) if turned else d
+        x, where = kept
         below: Tensor = aten.max_pool2d_with_indices_backward(d, x, *self.window, self.ceil, where)
-        return below.transpose(0, 1) if turned else below
+        return below
 
 
 class _AveragePool(Layer):

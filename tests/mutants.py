@@ -286,14 +286,6 @@ MORE = [
         "FedBN-engines",
     ),
     Mutant(
-        "kernels: the stem's patches follow the wrong axis",
-        "stem.py",
-        "x.permute(1, 4, 5, 0, 2, 3)",
-        "x.permute(1, 5, 4, 0, 2, 3)",
-        "tests/test_kernels.py",
-        "",
-    ),
-    Mutant(
         "kernels: a step moves the weights before the gradient goes on",
         "layers.py",
         "below = d.mm(own[0]) if inward else d",

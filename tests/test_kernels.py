@@ -293,7 +293,7 @@ def test_the_pass_back_ends_at_the_first_weight_asked_for():
         kernels.grad(weights, batch, {"fc3.weight"})
     with Counted() as everything:
         kernels.grad(weights, batch)
-    assert everything.ran.count("convolution_backward") == 1  # the first convolution is a product
+    assert everything.ran.count("convolution_backward") == 2
     assert "convolution_backward" not in head.ran
     assert head.ran.count("mm") == 0 < everything.ran.count("mm")
 
@@ -306,7 +306,7 @@ def test_a_step_allocates_nothing_of_the_size_of_the_weights():
     with Counted() as gradient:
         kernels.grad(weights, batch)
     assert gradient.largest == model.anatomy.trainable.total > 1e6
-    assert step_.largest <= 2 * 144 * 25  # the patches of the first convolution
+    assert step_.largest <= 2 * 1024  # the widest layer's activations
 
 
 @pytest.mark.parametrize("frozen", [False, True])
