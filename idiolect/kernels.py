@@ -32,6 +32,7 @@ class Kernels:
         NotAChainError: if the model is no chain of known layers; the line says why.
 
     Example:
+        >>> from torch import nn
         >>> model = Model(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         >>> batch = Batch(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
         >>> expected, found = model.grad(model.initial, batch), Kernels(model).grad(model.initial, batch)

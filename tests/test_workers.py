@@ -133,12 +133,12 @@ def chosen(asked, module, cohort=4):
 def test_what_is_chosen():
     engine, note = chosen("auto", net())
     assert isinstance(engine, Processes)
-    assert note == f"{min(cores(), 4)} processes, by explicit kernels"
+    assert note == f"in {min(cores(), 4)} processes, by explicit kernels"
     assert isinstance(chosen("threads", net())[0], Threads)
     assert isinstance(chosen("one-by-one", net())[0], OneByOne)
     engine, note = chosen("stacked", net())
     assert isinstance(engine, Stacked)
-    assert note == "stacked, 4 clients at a time"
+    assert note == "in stacks of 4"
     engine, note = chosen("threads", net(nn.Dropout(0.5)))  # threads share one random stream
     assert isinstance(engine, Processes)
     engine, note = chosen("stacked", net(nn.Dropout(0.5)))
@@ -157,7 +157,7 @@ def test_a_model_that_cannot_be_stacked_is_named_by_its_layer():
 
 def test_fit_says_which_engine_it_took(tmp_path):
     run = idiolect.fit(net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="stacked")
-    assert "clients are trained stacked, 4 clients at a time" in run.notes
+    assert "clients are trained in stacks of 4" in run.notes
     with pytest.raises(UsageError, match="gradients was 'autograd, width 4', is 'autograd, width 1'"):
         idiolect.fit(
             net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="one-by-one", resume=True

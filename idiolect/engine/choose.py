@@ -56,7 +56,7 @@ def choose(
         why_not = not_stackable(model, batch)
         if not why_not:
             width = min(cohort, _width(model, batch))
-            return Stacked(width), f"stacked, {width} clients at a time"
+            return Stacked(width), f"in stacks of {width}"
         why_not = f" (cannot be stacked: {why_not})"
     if gpu:
         return OneByOne(), f"one by one, by autograd{why_not}"
@@ -71,8 +71,8 @@ def choose(
     if asked == "processes" and not FORK:
         raise UsageError("engine 'processes' needs fork, which this system has not: take 'threads'")
     if FORK and (draws or asked != "threads"):
-        return Processes(workers), f"{workers} processes, {how}{why_not}"
-    return Threads(workers), f"{workers} threads, {how}{why_not}"
+        return Processes(workers), f"in {workers} processes, {how}{why_not}"
+    return Threads(workers), f"in {workers} threads, {how}{why_not}"
 
 
 def cores() -> int:
