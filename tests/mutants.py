@@ -256,8 +256,8 @@ MORE = [
     Mutant(
         "optimiser: momentum is not kept",
         "client.py",
-        "of_live[name].flat.copy_(tree.flat)",
-        "pass",
+        "state = {name: _over(tree, state[name]) for name, tree in after.items()}",
+        "state = State()",
         ORACLES,
         "fedavg",
     ),
@@ -412,7 +412,7 @@ WITHOUT_AUTOGRAD = [
     Mutant("kernels: the pass back goes on below what is asked for", "kernels.py", "i > lowest)", "True)", KERNELS),
     Mutant(
         "kernels: weighted cross-entropy is taken for the plain",
-        "kernels.py",
+        "model.py",
         'return options == (None, -100, "mean", 0.0) and',
         "return",
         KERNELS,
