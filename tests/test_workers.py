@@ -243,3 +243,15 @@ def test_a_step_of_a_worker_fetches_no_memory_from_the_kernel():
     few, many = faults(2), faults(22)
     rows = wide[2].weight.numel() * 4 / resource.getpagesize()
     assert (many - few) / (20 * 3 * 2) < rows / 10  # a step makes about ten rows
+
+
+@pytest.mark.parametrize("optimiser", [idiolect.SGD(momentum=0.9, nesterov=True), idiolect.Adam(weight_decay=0.01)])
+def test_optimisers_keep_their_state_in_a_stack_of_unequal_clients(optimiser):
+    settings = Training(lr=0.01, batch_size=8, local_epochs=2, optimiser=optimiser)
+    one, other = (
+        federation(methods.ditto(0.5), population(RAGGED), engine=engine, training=settings)
+        for engine in (OneByOne(), Stacked(6))
+    )
+    for _ in range(3):
+        one.play(), other.play()
+    same_state(one, other, 1e-12)
