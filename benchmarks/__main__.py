@@ -7,17 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness import Entrant, commits, play
 from benchmarks.report import write
 from benchmarks.workloads import WORKLOADS
 
+ON_GPU = [("ours", "gpu"), ("pfllib", "gpu")]
 PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the contest that the arguments describe."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["w1", "w2", "bn"])
+    parser.add_argument("--gpu", action="store_true", help="on a GPU: w1all and bn1000, unless others are named")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS)
     parser.add_argument("--methods", nargs="+", choices=("fedavg", "fedfsa"), default=["fedavg", "fedfsa"])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each, after one of warm-up")
     parser.add_argument("--only", nargs="+", help="runners to take; all that are there by default")
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = parser.parse_args(argv)
     if told.rounds < 1:
         parser.error("--rounds is at least 1")
+    if told.gpu and not torch.cuda.is_available():
+        parser.exit(2, "no GPU here, nothing was timed; on a machine with one, the same command is ready\n")
     pairs = []
     for given in (told.peer, told.peer_python):
         split = dict(pair.partition("=")[::2] for pair in given)
@@ -38,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkouts, pythons = pairs
     all_of_them = [
         Entrant(name, setting, checkouts.get(name), pythons.get(name))
-        for name, setting in settings(told.cores)
+        for name, setting in (ON_GPU if told.gpu else settings(told.cores))
         if (name not in PEERS or name in checkouts or name in pythons) and (not told.only or name in told.only)
     ]
     if not all_of_them:
         parser.error(f"--only {told.only}: no such runner, or a peer without --peer")
     tables = {}
-    for workload in told.workloads:
+    for workload in told.workloads or (("w1all", "bn1000") if told.gpu else ("w1", "w2", "bn")):
         for method in told.methods:
             tables[workload, method] = play(all_of_them, workload, method, told.rounds, told.timeout)
             write(told.out, tables, commits(checkouts))

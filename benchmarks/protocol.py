@@ -32,7 +32,11 @@ class Seat:
 
     @property
     def count(self) -> int:
-        return int(self.setting.split()[0])
+        return 1 if self.device == "cuda" else int(self.setting.split()[0])
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.setting == "gpu" else "cpu"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,10 @@ def serve(prepare: Callable[[Seat], Game]) -> None:
     for _ in sys.stdin:
         cpu, clock = cpu_seconds(), time.perf_counter()
         steps = game.play()
+        if told.setting == "gpu":
+            torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - clock, cpu_seconds() - cpu
-        moved = float((game.weights().detach() - start).norm())
+        moved = float((game.weights().detach().cpu() - start).norm())
         print(json.dumps({"seconds": seconds, "steps": steps, "cpu_seconds": cpu, "moved": moved}), file=line)
 
 

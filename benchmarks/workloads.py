@@ -49,6 +49,8 @@ WORKLOADS = {
         Workload("w1", (1, 28, 28), 10, clients=100, examples=420, per_round=10, epochs=10, batch=48, lr=0.1),
         Workload("w2", (1, 28, 28), 10, clients=100, examples=60, per_round=100, epochs=1, batch=10, lr=0.1),
         Workload("bn", (561,), 6, clients=30, examples=288, per_round=30, epochs=5, batch=32, lr=0.01),
+        Workload("w1all", (1, 28, 28), 10, clients=100, examples=420, per_round=100, epochs=10, batch=48, lr=0.1),
+        Workload("bn1000", (561,), 6, clients=1000, examples=288, per_round=1000, epochs=5, batch=32, lr=0.01),
         Workload("tiny", (20,), 3, clients=4, examples=22, per_round=4, epochs=2, batch=8, lr=0.01),
     )
 }

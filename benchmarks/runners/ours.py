@@ -21,7 +21,9 @@ from idiolect.parts import flexible_sam, server_momentum
 from idiolect.training import Training
 
 
-def engine(setting: str) -> Engine:
+def engine(setting: str, cohort: int) -> Engine:
+    if setting == "gpu":
+        return Stacked(min(cohort, 100))
     if setting == "one by one":
         return OneByOne()
     made, number = setting.rsplit(" ", 1) if setting.startswith("stacks of") else setting.split(" ", 1)[::-1]
@@ -40,9 +42,10 @@ def prepare(seat: Seat) -> Game:
     torch.set_num_threads(1)
     work = seat.work
     training = Training(work.lr, work.epochs, work.batch, clip=CLIP if seat.method == "fedfsa" else None)
-    clients = {f"{i:03}": ClientData((x, y)) for i, (x, y) in enumerate(zip(*examples(work), strict=True))}
-    model, share = Model(network(work)), work.per_round / work.clients
-    made = engine(seat.setting)
+    x, y = (torch.from_numpy(part).to(seat.device) for part in examples(work))
+    clients = {f"{i:04}": ClientData((x[i], y[i])) for i in range(work.clients)}
+    model, share = Model(network(work), device=torch.device(seat.device)), work.per_round / work.clients
+    made = engine(seat.setting, work.per_round)
     game = Federation(model, method(seat), training, clients, 10**6, share, seed=1, engine=made)
     start, taken = model.anatomy.trainable, work.steps_per_client
 
@@ -52,7 +55,7 @@ def prepare(seat: Seat) -> Game:
 
     def weights() -> torch.Tensor:
         shared = game.server["share"]
-        return torch.cat([(shared if n in shared else model.initial)[n].flatten() for n in start.names])
+        return torch.cat([(shared if n in shared else model.initial)[n].flatten().cpu() for n in start.names])
 
     return Game(play, weights, {"idiolect": version("idiolect")})
 
