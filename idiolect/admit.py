@@ -79,7 +79,7 @@ def admit(
     weights = combine(model.anatomy.layout, model.initial, shared, _merged(federation, rule, weighting))
     if x is not None:
         weights = overlay(weights, _statistics(model, weights, x))
-    return model.module(weights)
+    return model.module(weights).to(model.home)
 
 
 def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -15,19 +14,17 @@ from idiolect.errors import UsageError
 from idiolect.report import RunDirectory, read_run
 from idiolect.tree import Tree
 
-_NAME = "checkpoint"
+_NAME, _MEMORY = "checkpoint", "memory/"
 
 
 def save(store: RunDirectory, federation: Federation) -> None:
-    """Write round, server slots and every client's memory as one file, whole or not at all."""
+    """Write round, server slots and what the store of memories needs as one file, whole or not at all."""
     tensors = {"round": torch.tensor(federation.round)}
     for part, tree in federation.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
-    for client in federation.memory:
-        tensors[_place(client)] = torch.tensor(1)
-        for part, tree in federation.memory.get(client).items():
-            tensors |= {f"{_place(client)}/{part}/{name}": t for name, t in tree.items()}
+    tensors |= {f"{_MEMORY}{name}": t for name, t in federation.memory.save().items()}
     store.save_tensors(_NAME, tensors)
+    federation.memory.saved()
 
 
 def restore(store: RunDirectory, federation: Federation, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -42,24 +39,16 @@ def restore(store: RunDirectory, federation: Federation, config: Mapping[str, An
     if differ:
         raise UsageError(f"{store.path} was started with other settings: {'; '.join(differ)}")
     if not (store.path / f"{_NAME}.safetensors").exists():
+        federation.memory.load({})
         store.rewind(0)
         return []
     tensors = store.load_tensors(_NAME)
     device = federation.model.device
     federation.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in federation.server.items()}
-    fresh = federation.memory.get("")
-    for client in federation.clients:
-        if _place(client) in tensors:
-            slots = {p: _tree(t, tensors, f"{_place(client)}/{p}", device) for p, t in fresh.items()}
-            federation.memory.put(client, slots)
+    federation.memory.load({k.removeprefix(_MEMORY): t for k, t in tensors.items() if k.startswith(_MEMORY)})
     federation.round = int(tensors["round"])
     store.rewind(federation.round)
     return read_run(store.path)[1]
-
-
-def _place(client: str) -> str:
-    """Return where a client's tensors are, whatever characters its name has."""
-    return f"client/{quote(client, safe='')}"
 
 
 def _tree(like: Tree, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> Tree:

@@ -27,6 +27,7 @@ GROUPS = {
         *("rounds", "participation", "seed", "lr", "local_epochs", "batch_size"),
         *("optimiser", "schedule", "clip", "evaluate_every"),
     ),
+    "machine": ("engine", "device", "precision"),
     "results": ("directory", "resume"),
 }
 """Settings, grouped as in the help."""

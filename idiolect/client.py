@@ -35,6 +35,11 @@ class Learner(Protocol):
         """What the model is made of."""
         ...
 
+    @property
+    def way(self) -> str:
+        """How gradients are made, for the record: two runs that differ in it differ by rounding."""
+        ...
+
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss in all trainable weights, or in those named; pure."""
         ...
@@ -186,8 +191,7 @@ def descend(
             state = state or training.optimiser.init(direction)
             of_live = {name: _rows(tree, live) for name, tree in state.items()}
             move, after = _move(model, training, _rows(direction, live), here, of_live)
-            for name, tree in after.items():
-                of_live[name].flat.copy_(tree.flat)
+            state = {name: _over(tree, state[name]) for name, tree in after.items()}
             step_(here, -lr, move, _rows(out.buffers, live))
             loss = out.loss
         taken[live].add_(1)
@@ -197,6 +201,13 @@ def descend(
 
 def _rows(tree: Tree, which: slice | EllipsisType) -> Tree:
     return Tree(tree.layout, tree.flat[which])
+
+
+def _over(first: Tree, whole: Tree) -> Tree:
+    """Return a stack with its first rows replaced."""
+    if first.flat.shape == whole.flat.shape:
+        return first
+    return Tree(whole.layout, torch.cat([first.flat, whole.flat[len(first.flat) :]]))
 
 
 def _move(model: Learner, training: Training, direction: Tree, weights: Tree, state: State) -> tuple[Tree, State]:

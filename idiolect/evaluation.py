@@ -25,7 +25,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         The keys ``personalised``, ``generalised`` (None where no complete shared model exists) and ``clients`` of
         a round's record.
     """
-    names = ["loss", *(m.name for m in metrics)]
+    names, shared = ["loss", *(m.name for m in metrics)], federation.general() is not None
     personalised: dict[str, Scores] = {}
     generalised: dict[str, Scores] = {}
     found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
@@ -33,7 +33,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         rows = [dict(zip(names, row, strict=True)) for row in _batched(numbers, len(names))]
         splits = _held(data)
         personalised[client] = dict(zip(splits, rows, strict=False))
-        if len(rows) > len(splits):
+        if shared:
             generalised[client] = dict(zip(splits, rows[len(splits) :], strict=True))
     return {
         "personalised": _over_clients(federation, personalised, metrics),

@@ -70,6 +70,9 @@ class Experiment(BaseModel):
     schedule: str = Field("constant()", description="learning rate over rounds, such as cosine()")
     clip: float | None = Field(None, description="largest norm of a step's direction")
     evaluate_every: int = Field(1, description="rounds between evaluations of all clients")
+    engine: str = Field("auto", description="how clients are trained: auto, one-by-one, threads, processes, stacked")
+    device: str = Field("auto", description="cpu, cuda, or auto: a GPU if there is one")
+    precision: Literal["full", "bfloat16"] = Field("full", description="of forward passes; bfloat16 is mixed")
     directory: Path | None = Field(None, description="where to write what comes of it")
     resume: bool = Field(False, description="go on with what is in the directory")
 
@@ -240,6 +243,9 @@ def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False
         report=report,
         progress=progress,
         about={"command": command(experiment, "run")},
+        engine=experiment.engine,
+        device=experiment.device,
+        precision=experiment.precision,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,13 +15,17 @@ from torch.nn import functional as F
 
 from idiolect import checkpoint
 from idiolect.data import ClientData
+from idiolect.engine import disk
+from idiolect.engine.choose import choose
 from idiolect.engine.evaluate import Metric, accuracy
 from idiolect.engine.federation import Federation
+from idiolect.engine.memory import RamStore
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError
 from idiolect.evaluation import evaluate_all
 from idiolect.method import Method
 from idiolect.model import Loss, Model
-from idiolect.preflight import check_run, is_cross_entropy, prepare
+from idiolect.preflight import check_run, device_of, is_cross_entropy, precision_of, prepare
 from idiolect.progress import Progress
 from idiolect.report import RunDirectory
 from idiolect.run import Run
@@ -45,12 +50,16 @@ def fit(
     report: bool = True,
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
+    engine: str | Engine = "auto",
+    device: str = "auto",
+    precision: Literal["full", "bfloat16"] = "full",
+    memory: disk.Kind = "auto",
 ) -> Run:
     """Train a personal model for every client.
 
     Args:
         model: any module; its current weights are the initial weights, and it is not changed. Everything runs
-            in its dtype and on its device.
+            in its dtype.
         clients: each client's examples, by the client's name.
         method: from `idiolect.methods`, or parts of your own choice.
         rounds: how many rounds.
@@ -68,6 +77,15 @@ def fit(
         report: draw report.html into the directory at the end.
         progress: show a progress bar with the time left.
         about: more facts for the config that is written (where the data come from, say).
+        engine: how clients are trained, see `idiolect.engine.choose`: ``"auto"``, ``"one-by-one"``, ``"threads"``,
+            ``"processes"``, ``"stacked"``, or one of your own making, such as ``Stacked(16)``. All give the same
+            results but for rounding; what was chosen is among the run's notes and in its config.
+        device: where everything runs, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one, else where
+            the model is. Models that come out are where the given one is.
+        precision: ``"bfloat16"`` runs forward passes in mixed precision, see docs/performance.md for what it costs.
+        memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
+            or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
+            more than an eighth of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -91,14 +109,21 @@ def fit(
     """
     check_run(rounds, participation, evaluate_every)
     with torch.random.fork_rng(devices=[]):
-        wrapped = Model(model, loss)
+        wrapped = Model(model, loss, device_of(device, model), precision_of(precision))
         kept, notes = prepare(wrapped, clients, training)
         if metrics is None:
             metrics = (accuracy,) if is_cross_entropy(loss) else ()
-        federation = Federation(wrapped, method, training, kept, rounds, participation, seed)
+        if isinstance(engine, str):
+            chosen, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
+        else:
+            chosen, note = engine, repr(engine)
+        notes.append(f"clients are trained {note}")
+        keep = partial(disk.store_for, memory, directory, len(kept))
+        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen, keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
-        with Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext() as bar:
+        bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()
+        with closing(chosen), bar_of as bar:
             while run.round < rounds:
                 due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
                 record = _play(run, due)
@@ -154,8 +179,10 @@ def _open(run: Run, directory: str | Path | None, resume: bool) -> RunDirectory 
 
 
 def _finish(run: Run, store: RunDirectory, report: bool) -> None:
-    kept = {f"{c}/{n}": t for c in run.federation.memory for n, t in run.memory(c)["share"].items()}
+    memory = run.federation.memory
     store.save_tensors("shared", run.weights)
-    store.save_tensors("personal", kept)
+    if isinstance(memory, RamStore):  # on disk they are written already, and may be more than fits in RAM
+        kept = {f"{c}/{n}": t for c in memory for n, t in run.memory(c)["share"].items()}
+        store.save_tensors("personal", kept)
     if report:
         run.report(store.path / "report.html")

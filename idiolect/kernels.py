@@ -10,13 +10,12 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from idiolect.anatomy import Anatomy
 from idiolect.chain import NotAChainError, read
 from idiolect.layers import Layer, Sink, aten
-from idiolect.model import Loss, Model
+from idiolect.model import Model, is_plain_cross_entropy
 from idiolect.tree import Tree, combine
 from idiolect.words import Batch, Gradient, Lockstep, Step
 
@@ -33,6 +32,7 @@ class Kernels:
         NotAChainError: if the model is no chain of known layers; the line says why.
 
     Example:
+        >>> from torch import nn
         >>> model = Model(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         >>> batch = Batch(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
         >>> expected, found = model.grad(model.initial, batch), Kernels(model).grad(model.initial, batch)
@@ -43,9 +43,13 @@ class Kernels:
         idiolect.chain.NotAChainError: layer '1' (ELU) has no explicit kernel
     """
 
+    way = "explicit kernels"
+
     def __init__(self, model: Model) -> None:
+        if model.mixed or model.device.type != "cpu":
+            raise NotAChainError("in mixed precision" if model.mixed else "on a GPU")
         self.anatomy: Anatomy = model.anatomy
-        self._loss, self._cross_entropy = model.loss, _is_plain_cross_entropy(model.loss)
+        self._loss, self._cross_entropy = model.loss, is_plain_cross_entropy(model.loss)
         self._layers = read(model.module(model.initial))
         place = {name: i for i, name in enumerate(self.anatomy.layout.names)}
         self._places = [[place[name] for name in layer.names] for layer in self._layers]
@@ -148,11 +152,3 @@ def _views(tree: Tree) -> list[Tensor]:
     """Return a row's tensors, in order, as views."""
     pieces: tuple[Tensor, ...] = tree.flat.split_with_sizes(tree.layout.sizes)
     return [p if len(s) == 1 else p.view(s) for p, s in zip(pieces, tree.layout.shapes, strict=True)]
-
-
-def _is_plain_cross_entropy(loss: Loss) -> bool:
-    """Whether a loss is cross-entropy with every option at its default."""
-    if type(loss) is nn.CrossEntropyLoss:
-        options = (loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing)
-        return options == (None, -100, "mean", 0.0) and "forward" not in vars(loss)
-    return loss is F.cross_entropy

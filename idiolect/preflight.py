@@ -72,6 +72,28 @@ def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
         raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
 
 
+def device_of(asked: str, model: nn.Module) -> torch.device:
+    """Return where a run takes place: what is asked for, or a GPU if there is one, or where the model is.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
+    if asked == "auto":
+        here = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return torch.device("cuda") if here.type == "cpu" and torch.cuda.is_available() else here
+    try:
+        return torch.zeros(0, device=asked).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {asked!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+
+
+def precision_of(asked: str) -> bool:
+    """Return whether to run in mixed precision."""
+    if asked not in ("full", "bfloat16"):
+        raise UsageError(f"precision is 'full' or 'bfloat16', not {asked!r}")
+    return asked == "bfloat16"
+
+
 def _to(model: Model, data: ClientData) -> ClientData:
     def tensor(values: torch.Tensor) -> torch.Tensor:
         return values.to(model.device, model.dtype if values.is_floating_point() else values.dtype)

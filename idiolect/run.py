@@ -58,7 +58,8 @@ class Run:
         """
         self._known(client)
         with torch.random.fork_rng(devices=[]):
-            return self.federation.model.module(self.federation.personal(client))
+            model = self.federation.model
+            return model.module(self.federation.personal(client)).to(model.home)
 
     def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
         """Return a model for a client that never trained; see `idiolect.admit.admit`."""
@@ -146,6 +147,7 @@ class Run:
                 federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
             ).hexdigest()[:16],
             "dtype": str(federation.model.dtype),
+            "gradients": f"{federation.learner.way}, width {federation.engine.width}",
             "values": federation.model.anatomy.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),

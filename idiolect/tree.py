@@ -210,6 +210,8 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
         >>> overlay(base, Tree.of({"b": torch.ones(1)})).flat.tolist()
         [0.0, 0.0, 1.0]
     """
+    if tops and tops[-1].layout is base.layout:
+        return tops[-1]
     return step(base, 0.0, EMPTY, *tops)
 
 
@@ -237,10 +239,17 @@ def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
     """Do what `step` returns to `y` itself."""
     for start, place, size in _places(x.layout, y.layout):
         new, old = x.flat.narrow(-1, start, size), y.flat.narrow(-1, place, size)
-        old.add_(new * a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
+        old.addcmul_(new, a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
     for top in tops:
         for start, place, size in _places(top.layout, y.layout):
             y.flat.narrow(-1, place, size).copy_(top.flat.narrow(-1, start, size))
+
+
+def mix(share: float, x: Tree, y: Tree) -> Tree:
+    r"""Return :math:`s\,x + (1 - s)\,y` in one pass."""
+    if x.layout is not y.layout:
+        raise ValueError(f"cannot mix {x} with {y}: pick the names they share first")
+    return Tree(x.layout, torch.lerp(y.flat, x.flat, share))
 
 
 def zeros_like(tree: Tree) -> Tree:

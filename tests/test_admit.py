@@ -9,7 +9,7 @@ from idiolect import methods
 from idiolect.admit import admit
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
-from idiolect.engine.memory import MemoryStore
+from idiolect.engine.memory import RamStore
 from idiolect.model import Model
 from idiolect.models import small_cnn
 from idiolect.testing.oracles import pooled_statistics
@@ -153,7 +153,7 @@ def test_the_federation_is_left_as_it_was(rule):
 def test_order_of_clients_is_irrelevant():
     made = played(methods.fedbn())
     before = {rule: given(made, rule) for rule in RULES}
-    store = MemoryStore(dict)
+    store = RamStore({})
     for name in reversed(list(made.memory)):
         store.put(name, made.memory.get(name))
     made.memory = store

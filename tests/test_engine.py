@@ -118,7 +118,10 @@ def test_summaries_over_clients():
     made = federation(methods.fedavg(), clients=clients)
     made.play()
     found = evaluate_all(made, [accuracy])
-    own = {c: evaluate(made.model, made.personal(c), *d.test, [accuracy])["accuracy"] for c, d in clients.items()}
+    own = {
+        c: evaluate(made.model, made.model.loss, made.personal(c), *d.test, [accuracy])["accuracy"]
+        for c, d in clients.items()
+    }
     summary = found["personalised"]["test"]["accuracy"]
     assert summary["mean"] == pytest.approx((own["ada"] + own["ben"]) / 2)
     assert summary["by_samples"] == pytest.approx((5 * own["ada"] + 20 * own["ben"]) / 25)
@@ -361,7 +364,7 @@ def test_a_forward_that_works_in_place_changes_neither_data_nor_broadcast():
     made.model = Model(InPlace())
     made.__post_init__()
     shared = made.server["share"].flat.clone()
-    list(made.engine(made.method, made.model, made.training, [made.assignment(c, "train") for c in "ab"]))
+    list(made.engine.train(made, ["a", "b"]))
     evaluate_all(made, [accuracy])
     assert torch.equal(x, before)
     assert torch.equal(made.server["share"].flat, shared)

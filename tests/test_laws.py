@@ -247,7 +247,7 @@ def test_optimisers_are_pytorchs(ours, theirs):
         nn.utils.clip_grad_norm_(expected.parameters(), 0.5)
         optimiser.step()
     training = Training(lr=0.05, optimiser=ours, clip=0.5)
-    end = descend(model, training, model.initial, batches, model.grad, 0.05, lambda d, _: d)[0]
+    end = descend(model, training, model.initial, batches, 0.05)[0]
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(end[name].reshape(tensor.shape), tensor.double(), atol=1e-12), name
 
@@ -265,7 +265,7 @@ def test_groups_are_pytorchs_parameter_groups():
         optimiser.step()
     ours = SGD(momentum=0.9, weight_decay=0.1)
     training = Training(lr=0.05, optimiser=ours, groups=(Group(scope.head, lr=10.0, weight_decay=0.0),))
-    end = descend(model, training, model.initial, batches, model.grad, 0.05, lambda d, _: d)[0]
+    end = descend(model, training, model.initial, batches, 0.05)[0]
     for name, parameter in expected.named_parameters():
         assert torch.allclose(end[name], parameter.detach(), atol=1e-12), name
 

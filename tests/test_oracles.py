@@ -187,8 +187,7 @@ def test_fine_tuning(names):
 def test_pooled_variance():
     """Sharing statistics with pooled variance gives the statistics of the pooled clients."""
     made = federation(methods.bn_only("statistics"), participation=1.0)
-    work = [made.assignment(name, "train") for name in NAMES]
-    sent = [out.uploads["share"] for out in made.engine(made.method, made.model, made.training, work)]
+    sent = [out.uploads["share"] for out in made.engine.train(made, NAMES)]
     made.play()
     expected = oracles.pooled_statistics([dict(tree) for tree in sent], [SIZES[n] for n in NAMES])
     close(made.server["share"], expected, "pooled")

@@ -182,6 +182,21 @@ def test_a_file_written_by_someone_else_is_refused(run):
         run.load_tensors("server")
 
 
+def test_a_run_killed_before_its_config_is_begun_again(tmp_path):
+    (tmp_path / ".config.json.tmp").write_bytes(b"{")
+    RunDirectory(tmp_path).write_config({"seed": 0})
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_line_that_does_not_fit_is_one_line(run):
+    (run.path / "metrics.jsonl").unlink(missing_ok=True)
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(
+        UsageError, match=r"cannot add a line to .*metrics.jsonl \(No space left on device\): make room"
+    ):
+        run.append({"round": 1})
+
+
 @pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
 def test_a_write_that_fails_leaves_the_old_file(run, monkeypatch, step):
     run.save_tensors("server", {"weights": torch.ones(2)})
@@ -191,7 +206,7 @@ def test_a_write_that_fails_leaves_the_old_file(run, monkeypatch, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(step, fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UsageError, match=r"cannot write .*no space.*make room, then resume"):
             run.save_tensors("server", {"weights": torch.zeros(2)})
     assert run.load_tensors("server")["weights"].tolist() == [1.0, 1.0]
     run.save_tensors("server", {"weights": torch.zeros(2)})

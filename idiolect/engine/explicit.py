@@ -30,6 +30,7 @@ class PerThread:
 
     def __init__(self, model: Model) -> None:
         self.anatomy: Anatomy = model.anatomy
+        self.way = model.way
         self._model = model
         self._local = threading.local()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed
 from idiolect.data import ClientData
-from idiolect.engine.memory import MemoryStore
+from idiolect.engine.memory import RamStore, Store
 from idiolect.engine.one_by_one import Engine, OneByOne
 from idiolect.engine.stream import Shuffled
 from idiolect.errors import UsageError
@@ -49,6 +50,7 @@ class Federation:
         participation: share of the population that takes part in a round, in (0, 1].
         seed: decides cohorts and the order of examples.
         engine: how clients are trained and measured.
+        keep: makes the store of memories from the memory of a client that has not trained yet.
         round: rounds played.
         server: one slot per part, what the next broadcast is.
         memory: what each client remembers.
@@ -63,9 +65,10 @@ class Federation:
     participation: float
     seed: int
     engine: Engine = field(default_factory=OneByOne)
+    keep: Callable[[Slots], Store] = RamStore
     round: int = 0
     server: Slots = field(init=False)
-    memory: MemoryStore = field(init=False)
+    memory: Store = field(init=False)
     learner: Learner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,9 +76,9 @@ class Federation:
         start = Start(self.model.anatomy, self.model.initial, EMPTY)
         start = Start(start.anatomy, start.weights, parts[0].server(start))
         self.server = {p.name: p.server(start) for p in parts}
-        self.memory = MemoryStore(lambda: {p.name: p.memory(start) for p in parts})
+        fresh = {p.name: p.memory(start) for p in parts}  # a method that does not fit the model says so now
+        self.memory = self.keep(fresh)
         self.learner = self.engine.learner(self.model)
-        self.memory.get("")  # a method that does not fit the model says so now
 
     @property
     def lr(self) -> float:
@@ -85,9 +88,13 @@ class Federation:
     def cohort(self) -> list[str]:
         """Draw the clients of the coming round, without replacement; at least one."""
         size = max(1, round(self.participation * len(self.clients)))
-        names = sorted(self.clients)
-        drawn = stream(self.seed, "cohort", self.round).choice(len(names), size, replace=False)
-        return [names[i] for i in sorted(drawn.tolist())]
+        drawn = stream(self.seed, "cohort", self.round).choice(len(self.names), size, replace=False)
+        return [self.names[i] for i in sorted(drawn.tolist())]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the clients, sorted once."""
+        return sorted(self.clients)
 
     def assignment(self, client: str, purpose: str) -> Assignment:
         """Return what a client works from now, to train or to deploy."""

@@ -19,6 +19,11 @@ Score = Callable[["Federation", str, Tree], list[float]]
 class Engine(Protocol):
     """How many clients are trained and measured: in which order, where, how many at once."""
 
+    @property
+    def width(self) -> int:
+        """How many clients share a gradient's kernels."""
+        ...
+
     def learner(self, model: Model) -> Learner:
         """Return how this engine differentiates a model."""
         ...
@@ -41,6 +46,8 @@ class Engine(Protocol):
 
 class OneByOne:
     """Train one client after the other through ordinary autograd; every other engine must agree with this one."""
+
+    width = 1
 
     def __repr__(self) -> str:
         return "one by one, autograd"

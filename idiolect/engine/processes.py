@@ -18,6 +18,7 @@ import torch
 from idiolect.client import Assignment, Learner, Outcome, Slots, client_round
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
+from idiolect.engine.heap import keep_freed_memory
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import NoBatches
 from idiolect.errors import UsageError
@@ -38,6 +39,8 @@ class Processes:
     Raises:
         RuntimeError: if a worker fails, with its traceback, or dies.
     """
+
+    width = 1
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -206,6 +209,7 @@ def _serve(
     """Work on clients until the line closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     torch.set_num_threads(1)
+    keep_freed_memory()
     for other in others:
         other.close()  # else this process would hold open the lines of its siblings
     memory = _OnDesk()

@@ -12,6 +12,7 @@ import torch
 from idiolect.client import Assignment, Learner, Outcome
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
+from idiolect.engine.heap import keep_freed_memory
 from idiolect.engine.one_by_one import Score
 from idiolect.model import Model
 
@@ -27,6 +28,8 @@ class Threads:
     Args:
         workers: how many, at least 1.
     """
+
+    width = 1
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -59,7 +62,9 @@ class Threads:
         self, federation: Federation, clients: Sequence[str], purpose: str, do: Callable[[str, Assignment], T]
     ) -> Iterator[T]:
         """Give clients to the workers in their order, a few ahead of the one that is waited for."""
-        self._pool = self._pool or ThreadPoolExecutor(self.workers, "idiolect")
+        if not self._pool:
+            keep_freed_memory()
+            self._pool = ThreadPoolExecutor(self.workers, "idiolect")
         threads = torch.get_num_threads()
         ahead: deque[Future[T]] = deque()
         try:

@@ -19,12 +19,13 @@ EPSILON = 1e-7
 """Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
 
 
-def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], Tree]) -> GradFn:
-    """Return the gradient at ``weights + ascent(gradient, weights)``; buffers and loss are of the first pass."""
+def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -> GradFn:
+    """Return the gradient at ``weights + scale * ascent``; buffers and loss are of the first pass."""
 
     def sharp(at: Tree, batch: Step) -> Gradient:
         here = grad(at, batch)
-        there = grad(axpy(1.0, ascent(here.gradient, at), at), batch)
+        scale, up = ascent(here.gradient, at)
+        there = grad(axpy(scale, up, at), batch)
         return here._replace(gradient=there.gradient)
 
     return sharp
@@ -58,7 +59,7 @@ def sam(rho: float) -> Part:
     require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
 
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        return _uphill(grad, lambda g, at: g * (rho / (norm(g) + EPSILON))) if rho else grad
+        return _uphill(grad, lambda g, at: (rho / (norm(g) + EPSILON), g)) if rho else grad
 
     return Part(gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
 
@@ -94,10 +95,10 @@ def adaptive_sam(rho: float, eta: float = 0.2) -> Part:
         mask = spread(local.start.flat.new_tensor(is_weight), where)
         rest = mask * -1.0 + 1.0
 
-        def ascent(g: Tree, at: Tree) -> Tree:
+        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
             stretch = mask * (abs(pick(at, g)) + eta) + rest
             scaled = stretch * g
-            return stretch * scaled * (rho / (norm(scaled) + EPSILON))
+            return rho / (norm(scaled) + EPSILON), stretch * scaled
 
         return _uphill(grad, ascent) if rho else grad
 
@@ -170,7 +171,7 @@ def flexible_sam(
         plain = torch.zeros_like(slot.memory.flat[..., :1])
         chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
-        return _uphill(grad, lambda g, at: radius * g / (norm(g) + EPSILON)) if rho or rho_larger else grad
+        return _uphill(grad, lambda g, at: (1 / (norm(g) + EPSILON), radius * g)) if rho or rho_larger else grad
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         names = _candidates(local.anatomy, layers)

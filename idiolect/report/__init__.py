@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idiolect.report.metrics import Choice, Record, Selection, rounds_to, select, summarise
-from idiolect.report.record import RunDirectory, read_run
+from idiolect.report.record import RunDirectory, read_run, write_whole
 from idiolect.report.tables import (
     RunSummary,
     comparison,
@@ -26,4 +26,5 @@ __all__ = [
     "rounds_to",
     "select",
     "summarise",
+    "write_whole",
 ]

@@ -62,7 +62,7 @@ class RunDirectory:
             _read_config(self.path)
         elif ours:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(file.name != f".{_CONFIG}.tmp" for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -82,17 +82,23 @@ class RunDirectory:
             },
             "platform": platform.platform(),
         }
-        _replace(self.path / _CONFIG, (_dumps(card, indent=2) + "\n").encode())
+        write_whole(self.path / _CONFIG, (_dumps(card, indent=2) + "\n").encode())
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round to metrics.jsonl and flush it; NaN and infinities are written as null."""
-        with (self.path / _METRICS).open("a", encoding="ascii") as file:
-            file.write(_dumps(record) + "\n")
+        line, file = _dumps(record) + "\n", self.path / _METRICS
+        try:
+            with file.open("a", encoding="ascii") as metrics:
+                metrics.write(line)
+        except OSError as error:
+            raise UsageError(
+                f"cannot add a line to {file} ({error.strerror or error}): make room, then resume"
+            ) from None
 
     def rewind(self, last_round: float) -> None:
         """Forget the rounds after `last_round` (of the checkpoint, say), which a resumed run does again."""
         records = [r for r in _read_metrics(self.path) if r["round"] <= last_round]
-        _replace(self.path / _METRICS, "".join(_dumps(r) + "\n" for r in records).encode())
+        write_whole(self.path / _METRICS, "".join(_dumps(r) + "\n" for r in records).encode())
 
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write `NAME.safetensors`: the old file or the new one is there at any moment, never a part.
@@ -100,7 +106,7 @@ class RunDirectory:
         The SHA-256 over names, types, shapes and bytes is stored in the file and checked when it is loaded.
         """
         own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-        _replace(self._tensor_file(name), save(own, metadata={"sha256": _digest(own)}))
+        write_whole(self._tensor_file(name), save(own, metadata={"sha256": _digest(own)}))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """Read back what `save_tensors` wrote, on the CPU.
@@ -198,19 +204,30 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and make it last through a loss of power."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and make it last through a loss of power.
+
+    Raises:
+        UsageError: if the disk takes no more; what was there before stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(
+            f"cannot write {len(content):,} bytes to {path} ({error.strerror or error}): make room, then resume; "
+            "what was written before is intact"
+        ) from None
 
 
 def _own_version() -> str:

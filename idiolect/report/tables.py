@@ -214,7 +214,7 @@ def _group_mean(runs: Sequence[RunSummary], groups: Mapping[str, str], group: st
 def client_values(run: RunSummary) -> dict[str, float]:
     """Return client -> its personalised test metric, where it has one, in the last evaluated round."""
     listed = [record["clients"] for record in run.records if record.get("clients")]
-    values = {c: views["personalised"].get(run.metric) for c, views in (listed[-1] if listed else {}).items()}
+    values = {c: (v["personalised"] or {}).get(run.metric) for c, v in (listed[-1] if listed else {}).items()}
     return {c: float(v) for c, v in values.items() if v is not None and not math.isnan(v)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 from idiolect import checkpoint, parts, scope
 from idiolect.client import Slots, client_round
 from idiolect.data import ClientData
+from idiolect.engine.disk import store_for
 from idiolect.engine.federation import Federation
 from idiolect.engine.processes import Processes
 from idiolect.engine.stacked import Stacked
@@ -132,16 +134,20 @@ def check_memory_is_not_shared(method: Method) -> None:
 
 def check_resume(method: Method) -> None:
     """A federation that is stopped after two rounds and goes on from disk ends as one that was not."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = RunDirectory(f"{folder}/run")
-        store.write_config({})
-        stopped = played(method, rounds=2, participation=0.5)
-        checkpoint.save(store, stopped)
-        resumed = federation(method, participation=0.5)
-        checkpoint.restore(store, resumed, {})
-    assert resumed.round == 2
-    resumed.play()
-    same_state(resumed, played(method, rounds=3, participation=0.5))
+    whole = played(method, rounds=3, participation=0.5)
+    for kind in ("ram", "disk"):
+        with tempfile.TemporaryDirectory() as folder:
+            keep = partial(store_for, kind, f"{folder}/run", len(SIZES))
+            store = RunDirectory(f"{folder}/run")
+            store.write_config({})
+            stopped = played(method, rounds=2, participation=0.5, keep=keep)
+            checkpoint.save(store, stopped)
+            stopped.play()  # the kill comes in the round after
+            resumed = federation(method, participation=0.5, keep=keep)
+            checkpoint.restore(store, resumed, {})
+            assert resumed.round == 2
+            resumed.play()
+            same_state(resumed, whole)
 
 
 def check_absent_clients_are_untouched(method: Method) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from idiolect.client import Slots
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
+from idiolect.engine.memory import RamStore, Store
 from idiolect.engine.one_by_one import Engine, OneByOne
 from idiolect.method import Method
 from idiolect.model import Model
@@ -50,9 +54,11 @@ def federation(
     seed: int = 0,
     engine: Engine | None = None,
     training: Training | None = None,
+    keep: Callable[[Slots], Store] = RamStore,
 ) -> Federation:
     """Return a federation of these clients at round 0; torch's random stream is left as it was."""
     settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
     with torch.random.fork_rng(devices=[]):
         model = Model(network())
-    return Federation(model, method, settings, clients or population(), 4, participation, seed, engine or OneByOne())
+    held = clients or population()
+    return Federation(model, method, settings, held, 4, participation, seed, engine or OneByOne(), keep)
