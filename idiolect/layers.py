@@ -49,14 +49,12 @@ class Layer:
         names: its tensors by their names in the module.
         weights: how many of them are trainable; these come first.
         fresh: its output is a new tensor, not a view of its input.
-        keeps: `backward` reads the output, so the next layer must not work in place on it.
         owned: its input may be worked on in place; the chain sets it.
     """
 
     names: tuple[str, ...] = ()
     weights = 0
     fresh = True
-    keeps = False
     owned = False
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
@@ -168,9 +166,10 @@ class _BatchNorm(Layer):
 
 
 class _Relu(Layer):
-    """The positive part, in place where the chain owns the input."""
+    """The positive part, in place where the chain owns the input.
 
-    keeps = True
+    Where this changes an output that the layer before keeps for its slope, the gradient that goes back is zero.
+    """
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
         y = x.relu_() if self.owned else x.relu()
@@ -362,6 +361,5 @@ def arrange(layers: list[Layer]) -> list[Layer]:
     owned = False
     for layer in layers:
         layer.owned = owned
-        if layer.fresh:
-            owned = not layer.keeps
+        owned = owned or layer.fresh
     return layers

@@ -424,13 +424,7 @@ WITHOUT_AUTOGRAD = [
         "sink.put(bias, d.sum(0))\n        return d.mm(own[0]) if inward else d",
         KERNELS,
     ),
-    Mutant(
-        "kernels: running statistics where the batch's are asked for",
-        "layers.py",
-        "own[-3], own[-2], train, self.momentum",
-        "own[-3], own[-2], False, self.momentum",
-        KERNELS,
-    ),
+    Mutant("kernels: frozen statistics move", "kernels.py", "not batch.frozen", "True", KERNELS),
     Mutant("kernels: batches are not counted", "layers.py", "            own[-1].add_(1)\n", "", KERNELS),
     Mutant(
         "kernels: in place on the client's data",
@@ -439,7 +433,6 @@ WITHOUT_AUTOGRAD = [
         "    owned = True\n    for",
         KERNELS,
     ),
-    Mutant("kernels: in place on what is kept", "layers.py", "owned = not layer.keeps", "owned = True", KERNELS),
     Mutant(
         "kernels: a bias summed over examples alone",
         "layers.py",
