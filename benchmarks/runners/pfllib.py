@@ -49,7 +49,8 @@ def prepare(seat: Seat) -> Game:
 
     args = SimpleNamespace(
         model=network(work).to(seat.device), algorithm="", dataset="synthetic", device=seat.device,
-        num_classes=work.classes, num_clients=work.clients, join_ratio=work.per_round / work.clients, random_join_ratio=False,
+        num_classes=work.classes, num_clients=work.clients, join_ratio=work.per_round / work.clients,
+        random_join_ratio=False,
         batch_size=work.batch, local_epochs=work.epochs, local_learning_rate=work.lr, learning_rate_decay=False,
         learning_rate_decay_gamma=1.0, global_rounds=1, few_shot=0, time_select=False, goal="", time_threthold=1e9,
         save_folder_name="items", top_cnt=100, auto_break=False, eval_gap=10**9, client_drop_rate=0.0,
