@@ -194,8 +194,12 @@ def descend(
             state = {name: _over(tree, state[name]) for name, tree in after.items()}
             step_(here, -lr, move, _rows(out.buffers, live))
             loss = out.loss
-        taken[live].add_(1)
-        total[live].add_(loss[live])
+        if live is ...:
+            taken.add_(1)
+            total.add_(loss)
+        else:
+            taken[live].add_(1)
+            total[live].add_(loss[live])
     return row, taken, total / taken[..., 0].clamp(min=1)
 
 

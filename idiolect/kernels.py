@@ -25,6 +25,8 @@ __all__ = ["Kernels", "NotAChainError"]
 class Kernels:
     """A model that is a chain of layers, as explicit kernels; several threads may use it at once.
 
+    Nothing here is recorded, for rows and examples need no gradient; whoever hands one in that does pays for a graph.
+
     Args:
         model: read, not changed. Make kernels before threads run modules: tracing replaces parts of PyTorch meanwhile.
 
@@ -53,8 +55,8 @@ class Kernels:
         self._layers = read(model.module(model.initial))
         place = {name: i for i, name in enumerate(self.anatomy.layout.names)}
         self._places = [[place[name] for name in layer.names] for layer in self._layers]
+        self._lowest = next(i for i, layer in enumerate(self._layers) if layer.weights)
 
-    @torch.no_grad()
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; pure, like `Model.grad`.
 
@@ -77,7 +79,6 @@ class Kernels:
         loss = self._pass(tensors, targets, _batch(step), 0.0, 1.0)
         return Gradient(gradient, buffers, loss)
 
-    @torch.no_grad()
     def descend(self, weights: Tree, step: Step, rate: float) -> Tensor:
         """Take a step of plain gradient descent in place, statistics and counters included.
 
@@ -92,7 +93,6 @@ class Kernels:
         tensors = _views(weights)
         return self._pass(tensors, tensors, _batch(step), 1.0, -rate)
 
-    @torch.no_grad()
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode, without a graph.
 
@@ -111,19 +111,17 @@ class Kernels:
         """Go forward and back; each target becomes ``beta * target + alpha * gradient``. Return the loss."""
         x, train = batch.x, not batch.frozen
         done: list[tuple[Layer, Any, list[Tensor], Sink]] = []
-        lowest = -1
         for layer, places in zip(self._layers, self._places, strict=True):
             own = [tensors[i] for i in places]
             x, kept = layer.forward(x, own, train)
-            sink = Sink([targets[i] for i in places[: layer.weights]], beta, alpha)
-            if lowest < 0 and any(t is not None for t in sink.targets):
-                lowest = len(done)
-            done.append((layer, kept, own, sink))
+            done.append((layer, kept, own, Sink([targets[i] for i in places[: layer.weights]], beta, alpha)))
         loss, d = self._differentiate(x, batch)
-        if lowest >= 0:
-            for i in range(len(done) - 1, lowest - 1, -1):
-                layer, kept, own, sink = done.pop()
-                d = layer.backward(d, kept, own, sink, i > lowest)
+        lowest = self._lowest
+        while lowest < len(done) and all(target is None for target in done[lowest][3].targets):
+            lowest += 1
+        for i in range(len(done) - 1, lowest - 1, -1):
+            layer, kept, own, sink = done.pop()
+            d = layer.backward(d, kept, own, sink, i > lowest)
         return loss
 
     def _differentiate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,8 @@ class Together:
         rows = np.zeros((count * longest, len(self._streams), widest), np.int64)
         for client, stream in enumerate(self._streams):
             for epoch in range(count):
-                for k, batch in enumerate(stream.rows(epoch)):
+                batches = np.split(stream.order(epoch), np.cumsum(stream.sizes)[:-1])
+                for k, batch in enumerate(batches):
                     rows[epoch * longest + k, client, : len(batch)] = batch
         return _Locksteps(self, torch.from_numpy(rows).to(self._streams[0].x.device), self._plan())
 

@@ -58,17 +58,17 @@ class Shuffled:
 
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return the batches of the first `count` passes."""
-        return _Batches(self, [rows for epoch in range(count) for rows in self.rows(epoch)])
+        orders = [torch.from_numpy(self.order(epoch)).to(self.y.device) for epoch in range(count)]
+        return _Batches(self, [rows for order in orders for rows in order.split_with_sizes(self.sizes)])
 
-    def rows(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return which examples the batches of one pass hold."""
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples in the order of one pass, batch after batch."""
         n = len(self.y)
-        order = np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
-        return np.split(order, np.cumsum(self.sizes)[:-1])
+        return np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
 
 
 class _Batches(Sequence[Batch]):
-    def __init__(self, source: Shuffled, rows: list[NDArray[np.int64]]) -> None:
+    def __init__(self, source: Shuffled, rows: list[Tensor]) -> None:
         self._source = source
         self._rows = rows
         self._key = derive(*source.words, "step")
@@ -86,8 +86,7 @@ class _Batches(Sequence[Batch]):
         rows = self._rows[at]
         x, y = self._source.x, self._source.y
         if len(rows) < len(y):
-            chosen = torch.from_numpy(rows).to(y.device)
-            x, y = x[chosen], y[chosen]
+            x, y = x.index_select(0, rows), y.index_select(0, rows)
         frozen = self._source.batch_norm and len(y) == 1
         return Batch(x, y, (self._key + at) % 2**63, frozen=frozen)
 
