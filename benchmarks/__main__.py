@@ -11,7 +11,7 @@ from benchmarks.harness import Entrant, commits, play
 from benchmarks.report import write
 from benchmarks.workloads import WORKLOADS
 
-PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench")
+PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench", "flower")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,6 +61,7 @@ def settings(cores: int) -> Iterator[tuple[str, str]]:
     yield from (("fedfsa", s) for s in ("1 thread", threads))
     yield from (("pflresearch", s) for s in ("1 thread", processes))
     yield from (("flbench", s) for s in ("1 thread", processes))
+    yield from (("flower", s) for s in (threads, processes))
 
 
 if __name__ == "__main__":
