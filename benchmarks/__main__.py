@@ -13,8 +13,12 @@ from benchmarks.harness import Entrant, commits, play
 from benchmarks.report import write
 from benchmarks.workloads import WORKLOADS
 
+<<<<<<< HEAD
 ON_GPU = [("ours", "gpu"), ("pfllib", "gpu")]
 PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench")
+=======
+PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench", "flower")
+>>>>>>> bench-b
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=("fedavg", "fedfsa"), default=["fedavg", "fedfsa"])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each, after one of warm-up")
     parser.add_argument("--only", nargs="+", help="runners to take; all that are there by default")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="RUNNER:SETTING", help='such as "ours:one by one"')
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="threads, or processes")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=CHECKOUT", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON")
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_of_them = [
         Entrant(name, setting, checkouts.get(name), pythons.get(name))
         for name, setting in (ON_GPU if told.gpu else settings(told.cores))
-        if (name not in PEERS or name in checkouts or name in pythons) and (not told.only or name in told.only)
+        if (name not in PEERS or name in checkouts or name in pythons) and (not told.only or name in told.only) and f"{name}:{setting}" not in told.skip
     ]
     if not all_of_them:
         parser.error(f"--only {told.only}: no such runner, or a peer without --peer")
@@ -67,6 +72,7 @@ def settings(cores: int) -> Iterator[tuple[str, str]]:
     yield from (("fedfsa", s) for s in ("1 thread", threads))
     yield from (("pflresearch", s) for s in ("1 thread", processes))
     yield from (("flbench", s) for s in ("1 thread", processes))
+    yield from (("flower", s) for s in (threads, processes))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -111,10 +112,15 @@ class Runner:
                 opened.close()
 
     def _last_words(self) -> str:
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed its output and live on
+            self._process.wait(5)
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip()[:200] if lines else f"ended with code {self._process.returncode}, without a word"
+        return (
+            re.sub(r"(/[^\s/'\"]+)+/", "", lines[-1].strip())[:200]
+            if lines
+            else f"ended with code {self._process.returncode}, without a word"
+        )
 
 
 def play(entrants: Sequence[Entrant], workload: str, method: str, rounds: int, timeout: float) -> list[Entry]:

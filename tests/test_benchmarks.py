@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_runner_of_this_house_takes_the_same_steps_and_gets_a_ratio(contes
     assert {r["steps"] for s in samples["samples"] for r in s["rounds"]} == {24}
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| bare", "| naive", "| ours"))]
     assert len(rows) == 6
-    assert all(float(row[4]) > 0 for row in rows)
+    assert all(re.fullmatch(r"\d+\.\d\d", row[4]) for row in rows)
 
 
 def test_runners_of_one_method_move_the_server_about_as_far(contest):
@@ -61,6 +62,13 @@ def test_a_runner_that_does_not_know_its_setting_is_reported_and_the_rest_goes_o
     wrong, right = play(entrants, "tiny", "fedavg", rounds=1, timeout=60)
     assert "invalid literal for int() with base 10: 'no'" in wrong.error
     assert (len(wrong.rounds), len(right.rounds)) == (0, 2)
+
+
+def test_last_words_name_no_folder(tmp_path):
+    (lost,) = play([Entrant("fedfsa", "1 thread", checkout=tmp_path / "gone")], "tiny", "fedavg", rounds=1, timeout=60)
+    assert lost.error == "ModuleNotFoundError: No module named 'training'"
+    (lost,) = play([Entrant("bare", f"{tmp_path}/x thread")], "tiny", "fedavg", rounds=1, timeout=60)
+    assert lost.error.endswith("'x'")
 
 
 def test_a_runner_that_is_too_slow_is_reported():
