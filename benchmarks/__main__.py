@@ -13,12 +13,8 @@ from benchmarks.harness import Entrant, commits, play
 from benchmarks.report import write
 from benchmarks.workloads import WORKLOADS
 
-<<<<<<< HEAD
 ON_GPU = [("ours", "gpu"), ("pfllib", "gpu")]
-PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench")
-=======
 PEERS = ("pfllib", "fedfsa", "pflresearch", "flbench", "flower")
->>>>>>> bench-b
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_of_them = [
         Entrant(name, setting, checkouts.get(name), pythons.get(name))
         for name, setting in (ON_GPU if told.gpu else settings(told.cores))
-        if (name not in PEERS or name in checkouts or name in pythons) and (not told.only or name in told.only) and f"{name}:{setting}" not in told.skip
+        if (name not in PEERS or name in checkouts or name in pythons)
+        and (not told.only or name in told.only)
+        and f"{name}:{setting}" not in told.skip
     ]
     if not all_of_them:
         parser.error(f"--only {told.only}: no such runner, or a peer without --peer")
