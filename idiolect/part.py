@@ -53,6 +53,8 @@ class Part:
 
     In list order: `begin`, `direction`, `finish`, `aggregate`, `deploy`. The first listed `gradient` is the
     outermost. A part reads its own slot only; what it keeps and what it sends are what its functions return.
+    The weights that `gradient` and `direction` are given move with the next step: a part keeps no hold of them.
+    Reductions run along the last axis (see `Tree`), so that an engine may stack clients.
 
     Attributes:
         memory: start -> what each client keeps at first; names and shapes never change.
