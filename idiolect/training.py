@@ -78,6 +78,8 @@ class Training:
 
 
 def _per_tensor(usual: float, groups: list[tuple[Scope, float | None]], anatomy: Anatomy, like: Tree) -> Tree | float:
+    if not groups:
+        return usual
     value = dict.fromkeys(like, usual)
     for scope, other in groups:
         if other is not None:

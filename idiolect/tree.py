@@ -8,7 +8,7 @@ one client and many. Nothing here changes its inputs, but for `step_`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -190,16 +190,25 @@ def combine(target: Layout, *trees: Tree) -> Tree:
 
 def _join(pieces: Sequence[Tensor]) -> Tensor:
     """Concatenate rows along the last axis; leading axes broadcast."""
-    axes = {piece.shape[:-1] for piece in pieces}
-    if len(axes) > 1:
-        lead = torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
-        pieces = [piece.expand(*lead, -1) for piece in pieces]
-    return torch.cat(list(pieces), dim=-1)
+    lead = _lead(pieces)
+    return torch.cat([piece if piece.shape[:-1] == lead else piece.expand(*lead, -1) for piece in pieces], dim=-1)
+
+
+def _lead(rows: Iterable[Tensor]) -> torch.Size:
+    """Return the leading axes that rows have together."""
+    axes = {row.shape[:-1] for row in rows}
+    return axes.pop() if len(axes) == 1 else torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
 
 
 def pick(tree: Tree, names: Container[str]) -> Tree:
     """Return the named tensors of a tree, in its order; names it does not hold are ignored."""
-    return combine(tree.layout.only(names), tree)
+    where = _common(tree.layout, names.layout) if isinstance(names, Tree) else tree.layout.only(names)
+    return tree if where is tree.layout else combine(where, tree)
+
+
+@lru_cache(maxsize=4096)
+def _common(one: Layout, other: Layout) -> Layout:
+    return one.only(other.starts)
 
 
 def overlay(base: Tree, *tops: Tree) -> Tree:
@@ -228,9 +237,7 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
 
 def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
     """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimiser, and new statistics."""
-    axes = {t.flat.shape[:-1] for t in (y, x, *tops) if len(t)}
-    lead = torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
-    after = Tree(y.layout, y.flat.expand(*lead, -1).clone())
+    after = Tree(y.layout, y.flat.expand(*_lead(t.flat for t in (y, x, *tops) if len(t)), -1).clone())
     step_(after, a, x, *tops)
     return after
 
