@@ -12,7 +12,7 @@ from idiolect.engine.federation import Federation
 from idiolect.engine.memory import RamStore
 from idiolect.model import Model
 from idiolect.models import small_cnn
-from idiolect.testing.oracles import pooled_statistics
+from idiolect.testing.oracles.averaging import pooled_statistics
 from idiolect.testing.worlds import SIZES, examples, federation
 from idiolect.training import Training
 

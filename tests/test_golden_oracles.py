@@ -11,7 +11,7 @@ from golden_cases import GoldenCase, assert_summary, fedbn_case, fedfsa_case
 from torch import nn
 from torch.nn import functional as F
 
-from idiolect.testing.oracles import (
+from idiolect.testing.oracles.averaging import (
     bn_only,
     fedavg,
     fedbn,
@@ -21,8 +21,8 @@ from idiolect.testing.oracles import (
     pooled_statistics,
     silobn,
 )
-from idiolect.testing.oracles_common import OracleResult, batch_norm_names
-from idiolect.testing.oracles_sharpness import candidates, fedasam, fedfsa, fedsam, mofedsam, movement
+from idiolect.testing.oracles.common import OracleResult, batch_norm_names
+from idiolect.testing.oracles.sharpness import candidates, fedasam, fedfsa, fedsam, mofedsam, movement
 
 
 @pytest.fixture(scope="module")

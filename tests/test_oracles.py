@@ -12,7 +12,7 @@ from idiolect import SGD, Exponential, Method, Training, methods, parts, scope
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
-from idiolect.testing import oracles, oracles_personal, oracles_sharpness
+from idiolect.testing.oracles import averaging, personal, sharpness
 from idiolect.testing.worlds import examples, network
 
 SIZES = {"ada": 21, "ben": 5, "cleo": 9, "dan": 30, "eve": 14}  # ragged last batches, one of them of one example
@@ -79,15 +79,15 @@ def assert_follows(method, oracle, **arguments):
 @pytest.mark.parametrize(
     ("make", "oracle", "arguments"),
     [
-        (methods.fedavg, oracles.fedavg, {}),
-        (methods.local, oracles.local, {}),
-        (methods.fedbn, oracles.fedbn, {}),
-        (methods.silobn, oracles.silobn, {}),
-        (methods.fedprox, oracles.fedprox, {"mu": 0.3}),
-        (methods.fedsam, oracles_sharpness.fedsam, {"rho": 0.2}),
-        (methods.fedasam, oracles_sharpness.fedasam, {"rho": 0.4, "eta": 0.1}),
-        (methods.mofedsam, oracles_sharpness.mofedsam, {"rho": 0.2, "alpha": 0.3}),
-        (methods.scaffold, oracles_personal.scaffold, {}),
+        (methods.fedavg, averaging.fedavg, {}),
+        (methods.local, averaging.local, {}),
+        (methods.fedbn, averaging.fedbn, {}),
+        (methods.silobn, averaging.silobn, {}),
+        (methods.fedprox, averaging.fedprox, {"mu": 0.3}),
+        (methods.fedsam, sharpness.fedsam, {"rho": 0.2}),
+        (methods.fedasam, sharpness.fedasam, {"rho": 0.4, "eta": 0.1}),
+        (methods.mofedsam, sharpness.mofedsam, {"rho": 0.2, "alpha": 0.3}),
+        (methods.scaffold, personal.scaffold, {}),
     ],
 )
 def test_method(make, oracle, arguments, weighting):
@@ -97,7 +97,7 @@ def test_method(make, oracle, arguments, weighting):
 @pytest.mark.parametrize("kind", ["all", "affine", "statistics"])
 def test_bn_only_with_plain_means(kind):
     names = {"all": scope.batch_norm, "affine": scope.batch_norm & scope.weights, "statistics": scope.statistics}[kind]
-    assert_follows(Method((parts.share(names),), "BN-only"), oracles.bn_only, kind=kind)
+    assert_follows(Method((parts.share(names),), "BN-only"), averaging.bn_only, kind=kind)
     assert methods.bn_only(kind).parts == (parts.share(names, variance="pooled"),)
 
 
@@ -109,7 +109,7 @@ def test_fedfsa(selection, sensitivity, weighting):
     method = methods.fedfsa(**settings, sensitivity=sensitivity, weighting=weighting)
     untuned = Method(method.parts[:-1], "FedFSA", weighting)
     their_word = {"code": "code", "paper": "raw"}[sensitivity]
-    made, expected = assert_follows(untuned, oracles_sharpness.fedfsa, **settings, sensitivity=their_word)
+    made, expected = assert_follows(untuned, sharpness.fedfsa, **settings, sensitivity=their_word)
     for i, name in enumerate(NAMES):
         chosen = expected.top[-1][i]
         assert sorted(made_layers(made, name)) == sorted(chosen)
@@ -122,7 +122,7 @@ def made_layers(made, name):
 
 
 def test_ditto():
-    assert_follows(methods.ditto(0.7), partial(oracles_personal.ditto, 0.7))
+    assert_follows(methods.ditto(0.7), partial(personal.ditto, 0.7))
 
 
 def test_fedala():
@@ -137,7 +137,7 @@ def test_fedala():
     first = {(t, i): epoch("train", t, i) for t in range(ROUNDS) for i in range(len(NAMES))}
     last = {(t, i): epoch("deploy", t + 1, i) for t in range(ROUNDS) for i in range(len(NAMES))}
     oracle = partial(
-        oracles_personal.fedala,
+        personal.fedala,
         lr_mix=3.0,
         rounds_first=10,
         share=0.6,
@@ -158,7 +158,7 @@ def test_fedfsa_random_layers():
         for name in made.play().cohort:
             drawn[t, NAMES.index(name)] = made_layers(made, name)
     settings = {"rho": 0.05, "rho_larger": 0.6, "top": 1, "alpha": 0.3}
-    expected = oracles_sharpness.fedfsa(**settings, selection=lambda t, i, _: drawn[t, i], **world)
+    expected = sharpness.fedfsa(**settings, selection=lambda t, i, _: drawn[t, i], **world)
     close(made.server["share"], expected.shared[-1], "shared")
     assert len({tuple(v) for v in drawn.values()}) > 1
 
@@ -167,7 +167,7 @@ def test_fedbn_with_momentum_from_the_server():
     """Personal weights under shared momentum follow their own gradient: the composition has an oracle too."""
     method = methods.fedbn() + parts.sam(0.2) + parts.server_momentum(0.3)
     shared = sorted((~scope.batch_norm)(Model(network()).anatomy))
-    assert_follows(method, oracles_sharpness.mofedsam, rho=0.2, alpha=0.3, shared=shared)
+    assert_follows(method, sharpness.mofedsam, rho=0.2, alpha=0.3, shared=shared)
 
 
 @pytest.mark.parametrize("names", ["everything", "head"])
@@ -179,7 +179,7 @@ def test_fine_tuning(names):
     batches = [[(b.x, b.y) for b in made.assignment(n, "deploy").stream.epochs(3)] for n in NAMES]
     start = [plain.model.tensors(plain.personal(n)) for n in NAMES]
     tuned = {"everything": None, "head": ["6.weight", "6.bias"]}[names]
-    expected = oracles.fine_tune(network(), start, lambda i: batches[i], 0.1, tuned, **how)
+    expected = averaging.fine_tune(network(), start, lambda i: batches[i], 0.1, tuned, **how)
     for name, state in zip(NAMES, expected, strict=True):
         close(made.model.tensors(made.personal(name)), state, name)
 
@@ -189,7 +189,7 @@ def test_pooled_variance():
     made = federation(methods.bn_only("statistics"), participation=1.0)
     sent = [out.uploads["share"] for out in made.engine.train(made, NAMES)]
     made.play()
-    expected = oracles.pooled_statistics([dict(tree) for tree in sent], [SIZES[n] for n in NAMES])
+    expected = averaging.pooled_statistics([dict(tree) for tree in sent], [SIZES[n] for n in NAMES])
     close(made.server["share"], expected, "pooled")
 
 
@@ -200,7 +200,7 @@ def test_regression_with_any_loss():
     x, y = torch.randn(2, 12, 3).double(), torch.randn(2, 12, 1).double()
     clients = {n: ClientData(train=(x[i], y[i])) for i, n in enumerate("ab")}
     made = Federation(Model(net, F.l1_loss), methods.fedavg(), Training(lr=0.1, batch_size=None), clients, 3, 1.0, 0)
-    expected = oracles.fedavg(
+    expected = averaging.fedavg(
         model=net,
         batches=lambda t, i: [(x[i], y[i])],
         clients=2,

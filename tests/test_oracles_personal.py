@@ -8,9 +8,9 @@ import torch
 from test_golden_oracles import one_weight, values
 from torch import nn
 
-from idiolect.testing.oracles import fedavg, local
-from idiolect.testing.oracles_common import outside_batch_norm
-from idiolect.testing.oracles_personal import ditto, fedala, mix, scaffold
+from idiolect.testing.oracles.averaging import fedavg, local
+from idiolect.testing.oracles.common import outside_batch_norm
+from idiolect.testing.oracles.personal import ditto, fedala, mix, scaffold
 from idiolect.testing.worlds import examples, network
 
 HEAD = ["6.weight", "6.bias"]

@@ -1,4 +1,4 @@
-"""Textbook loops of methods that keep more on a client than tensors; see :mod:`idiolect.testing.oracles`."""
+"""Textbook loops of methods that keep more on a client than tensors; see :mod:`idiolect.testing.oracles.averaging`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from idiolect.testing.oracles_common import (
+from idiolect.testing.oracles.common import (
     Batches,
     Direction,
     Loss,

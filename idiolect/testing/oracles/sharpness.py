@@ -1,4 +1,4 @@
-"""Textbook loops of the sharpness-aware methods; see :mod:`idiolect.testing.oracles`."""
+"""Textbook loops of the sharpness-aware methods; see :mod:`idiolect.testing.oracles.averaging`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from idiolect.testing.oracles import averaging
-from idiolect.testing.oracles_common import (
+from idiolect.testing.oracles.averaging import averaging
+from idiolect.testing.oracles.common import (
     Direction,
     Loss,
     OracleResult,

@@ -2,8 +2,8 @@
 
 One module per client, one loop over clients, one loop over batches, tensors by name. Nothing of the
 library is imported, so an error has to be made twice, in two different ways, to go unnoticed. Models must
-not draw random numbers (no dropout). See :mod:`idiolect.testing.oracles_common` for what a method is given
-and leaves behind, :mod:`idiolect.testing.oracles_sharpness` for the sharpness-aware methods.
+not draw random numbers (no dropout). See :mod:`idiolect.testing.oracles.common` for what a method is given
+and leaves behind, :mod:`idiolect.testing.oracles.sharpness` for the sharpness-aware methods.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from idiolect.testing.oracles_common import (
+from idiolect.testing.oracles.common import (
     Batches,
     Direction,
     Kind,

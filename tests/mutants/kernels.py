@@ -1,0 +1,65 @@
+"""Bugs of the gradients without autograd."""
+
+from mutants.planted import KERNELS, Mutant
+
+MUTANTS = [
+    Mutant("kernels: a step uphill", "kernels.py", "1.0, -rate)", "1.0, rate)", KERNELS),
+    Mutant(
+        "kernels: the gradient moves the statistics it is given",
+        "kernels.py",
+        "combine(self.anatomy.buffers, weights).flat.clone()",
+        "combine(self.anatomy.buffers, weights).flat",
+        KERNELS,
+    ),
+    Mutant("kernels: the pass back goes on below what is asked for", "kernels.py", "i > lowest)", "True)", KERNELS),
+    Mutant(
+        "kernels: weighted cross-entropy is taken for the plain",
+        "model.py",
+        'return options == (None, -100, "mean", 0.0) and',
+        "return",
+        KERNELS,
+    ),
+    Mutant(
+        "kernels: the step before the gradient of the input",
+        "layers.py",
+        "sink.put(bias, d.sum(0))\n        return below",
+        "sink.put(bias, d.sum(0))\n        return d.mm(own[0]) if inward else d",
+        KERNELS,
+    ),
+    Mutant("kernels: frozen statistics move", "kernels.py", "not batch.frozen", "True", KERNELS),
+    Mutant("kernels: batches are not counted", "layers.py", "            own[-1].add_(1)\n", "", KERNELS),
+    Mutant(
+        "kernels: in place on the client's data",
+        "layers.py",
+        "    owned = False\n    for",
+        "    owned = True\n    for",
+        KERNELS,
+    ),
+    Mutant(
+        "kernels: a bias summed over examples alone",
+        "layers.py",
+        "[0, 2, 3] if self.images",
+        "[0, 2] if self.images",
+        KERNELS,
+    ),
+    Mutant("chain: a tensor without a layer", "chain.py", "if name not in held), None)", "if False), None)", KERNELS),
+    Mutant("chain: hooks", "chain.py", "any(getattr(layer, hooks) for hooks in _HOOKS)", "False", KERNELS),
+    Mutant(
+        "chain: gradients switched off", "chain.py", "if mixed or not torch.is_grad_enabled():", "if mixed:", KERNELS
+    ),
+    Mutant(
+        "chain: an autograd function of its own",
+        "chain.py",
+        "if frame.f_code is torch.autograd.Function.apply.__code__:",
+        "if False:",
+        KERNELS,
+    ),
+    Mutant(
+        "chain: another forward in evaluation",
+        "chain.py",
+        "for mode in (True, False))",
+        "for mode in (True, True))",
+        KERNELS,
+    ),
+    Mutant("chain: chance", "chain.py", "if drawn() != before:", "if False:", KERNELS),
+]
