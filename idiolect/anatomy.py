@@ -17,6 +17,21 @@ from idiolect.tree import Layout, Tree, layout
 Kind = Literal["weight", "statistic", "counter"]
 
 
+class Private(nn.Module):
+    """What a part adds to a model for a client's own use: it trains and moves with the model, and is never sent.
+
+    Parameters train like any weight, buffers are state that lasts from step to step. Register buffers with
+    ``persistent=False`` to keep them out of the ``state_dict`` of models that are handed out.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2))
+        >>> net.own = Private()
+        >>> net.own.shift = nn.Parameter(torch.zeros(3))
+        >>> sorted(anatomy_of(net).exchangeable), "own.shift" in anatomy_of(net).names("weight")
+        (['0.bias', '0.weight'], True)
+    """
+
+
 @dataclass(frozen=True)
 class Item:
     """One tensor of a model.
@@ -28,6 +43,7 @@ class Item:
             ``counter`` of batches that batch normalisation keeps.
         module: name of the layer that owns it.
         owner: type of that layer.
+        private: it is in a `Private` module.
     """
 
     name: str
@@ -35,6 +51,7 @@ class Item:
     kind: Kind
     module: str
     owner: type[nn.Module]
+    private: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +82,16 @@ class Anatomy:
 
     @cached_property
     def exchangeable(self) -> frozenset[str]:
-        """Names that may be sent: weights and statistics, never counters."""
-        return self.names("weight") | self.names("statistic")
+        """Names that may be sent: weights and statistics, never counters, never what is private."""
+        return frozenset(i.name for i in self.items if i.kind != "counter" and not i.private)
 
     def names(self, kind: Kind) -> frozenset[str]:
         """Names of one kind."""
         return frozenset(i.name for i in self.items if i.kind == kind)
 
     def owned_by(self, *types: type[nn.Module]) -> frozenset[str]:
-        """Names whose layer is of one of the types, counters left out."""
-        return frozenset(i.name for i in self.items if issubclass(i.owner, types) and i.kind != "counter")
+        """Names whose layer is of one of the types, counters and private tensors left out."""
+        return frozenset(i.name for i in self.items if issubclass(i.owner, types)) & self.exchangeable
 
 
 def anatomy_of(module: nn.Module) -> Anatomy:
@@ -90,6 +107,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     """
     owners = dict(module.named_modules())
     found: list[Item] = []
+    hidden = {inner for module in owners.values() if isinstance(module, Private) for inner in module.modules()}
     if any(
         isinstance(t, UninitializedParameter | UninitializedBuffer) for t in [*module.parameters(), *module.buffers()]
     ):
@@ -97,7 +115,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     for name, tensor, kind in _tensors(module, owners):
         path = name.rpartition(".")[0].partition(".parametrizations")[0]  # of the layer that is parametrised
         shape = tensor.shape if kind != "counter" else torch.Size((1,))
-        found.append(Item(name, shape, kind, path, type(owners[path])))
+        found.append(Item(name, shape, kind, path, type(owners[path]), owners[path] in hidden))
     if not any(i.kind == "weight" for i in found):
         raise UsageError("the model has no trainable parameter: set requires_grad on those to train")
     moving = {i.name for i in found if i.kind != "counter"}

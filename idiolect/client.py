@@ -13,15 +13,17 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from idiolect.anatomy import Anatomy
+from idiolect.errors import UsageError
 from idiolect.method import Method
 from idiolect.optim import State
 from idiolect.part import Part
 from idiolect.scope import Scope
 from idiolect.training import Training
-from idiolect.tree import EMPTY, Tree, clip, pick, step_
-from idiolect.words import Direct, GradFn, Gradient, Local, Lockstep, Slot, Step, Stream
+from idiolect.tree import EMPTY, Tree, clip, layout, pick, step_
+from idiolect.words import Direct, GradFn, Gradient, Local, Lockstep, Look, Objective, Slot, Step, Stream
 
 Slots = dict[str, Tree]
 """One tree per part, by its name."""
@@ -40,8 +42,21 @@ class Learner(Protocol):
         """How gradients are made, for the record: two runs that differ in it differ by rounding."""
         ...
 
-    def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
-        """Differentiate the mean loss in all trainable weights, or in those named; pure."""
+    def grad(
+        self,
+        weights: Tree,
+        step: Step,
+        only: Container[str] | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> Gradient:
+        """Differentiate the mean loss in all trainable weights, or in those named; pure.
+
+        Objectives change the loss, the first one last.
+        """
+        ...
+
+    def observe(self, weights: Tree, step: Step, look: Look) -> Tree:
+        """Return the sums of a look over a batch, in evaluation mode."""
         ...
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
@@ -74,13 +89,16 @@ class Assignment(NamedTuple):
     lr: float
     seed: Tensor
     """() int64; its axes, if any, are those of a stack."""
+    round: int
 
 
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
     """Train one client for one round. Nothing it is given is changed."""
     weights, memory, local = _begin(method, model, training, work)
-    slots = {p.name: Slot(memory[p.name], work.received[p.name]) for p in method.parts}
-    grad = reduce(lambda g, p: p.gradient(g, local, slots[p.name]), reversed(method.parts), local.grad)
+    slots = {p.name: _slot(p, memory, work) for p in method.parts}
+    objectives = [p.objective(local, slots[p.name]) for p in method.parts if p.objective]
+    plain: GradFn = partial(model.grad, objectives=objectives) if objectives else local.grad
+    grad = reduce(lambda g, p: p.gradient(g, local, slots[p.name]), reversed(method.parts), plain)
     directing = [p for p in method.parts if p.direction is not Part.direction]
 
     def direct(direction: Tree, at: Tree) -> Tree:
@@ -100,8 +118,17 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
     """Return the weights that predict for a client now: the start of its next round, then each `deploy`."""
     weights, memory, local = _begin(method, model, training, work)
     for part in method.parts:
-        weights = part.deploy(local, weights, Slot(memory[part.name], work.received[part.name]))
+        weights = part.deploy(local, weights, _slot(part, memory, work))
     return weights
+
+
+def mail_of(part: Part) -> str:
+    """Return the name under which a client's memory holds what the server told it alone for a part."""
+    return f"mail to {part.name}"
+
+
+def _slot(part: Part, memory: Slots, work: Assignment) -> Slot:
+    return Slot(memory[part.name], work.received[part.name], memory.get(mail_of(part), EMPTY))
 
 
 def _begin(method: Method, model: Learner, training: Training, work: Assignment) -> tuple[Tree, Slots, Local]:
@@ -115,15 +142,19 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         lr: float | None = None,
         freeze_statistics: bool = False,
         direct: Direct | None = None,
+        objective: Objective | None = None,
     ) -> Tree:
         steps = work.stream.epochs(training.local_epochs if epochs is None else epochs)
-        names = model.anatomy.exchangeable if only is None else only(model.anatomy)
-        some = not names >= model.anatomy.names("weight")
+        trainable = model.anatomy.names("weight")
+        names = trainable if only is None else only(model.anatomy)
+        some = not names >= trainable
 
         def chosen(direction: Tree, at: Tree) -> Tree:
             return pick(direct(direction, at) if direct else direction, names)
 
-        grad = partial(model.grad, only=names) if some and not direct else None
+        grad: GradFn | None = partial(model.grad, only=names) if some and not direct else None
+        if objective:
+            grad = partial(model.grad, only=None if direct else names, objectives=[objective])
         rate = work.lr if lr is None else lr
         turn = chosen if some or direct else None
         weights = _stacked(weights, work)
@@ -140,9 +171,12 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         seed=work.seed,
         grad=model.grad,
         train=train,
+        total=partial(_total, model, work),
+        counts=partial(_counts, work),
+        round=work.round,
     )
     for part in method.parts:
-        slot = Slot(memory[part.name], work.received[part.name])
+        slot = _slot(part, memory, work)
         weights, memory[part.name] = part.begin(replace(local, start=weights, end=weights), weights, slot)
     weights = _stacked(weights, work)
     return weights, memory, replace(local, start=weights, end=weights)
@@ -151,6 +185,26 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
 def _stacked(weights: Tree, work: Assignment) -> Tree:
     """Return weights with the axes of the stack, where they are the same for all of its clients."""
     return Tree(weights.layout, weights.flat.expand(*work.seed.shape, -1))
+
+
+def _total(model: Learner, work: Assignment, weights: Tree, look: Look) -> Tree:
+    """Return the sums of a look over all examples; zero where there are none."""
+    where = layout(tuple(look.shapes), tuple(map(torch.Size, look.shapes.values())))
+    total = Tree(where, weights.flat.new_zeros(*work.seed.shape, where.total))
+    for step in work.stream.epochs(1):
+        total = total + model.observe(_stacked(weights, work), step, look)
+    return total
+
+
+def _counts(work: Assignment, classes: int) -> Tensor:
+    """Return how many examples of each class there are, ``(..., classes)``, in the dtype of the weights."""
+    total = work.received["share"].flat.new_zeros(*work.seed.shape, classes)
+    for step in work.stream.epochs(1):
+        for rows, batch in step.groups if isinstance(step, Lockstep) else [(..., step)]:
+            if batch.y.is_floating_point():
+                raise UsageError("the method counts examples of each class: it needs class labels as targets")
+            total[rows] += one_hot(batch.y, classes).sum(-2)
+    return total
 
 
 def descend(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from idiolect.client import Assignment, client_round
+from idiolect.client import Assignment, client_round, mail_of
 from idiolect.engine.stream import NoBatches
 from idiolect.method import Method
 from idiolect.model import Model
+from idiolect.server import broadcast
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree
 from idiolect.words import Start
@@ -26,11 +27,14 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
         >>> row["part"], row["keeps"], row["sends"]
         ('share', '17 values in 5 tensors', '26 values in 4 tensors')
     """
+    model = model.extended(method.attach)
     start = Start(model.anatomy, model.initial, EMPTY)
     start = Start(start.anatomy, start.weights, method.parts[0].server(start))
     server = {p.name: p.server(start) for p in method.parts}
     memory = {p.name: p.memory(start) for p in method.parts}
-    work = Assignment(server, memory, NoBatches(), 1.0, torch.tensor(0))
+    memory |= {mail_of(p): p.mail(start) for p in method.parts if p.confer}
+    received = broadcast(method, server)
+    work = Assignment(received, memory, NoBatches(), 1.0, torch.tensor(0), 0)
     uploads = client_round(method, model, Training(), work).uploads
     return [
         {
@@ -38,7 +42,7 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
             "what it does": p.idea.rstrip("."),
             "arguments": ", ".join(f"{k}={v!r}" for k, v in p.arguments),
             "keeps": _size(memory[p.name]),
-            "receives": _size(server[p.name]),
+            "receives": _size(received[p.name], memory.get(mail_of(p), EMPTY)),
             "sends": _size(uploads[p.name]),
             "extra gradients a step": str(p.gradients) if p.gradients else "",
         }
@@ -46,5 +50,6 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
     ]
 
 
-def _size(tree: Tree) -> str:
-    return f"{tree.flat.numel():,} values in {len(tree)} tensor{'s' * (len(tree) != 1)}" if len(tree) else ""
+def _size(*trees: Tree) -> str:
+    values, tensors = sum(t.flat.numel() for t in trees), sum(map(len, trees))
+    return f"{values:,} values in {tensors} tensor{'s' * (tensors != 1)}" if tensors else ""

@@ -111,6 +111,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         wrapped = Model(model, loss, device_of(device, model), precision_of(precision))
         kept, notes = prepare(wrapped, clients, training)
+        wrapped = wrapped.extended(method.attach)
         if metrics is None:
             metrics = (accuracy,) if is_cross_entropy(loss) else ()
         if isinstance(engine, str):

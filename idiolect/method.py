@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from torch import nn
 
 from idiolect.errors import UsageError
 from idiolect.part import Part
@@ -44,6 +47,11 @@ class Method:
             raise UsageError(f"{self.name}: part {twice[0]!r} occurs twice; a method has each part once")
         if self.weighting not in ("samples", "uniform"):
             raise UsageError(f"weighting is 'samples' or 'uniform', not {self.weighting!r}")
+
+    @property
+    def attach(self) -> list[Callable[[nn.Module], None]]:
+        """What the parts attach to a model, in their order."""
+        return [p.attach for p in self.parts if p.attach]
 
     def __add__(self, part: Part) -> Method:
         if not isinstance(part, Part):

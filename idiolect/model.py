@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.anatomy import Anatomy, anatomy_of, initial_tree
-from idiolect.tree import Tree, combine
-from idiolect.words import Batch, Gradient, Lockstep, Step
+from idiolect.inside import Features, about, axis_of, inside, loss_with, rows_of
+from idiolect.tree import Tree, combine, layout
+from idiolect.words import Batch, Gradient, Lockstep, Look, Objective, Pass, Seen, Step
+
+T = TypeVar("T")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> () mean over the batch."""
@@ -80,22 +84,46 @@ class Model:
         """The reference has no shorter way to a plain step than its gradient."""
         return None
 
-    def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
+    def extended(self, attach: Sequence[Callable[[nn.Module], None]]) -> Model:
+        """Return the model of a module to which the parts of a method have attached what they need.
+
+        What stands in the module already is not attached again.
+        """
+        if not attach:
+            return self
+        module = self.module(self.initial).train()
+        before = len(self.anatomy.items)
+        for add in attach:
+            add(module)
+        if len(anatomy_of(module).items) == before:
+            return self
+        twin = Model(module, self.loss, self.device, self.mixed)
+        twin.home = self.home
+        return twin
+
+    def grad(
+        self,
+        weights: Tree,
+        step: Step,
+        only: Container[str] | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
 
         Args:
             weights: the whole row; a stack of rows for a step of a stack.
             step: the examples.
             only: differentiate in these weights alone, which costs less when they are the last layers.
+            objectives: losses of parts, the first outermost.
 
         A batch of one client goes through ordinary autograd, which takes any module; a stack through
         `torch.func`, which refuses some.
         """
         if isinstance(step, Lockstep):
-            return self._in_step(weights, step, only)
+            return self._in_step(weights, step, only, objectives)
         self._seed(step.key)
         row = weights.clone()  # a forward may work in place on what it is given
-        trainable, forward = self._forward(row, step.x.clone(), step.y, step.frozen, only)
+        trainable, forward = self._forward(row, step.x.clone(), step.y, step.frozen, only, objectives)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
         unused = only is not None and not loss.requires_grad  # the forward does not use these weights
@@ -106,11 +134,22 @@ class Model:
         )
         return Gradient(Tree.of(dict(zip(leaves, found, strict=True))), self._row(row, after), loss.detach())
 
-    def _in_step(self, weights: Tree, step: Lockstep, only: Container[str] | None) -> Gradient:
+    def _in_step(
+        self, weights: Tree, step: Lockstep, only: Container[str] | None, objectives: Sequence[Objective]
+    ) -> Gradient:
         """Differentiate each group of a stack at once; rows that do not take the step have gradient zero."""
         where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
         stack = len(weights.flat)
-        parts = [self._group(weights.flat[g.rows], g.batch, step.frozen or g.batch.frozen, only) for g in step.groups]
+        parts = [
+            self._group(
+                weights.flat[g.rows],
+                g.batch,
+                step.frozen or g.batch.frozen,
+                only,
+                [rows_of(o, g.rows) for o in objectives],
+            )
+            for g in step.groups
+        ]
         if step.live < stack:
             idle = weights.flat[step.live :]
             buffers = combine(self.anatomy.buffers, Tree(weights.layout, idle)).flat
@@ -119,18 +158,32 @@ class Model:
         return Gradient(Tree(where, gradient), Tree(self.anatomy.buffers, buffers), loss)
 
     def _group(
-        self, rows: Tensor, batch: Batch, frozen: bool, only: Container[str] | None
+        self,
+        rows: Tensor,
+        batch: Batch,
+        frozen: bool,
+        only: Container[str] | None,
+        objectives: Sequence[Objective],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        def one(flat: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def one(flat: Tensor, x: Tensor, y: Tensor, *facts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             row = Tree(self.anatomy.layout, flat.clone())
-            trainable, forward = self._forward(row, x.clone(), y, frozen, only, stacked=True)
+            own = [o._replace(facts=Tree(o.facts.layout, f)) for o, f in zip(objectives, facts, strict=True)]
+            trainable, forward = self._forward(row, x.clone(), y, frozen, only, own, stacked=True)
             gradient, (loss, after) = grad_and_value(forward, has_aux=True)(trainable)
             return Tree.of(gradient).flat, self._row(row, after).flat, loss
 
-        return vmap(one)(rows, batch.x, batch.y)
+        facts = [o.facts.flat for o in objectives]
+        return vmap(one, in_dims=(0, 0, 0, *map(axis_of, facts)))(rows, batch.x, batch.y, *facts)
 
     def _forward(
-        self, row: Tree, x: Tensor, y: Tensor, frozen: bool, only: Container[str] | None, stacked: bool = False
+        self,
+        row: Tree,
+        x: Tensor,
+        y: Tensor,
+        frozen: bool,
+        only: Container[str] | None,
+        objectives: Sequence[Objective],
+        stacked: bool = False,
     ) -> tuple[dict[str, Tensor], Forward]:
         """Return the weights to differentiate in, and the function from them to loss and buffers."""
         module = self._frozen if frozen else self.training
@@ -139,14 +192,71 @@ class Model:
         by_class = stacked and y.dim() == 1 and is_plain_cross_entropy(self.loss)
         loss_of = _cross_entropy if by_class else self.loss
 
-        def forward(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def plain(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             buffers = self._buffers(row)
             state = {**fixed, **weights, **buffers}
             with self._precision():
                 output = functional_call(module, state, (x,))  # leaves in `state` also what the forward replaced
             return loss_of(self._full(output), y), {n: state[n] for n in buffers}
 
-        return trainable, forward
+        def with_objectives(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = self._buffers(row)
+            state = {**fixed, **weights, **buffers}
+
+            def loss(seen: Callable[[str], Pass]) -> Tensor:
+                return loss_with(objectives, loss_of, seen, y)
+
+            found, after = self._inside(module, state, x, [o.layer for o in objectives], loss)
+            return found, {n: after[n] for n in buffers}
+
+        return trainable, with_objectives if objectives else plain
+
+    def _inside(
+        self, module: nn.Module, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], then: Callable[..., T]
+    ) -> tuple[T, dict[str, Tensor]]:
+        """Run a module on a state, and a function of what parts see of the pass."""
+
+        def under(layer: str, other: Mapping[str, Tensor]) -> Seen:
+            def own(outputs: Tensor, features: Features) -> Seen:
+                return Seen(self._full(outputs), features[layer])
+
+            with self._precision():
+                return inside(self._predicting, {n: t.clone() for n, t in other.items()}, x, [layer], own)[0]
+
+        def seen(outputs: Tensor, features: Features) -> T:
+            full = {n: self._full(f) for n, f in features.items()}
+            return then(about(module, state, self._full(outputs), full, under))
+
+        with self._precision():
+            return inside(module, state, x, layers, seen)
+
+    def observe(self, weights: Tree, step: Step, look: Look) -> Tree:
+        """Return the sums of a look over a batch, in evaluation mode, without a graph; for a stack a row each.
+
+        Args:
+            weights: the whole row; a stack of rows for a step of a stack.
+            step: the examples.
+            look: what is summed.
+        """
+
+        def one(flat: Tensor, x: Tensor, y: Tensor, facts: Tensor) -> Tensor:
+            state = self.tensors(Tree(self.anatomy.layout, flat.clone()))
+            own = Tree(look.facts.layout, facts)
+
+            def sums(seen: Callable[[str], Pass]) -> Mapping[str, Tensor]:
+                return look.sums(seen(look.layer), y, own)
+
+            return Tree.of(self._inside(self._predicting, state, x.clone(), [look.layer], sums)[0]).flat
+
+        where = layout(tuple(look.shapes), tuple(map(torch.Size, look.shapes.values())))
+        with torch.no_grad():
+            if not isinstance(step, Lockstep):
+                return Tree(where, one(weights.flat, step.x, step.y, look.facts.flat))
+            total = weights.flat.new_zeros(len(weights.flat), where.total)
+            for rows, batch in step.groups:
+                facts = rows_of(look, rows).facts.flat
+                total[rows] = vmap(one, in_dims=(0, 0, 0, axis_of(facts)))(weights.flat[rows], batch.x, batch.y, facts)
+            return Tree(where, total)
 
     def copy(self) -> Model:
         """Return the same model with modules of its own: a module serves one thread at a time."""

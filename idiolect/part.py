@@ -8,15 +8,21 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec
 
+from torch import nn
+
 from idiolect.errors import UsageError, did_you_mean
 from idiolect.tree import EMPTY, Tree
-from idiolect.words import Arrival, Central, GradFn, Local, Slot, Start
+from idiolect.words import Arrival, Central, GradFn, Local, Objective, Slot, Start
 
 P = ParamSpec("P")
 
 
 def _empty(start: Start) -> Tree:
     return EMPTY
+
+
+def _send_the_slot(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
+    return shared, slot
 
 
 def _same_weights(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
@@ -39,6 +45,10 @@ def _same_slot(central: Central, slot: Tree, mean: Tree) -> Tree:
     return slot
 
 
+def _same_shared(central: Central, slot: Tree) -> Tree:
+    return central.new
+
+
 def _same_model(local: Local, weights: Tree, slot: Slot) -> Tree:
     return weights
 
@@ -51,15 +61,21 @@ def _nothing_to_show(memory: Tree) -> dict[str, Any]:
 class Part:
     """One idea of a method, as pure functions of trees. Make one with a function marked `@part`.
 
-    In list order: `begin`, `direction`, `finish`, `aggregate`, `deploy`. The first listed `gradient` is the
-    outermost. A part reads its own slot only; what it keeps and what it sends are what its functions return.
-    The weights that `gradient` and `direction` are given move with the next step: a part keeps no hold of them.
-    Reductions run along the last axis (see `Tree`), so that an engine may stack clients.
+    In list order: `attach`, `broadcast`, `begin`, `direction`, `finish`, `aggregate` with `advance`, and `deploy`.
+    The first listed `gradient` is the outermost, and so is the first `objective`. A part reads its own slot only;
+    what it keeps and what it sends are what its functions return. The weights that `gradient` and `direction` are
+    given move with the next step: a part keeps no hold of them. Reductions run along the last axis (see `Tree`), so
+    that an engine may stack clients.
 
     Attributes:
+        attach: adds to a copy of the user's module what this part needs there: layers, `Private` tensors, hooks.
         memory: start -> what each client keeps at first; names and shapes never change.
-        server: start -> the server's slot, which is what it broadcasts.
+        server: start -> the server's slot.
+        mail: start -> what a client has been told personally before it first takes part; for parts that `confer`.
+        broadcast: what clients that train are sent: (shared tensors, slot) -> (shared tensors, message). By default
+            both as they are. Who only predicts has the shared tensors unchanged, and the message.
         begin: message in: (local, weights so far, slot) -> (weights to start from, memory).
+        objective: (local, slot) -> a loss of its own for local training.
         gradient: wraps the gradient: (grad, local, slot) -> grad.
         direction: (direction, weights, local, slot) -> what the optimiser descends along. Tensors that are
             left out of the result do not move.
@@ -67,6 +83,9 @@ class Part:
         arrive: on the server, what of one upload enters the mean: (central, arrival) -> tree. By default this
             part's upload.
         aggregate: (central, slot, mean over the cohort) -> slot.
+        advance: (central, slot after `aggregate`) -> shared tensors: the server's own step.
+        confer: (central, this part's uploads, one row a client) -> mail, one row a client: what the server tells
+            each client of the cohort alone. It keeps it with its memory. Such uploads enter no mean.
         deploy: (local, weights after `begin`, slot) -> weights that predict for this client.
         show: memory -> what a person may want to see of it.
         uniform: average clients equally whatever the method's weighting.
@@ -78,14 +97,20 @@ class Part:
 
     name: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
+    attach: Callable[[nn.Module], None] | None = field(default=None, compare=False)
     memory: Callable[[Start], Tree] = field(default=_empty, compare=False)
     server: Callable[[Start], Tree] = field(default=_empty, compare=False)
+    mail: Callable[[Start], Tree] = field(default=_empty, compare=False)
+    broadcast: Callable[[Tree, Tree], tuple[Tree, Tree]] = field(default=_send_the_slot, compare=False)
     begin: Callable[[Local, Tree, Slot], tuple[Tree, Tree]] = field(default=_same_weights, compare=False)
+    objective: Callable[[Local, Slot], Objective] | None = field(default=None, compare=False)
     gradient: Callable[[GradFn, Local, Slot], GradFn] = field(default=_same_gradient, compare=False)
     direction: Callable[[Tree, Tree, Local, Slot], Tree] = field(default=_same_direction, compare=False)
     finish: Callable[[Local, Slot], tuple[Tree, Tree]] = field(default=_send_nothing, compare=False)
     arrive: Callable[[Central, Arrival], Tree] | None = field(default=None, compare=False)
     aggregate: Callable[[Central, Tree, Tree], Tree] = field(default=_same_slot, compare=False)
+    advance: Callable[[Central, Tree], Tree] = field(default=_same_shared, compare=False)
+    confer: Callable[[Central, Tree], Tree] | None = field(default=None, compare=False)
     deploy: Callable[[Local, Tree, Slot], Tree] = field(default=_same_model, compare=False)
     show: Callable[[Tree], Mapping[str, Any]] = field(default=_nothing_to_show, compare=False)
     uniform: bool = field(default=False, compare=False)

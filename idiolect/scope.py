@@ -78,7 +78,7 @@ everything = Scope("everything", lambda a: a.exchangeable)
 nothing = Scope("nothing", lambda a: frozenset())
 """No tensor at all."""
 
-weights = Scope("weights", lambda a: a.names("weight"))
+weights = Scope("weights", lambda a: a.names("weight") & a.exchangeable)
 """Trainable tensors."""
 
 batch_norm = Scope(
@@ -110,13 +110,32 @@ statistics = Scope(
 
 
 def _head(anatomy: Anatomy) -> Names:
-    linear = [i.module for i in anatomy.items if issubclass(i.owner, nn.Linear) and i.kind == "weight"]
+    known = [i for i in anatomy.items if i.name in anatomy.exchangeable]
+    linear = [i.module for i in known if issubclass(i.owner, nn.Linear) and i.kind == "weight"]
     _found(frozenset(linear), "the model has no linear layer to call its head: name it, e.g. named('classifier')")
     return frozenset(i.name for i in anatomy.items if i.module == linear[-1] and i.kind == "weight")
 
 
 head = Scope("head", _head)
 """Weights of the last linear layer."""
+
+
+def layer_of(names: Scope, anatomy: Anatomy) -> str:
+    """Return the name of the one layer whose tensors these are.
+
+    Raises:
+        UsageError: if they belong to none or to several.
+
+    Example:
+        >>> from idiolect.anatomy import anatomy_of
+        >>> layer_of(head, anatomy_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))))
+        '2'
+    """
+    found = names(anatomy)
+    layers = sorted({i.module for i in anatomy.items if i.name in found})
+    if len(layers) != 1:
+        raise UsageError(f"{names} must be the tensors of one layer, they are of {layers or 'none'}: name one")
+    return layers[0]
 
 
 def named(*prefixes: str) -> Scope:

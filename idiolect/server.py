@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,35 +53,76 @@ class Mean:
         return Tree(self._layout, (self._sum / self._weight).to(self._dtype))
 
 
+def broadcast(method: Method, server: Slots) -> Slots:
+    """Return what clients that train are sent."""
+    shared, sent = server["share"], {}
+    for part in method.parts:
+        shared, sent[part.name] = part.broadcast(shared, server[part.name])
+    return {**sent, "share": shared}
+
+
+class Aggregated(NamedTuple):
+    """What a round leaves on the server."""
+
+    server: Slots
+    """One slot per part."""
+    mail: list[Slots]
+    """What each client of the round is told alone, by part, in the order of arrival; for parts that confer."""
+
+
 def server_round(
     method: Method, server: Slots, arrivals: Iterable[Arrival], central: Central, population: int
-) -> Slots:
+) -> Aggregated:
     """Aggregate one round's uploads into the next server slots. Nothing it is given is changed.
 
     Args:
         method: whose parts aggregate.
-        server: the slots that were broadcast.
-        arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort.
-        central: with `old` and `new` both the shared tensors before this round.
+        server: the slots of the server.
+        arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort unless a
+            part confers.
+        central: with `old` and `new` both the shared tensors as clients received them.
         population: number of clients there are.
     """
-    means = {p.name: Mean() for p in method.parts}
+    means = {p.name: Mean() for p in method.parts if not p.confer}
+    letters: dict[str, list[Tree]] = {p.name: [] for p in method.parts if p.confer}
     arrived = 0
     for arrived, arrival in enumerate(arrivals, 1):  # noqa: B007 - the count is used below
         for part in method.parts:
+            if part.confer:
+                letters[part.name].append(arrival.uploads[part.name].clone())
+                continue
             equal = part.uniform or method.weighting == "uniform"
             tree = part.arrive(central, arrival) if part.arrive else arrival.uploads[part.name]
             means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
     central = replace(central, participation=arrived / population)
     after: Slots = {}
+    mail: list[Slots] = [{} for _ in range(arrived)]
     for part in method.parts:
-        after[part.name] = _aggregate(part, central, server[part.name], means[part.name].result())
-        central = replace(central, new=after["share"])
-    return after
+        if part.confer:
+            after[part.name] = server[part.name]
+            for client, tree in zip(mail, _conferred(part, central, letters[part.name]), strict=True):
+                client[part.name] = tree
+        else:
+            after[part.name] = _aggregate(part, central, server[part.name], means[part.name].result())
+        if part.name == "share":
+            central = replace(central, new=after["share"])
+        central = replace(central, new=_same_layout(part, server["share"], part.advance(central, after[part.name])))
+    return Aggregated({**after, "share": central.new}, mail)
+
+
+def _conferred(part: Part, central: Central, letters: list[Tree]) -> list[Tree]:
+    """Return what a part tells each client."""
+    assert part.confer
+    uploads = Tree(letters[0].layout, torch.stack([tree.flat for tree in letters]))
+    told = part.confer(central, uploads)
+    return [Tree(told.layout, row) for row in told.flat]
 
 
 def _aggregate(part: Part, central: Central, slot: Tree, mean: Tree) -> Tree:
-    after = part.aggregate(central, slot, mean)
-    if after.layout is not slot.layout:
-        raise ValueError(f"{part.name}: aggregate changed its slot from {slot} to {after}")
+    return _same_layout(part, slot, part.aggregate(central, slot, mean))
+
+
+def _same_layout(part: Part, before: Tree, after: Tree) -> Tree:
+    if after.layout is not before.layout:
+        raise ValueError(f"{part.name}: changed its slot, or the shared tensors, from {before} to {after}")
     return after

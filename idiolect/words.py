@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idiolect.anatomy import Anatomy
 from idiolect.scope import Scope
-from idiolect.tree import Tree
+from idiolect.tree import EMPTY, Tree
 
 
 class Batch(NamedTuple):
@@ -71,6 +71,65 @@ GradFn = Callable[[Tree, Step], Gradient]
 """Weights and a batch to a gradient; pure. In a stack, rows that do not take the step have gradient zero."""
 
 
+class Seen(NamedTuple):
+    """What a model makes of a batch."""
+
+    outputs: Tensor
+    """``(b, ...)`` of the model."""
+    features: Tensor
+    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+
+
+class Pass(NamedTuple):
+    """A pass of the model over one client's batch, as a part's own loss sees it; differentiable."""
+
+    outputs: Tensor
+    """``(b, ...)`` of the model."""
+    features: Tensor
+    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+    weights: Mapping[str, Tensor]
+    """The tensors of the pass by name, buffers as they were before it."""
+    layer: Callable[[Tensor], Tensor]
+    """The layer in question: features to what it gives."""
+    under: Callable[[Mapping[str, Tensor]], Seen]
+    """The same examples under other weights, in evaluation mode."""
+
+
+Term = Callable[[Pass, Tensor], Tensor]
+"""A pass and targets to the mean loss, ()."""
+
+
+class Objective(NamedTuple):
+    """A loss of a part's own, in local training.
+
+    Attributes:
+        layer: name of the layer whose input are the features, such as that of the head.
+        loss: (loss without this part, pass, targets, facts) -> () mean over the batch. It sees one client's batch at
+            a time and draws no random numbers.
+        facts: what it needs beside the pass. In a stack it has a row for each client, of which `loss` sees one.
+    """
+
+    layer: str
+    loss: Callable[[Term, Pass, Tensor, Tree], Tensor]
+    facts: Tree = EMPTY
+
+
+class Look(NamedTuple):
+    """A sum over examples, in evaluation mode.
+
+    Attributes:
+        layer: name of the layer whose input are the features.
+        sums: (pass, targets, facts) -> tensors by name, summed over the batch.
+        shapes: the shapes of these tensors by name, in the same order.
+        facts: as for an `Objective`.
+    """
+
+    layer: str
+    sums: Callable[[Pass, Tensor, Tree], Mapping[str, Tensor]]
+    shapes: Mapping[str, tuple[int, ...]]
+    facts: Tree = EMPTY
+
+
 Direct = Callable[[Tree, Tree], Tree]
 """Gradient and weights to the direction that is descended along."""
 
@@ -82,6 +141,8 @@ class Slot(NamedTuple):
     """Durable and personal; never leaves the client."""
     received: Tree
     """What the server broadcast for this part."""
+    mail: Tree = EMPTY
+    """What the server told this client alone, when it last took part."""
 
 
 class Stream(Protocol):
@@ -109,8 +170,12 @@ class Train(Protocol):
         lr: float | None = None,
         freeze_statistics: bool = False,
         direct: Direct | None = None,
+        objective: Objective | None = None,
     ) -> Tree:
-        """Return the weights after training those in `only` (all by default) along `direct` (the gradient)."""
+        """Return the weights after training those in `only` (all by default) along `direct` (the gradient).
+
+        The loss is the run's, or an objective's.
+        """
         ...
 
 
@@ -142,6 +207,9 @@ class Local:
         seed: (...) int64, this client's own randomness in this round.
         grad: the plain gradient of the loss.
         train: local training for parts that need a second one.
+        total: weights and a look -> its sums over all of the client's training examples.
+        counts: number of classes C -> (..., C) how many training examples the client has of each.
+        round: rounds played before this one.
     """
 
     anatomy: Anatomy
@@ -154,6 +222,9 @@ class Local:
     seed: Tensor
     grad: GradFn
     train: Train
+    total: Callable[[Tree, Look], Tree]
+    counts: Callable[[int], Tensor]
+    round: int
 
 
 class Arrival(NamedTuple):
@@ -173,10 +244,11 @@ class Central:
 
     Attributes:
         anatomy: what the model is made of.
-        old: shared tensors before this round.
-        new: shared tensors after it (equal to `old` until `share` has aggregated).
+        old: shared tensors as the clients of this round received them.
+        new: shared tensors after it (equal to `old` until `share` has aggregated), as parts have changed them so far.
         lr: learning rate of this round.
         participation: clients whose upload counts / population; while they arrive, the cohort / population.
+        round: rounds played before this one.
     """
 
     anatomy: Anatomy
@@ -184,3 +256,4 @@ class Central:
     new: Tree
     lr: float
     participation: float
+    round: int = 0

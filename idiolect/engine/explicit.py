@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 
 from torch import Tensor
 
@@ -12,15 +12,36 @@ from idiolect.client import Learner
 from idiolect.kernels import Kernels, NotAChainError
 from idiolect.model import Model
 from idiolect.tree import Tree
-from idiolect.words import Gradient, Step
+from idiolect.words import Gradient, Look, Objective, Step
 
 
 def explicit(model: Model) -> Learner:
     """Return the faster of the two ways that a model allows."""
+    general = PerThread(model)
     try:
-        return Kernels(model)
+        return _Either(Kernels(model), general)
     except NotAChainError:
-        return PerThread(model)
+        return general
+
+
+class _Either:
+    """Explicit kernels for the loss of the run, autograd for losses of parts and what they look at."""
+
+    def __init__(self, kernels: Kernels, general: PerThread) -> None:
+        self.anatomy: Anatomy = kernels.anatomy
+        self.way = kernels.way
+        self.predict: Callable[[Tree, Tensor], Tensor] = kernels.predict
+        self.descend: Callable[[Tree, Step, float], Tensor] = kernels.descend
+        self.observe: Callable[[Tree, Step, Look], Tree] = general.observe
+        self._kernels, self._general = kernels, general
+
+    def grad(
+        self, weights: Tree, step: Step, only: Container[str] | None = None, objectives: Sequence[Objective] = ()
+    ) -> Gradient:
+        """See `Learner`."""
+        if objectives:
+            return self._general.grad(weights, step, only, objectives)
+        return self._kernels.grad(weights, step, only)
 
 
 class PerThread:
@@ -34,9 +55,15 @@ class PerThread:
         self._model = model
         self._local = threading.local()
 
-    def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
+    def grad(
+        self, weights: Tree, step: Step, only: Container[str] | None = None, objectives: Sequence[Objective] = ()
+    ) -> Gradient:
         """See `Model.grad`."""
-        return self._own().grad(weights, step, only)
+        return self._own().grad(weights, step, only, objectives)
+
+    def observe(self, weights: Tree, step: Step, look: Look) -> Tree:
+        """See `Model.observe`."""
+        return self._own().observe(weights, step, look)
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """See `Model.predict`."""

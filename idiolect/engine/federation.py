@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed
+from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed, mail_of
 from idiolect.data import ClientData
 from idiolect.engine.memory import RamStore, Store
 from idiolect.engine.one_by_one import Engine, OneByOne
@@ -18,7 +18,7 @@ from idiolect.errors import UsageError
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.rng import derive, stream
-from idiolect.server import server_round
+from idiolect.server import broadcast, server_round
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree, combine
 from idiolect.words import Arrival, Central, Start
@@ -52,7 +52,7 @@ class Federation:
         engine: how clients are trained and measured.
         keep: makes the store of memories from the memory of a client that has not trained yet.
         round: rounds played.
-        server: one slot per part, what the next broadcast is.
+        server: one slot per part.
         memory: what each client remembers.
         learner: the model as the engine differentiates it.
     """
@@ -73,10 +73,12 @@ class Federation:
 
     def __post_init__(self) -> None:
         parts = self.method.parts
+        self.model = self.model.extended(self.method.attach)
         start = Start(self.model.anatomy, self.model.initial, EMPTY)
         start = Start(start.anatomy, start.weights, parts[0].server(start))
         self.server = {p.name: p.server(start) for p in parts}
         fresh = {p.name: p.memory(start) for p in parts}  # a method that does not fit the model says so now
+        fresh |= {mail_of(p): p.mail(start) for p in parts if p.confer}
         self.memory = self.keep(fresh)
         self.learner = self.engine.learner(self.model)
 
@@ -102,7 +104,12 @@ class Federation:
         words = (self.seed, purpose, client, self.round)
         batches = Shuffled(x, y, self.training.batch_size, self.model.anatomy.has_batch_norm, words)
         dice = torch.tensor(derive(*words, "dice"), device=self.model.device)
-        return Assignment(self.server, self.memory.get(client), batches, self.lr, dice)
+        return Assignment(self.sent(purpose), self.memory.get(client), batches, self.lr, dice, self.round)
+
+    def sent(self, purpose: str) -> Slots:
+        """Return what the server sends now to a client that is to train, or to one that is to deploy."""
+        sent = broadcast(self.method, self.server)
+        return sent if purpose == "train" else {**sent, "share": self.server["share"]}
 
     def train(self, work: Assignment) -> Outcome:
         """Train from an assignment; nothing is stored."""
@@ -114,12 +121,13 @@ class Federation:
 
     def play(self) -> Round:
         """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
-        cohort, lr = self.cohort(), self.lr
-        played = Round(cohort, lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in self.server.values()), {})
+        cohort, lr, sent = self.cohort(), self.lr, self.sent("train")
+        played = Round(cohort, lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in sent.values()), {})
         longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train.y))
-        shared, population = self.server["share"], len(self.clients)
-        central = Central(self.model.anatomy, shared, shared, lr, len(cohort) / population)
+        shared, population = sent["share"], len(self.clients)
+        central = Central(self.model.anatomy, shared, shared, lr, len(cohort) / population, self.round)
         losses: list[float] = []
+        counted: list[str] = []
         ups: list[int] = []
 
         def arrivals() -> Iterator[Arrival]:
@@ -131,6 +139,7 @@ class Federation:
                     continue
                 self.memory.put(client, outcome.memory)
                 losses.append(float(outcome.loss))
+                counted.append(client)
                 yield Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps)
             if not losses:
                 client, reason = next(iter(played.dropped.items()))
@@ -139,9 +148,17 @@ class Federation:
                     "lower lr, or set clip"
                 )
 
-        self.server = server_round(self.method, self.server, arrivals(), central, population)
+        self.server, mail = server_round(self.method, self.server, arrivals(), central, population)
         self.round += 1
-        return played._replace(loss=sum(losses) / len(losses), bytes_up=sum(ups))
+        told = sum(self._deliver(client, letters) for client, letters in zip(counted, mail, strict=True))
+        return played._replace(loss=sum(losses) / len(losses), bytes_up=sum(ups), bytes_down=played.bytes_down + told)
+
+    def _deliver(self, client: str, letters: Slots) -> int:
+        """Put what the server tells a client alone with the client's memory; return its bytes."""
+        if letters:
+            parts = {p.name: mail_of(p) for p in self.method.parts}
+            self.memory.put(client, self.memory.get(client) | {parts[p]: tree for p, tree in letters.items()})
+        return sum(tree.nbytes for tree in letters.values())
 
     def personal(self, client: str) -> Tree:
         """Return the weights that predict for a client now."""
@@ -149,9 +166,10 @@ class Federation:
 
     def general(self) -> Tree | None:
         """Return the complete shared model, or None where the method keeps a part of every model personal."""
-        if not self.model.anatomy.exchangeable <= set(self.server["share"]):
+        shared = self.sent("deploy")["share"]
+        if not self.model.anatomy.exchangeable <= set(shared):
             return None
-        return combine(self.model.anatomy.layout, self.model.initial, self.server["share"])
+        return combine(self.model.anatomy.layout, self.model.initial, shared)
 
 
 def _not_finite(outcome: Outcome) -> str:

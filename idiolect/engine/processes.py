@@ -56,7 +56,7 @@ class Processes:
     def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
         for desk, (steps, loss) in self._each(federation, clients, None):
-            like = desk.server["share"].flat
+            like = desk.received["share"].flat
             yield Outcome(desk.uploads, desk.after, like.new_tensor([steps]), like.new_tensor(loss))
 
     def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
@@ -88,7 +88,7 @@ class Processes:
 class _Desk(NamedTuple):
     """Where one client's work lies: views of shared memory."""
 
-    server: Slots
+    received: Slots
     before: Slots
     after: Slots
     uploads: Slots
@@ -128,8 +128,8 @@ class _Crew:
 
     def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Desk, list[float]]]:
         """Have all clients worked on; give each result in order, good until the next is asked for."""
-        for part, tree in self.federation.server.items():
-            self._desks[0].server[part].flat.copy_(tree.flat)
+        for part, tree in self.federation.sent("train" if score < 0 else "deploy").items():
+            self._desks[0].received[part].flat.copy_(tree.flat)
         free, given = list(range(len(self._desks))), iter(range(len(clients)))
         desk_of: dict[int, int] = {}
         answers: dict[int, list[float]] = {}
@@ -173,12 +173,12 @@ class _Crew:
 
 
 def _desks(federation: Federation, count: int) -> list[_Desk]:
-    """Lay out shared memory: the server's slots once, and for each desk memory before, memory after and uploads."""
-    memory = federation.memory.get("")
-    nothing = Assignment(federation.server, memory, NoBatches(), 1.0, torch.tensor(0))
+    """Lay out shared memory: what is sent to all once, and for each desk memory before, memory after and uploads."""
+    memory, sent = federation.memory.get(""), federation.sent("train")
+    nothing = Assignment(sent, memory, NoBatches(), 1.0, torch.tensor(0), 0)
     empty = client_round(federation.method, federation.learner, federation.training, nothing)
-    server = _shared(federation.server)
-    return [_Desk(server, _shared(memory), _shared(empty.memory), _shared(empty.uploads)) for _ in range(count)]
+    received = _shared(sent)
+    return [_Desk(received, _shared(memory), _shared(empty.memory), _shared(empty.uploads)) for _ in range(count)]
 
 
 def _shared(like: Slots) -> Slots:
@@ -213,7 +213,8 @@ def _serve(
     for other in others:
         other.close()  # else this process would hold open the lines of its siblings
     memory = _OnDesk()
-    federation.server, federation.memory = desks[0].server, memory  # type: ignore[assignment]
+    federation.memory = memory  # type: ignore[assignment]
+    federation.sent = lambda purpose: desks[0].received  # type: ignore[method-assign]
     while True:
         try:
             score, desk, federation.round, client = json.loads(line.recv_bytes())

@@ -85,7 +85,8 @@ def _stack(works: Sequence[Assignment]) -> Assignment:
     first = works[0]
     memory = {p: Tree(t.layout, torch.stack([w.memory[p].flat for w in works])) for p, t in first.memory.items()}
     streams = [w.stream for w in works if isinstance(w.stream, Shuffled)]
-    return Assignment(first.received, memory, Together(streams), first.lr, torch.stack([w.seed for w in works]))
+    seeds = torch.stack([w.seed for w in works])
+    return first._replace(memory=memory, stream=Together(streams), seed=seeds)
 
 
 def _apart(slots: Slots, count: int) -> list[Slots]:
