@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from idiolect import Method, methods, parts
+from idiolect import methods, parts
 from idiolect.card import Problem, card_of
-from idiolect.describe import describe
+from idiolect.describe import cost
 from idiolect.model import Model
 from idiolect.models import small_cnn
 
@@ -55,16 +55,10 @@ def _costs() -> str:
     model = Model(small_cnn((1, 8, 8), 10))
     rows = []
     for name in methods.__all__:
-        made: Method = getattr(methods, name)()
-        table = describe(made, model)
-        sizes = [_spaced(sum(_values(row[what]) for row in table)) for what in ("keeps", "receives", "sends")]
-        rows.append(f"| `{name}` | {' | '.join(sizes)} | {1 + sum(p.gradients for p in made.parts)} |")
+        found = cost(getattr(methods, name)(), model)
+        rows.append(f"| `{name}` | {' | '.join(map(_spaced, found))} |")
     head = ["| | keeps | receives | sends | gradients a step |", "| --- | ---: | ---: | ---: | ---: |"]
     return "\n".join([COSTS.format(total=_spaced(model.anatomy.layout.total)), *head, *rows, ""])
-
-
-def _values(size: str) -> int:
-    return int(size.partition(" ")[0].replace(",", "") or 0)
 
 
 def _spaced(number: int) -> str:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from idiolect.client import Assignment, client_round, mail_of
 from idiolect.engine.stream import NoBatches
 from idiolect.method import Method
 from idiolect.model import Model
+from idiolect.scope import Scope
 from idiolect.server import broadcast
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree
 from idiolect.words import Start
 
 
+class Cost(NamedTuple):
+    """What a method costs a client in a round, in values (four bytes each in float32)."""
+
+    keeps: int
+    receives: int
+    sends: int
+    gradients: int
+    """Gradients that one local step takes."""
+
+
 def describe(method: Method, model: Model) -> list[dict[str, str]]:
     """Return one row per part: its idea, what it keeps on a client, what goes down and up, gradients per step.
 
-    Sizes are those of this model, found by playing a round without a single step.
+    Sizes are those of this model.
 
     Example:
         >>> from torch import nn
@@ -27,6 +40,51 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
         >>> row["part"], row["keeps"], row["sends"]
         ('share', '17 values in 5 tensors', '26 values in 4 tensors')
     """
+    return [
+        {
+            "part": p.name,
+            "what it does": p.idea.rstrip("."),
+            "arguments": ", ".join(f"{k}={v!r}" for k, v in p.arguments),
+            "keeps": _size(kept),
+            "receives": _size(received),
+            "sends": _size(sent),
+            "extra gradients a step": str(p.gradients) if p.gradients else "",
+        }
+        for p, (kept, received, sent) in zip(method.parts, _exchanged(method, model), strict=True)
+    ]
+
+
+def cost(method: Method, model: Model) -> Cost:
+    """Return what all parts together cost on this model.
+
+    Example:
+        >>> from torch import nn
+        >>> from idiolect.methods import mofedsam
+        >>> cost(mofedsam(), Model(nn.Linear(4, 2)))
+        Cost(keeps=0, receives=20, sends=10, gradients=2)
+    """
+    keeps, receives, sends = (sum(map(_values, column)) for column in zip(*_exchanged(method, model), strict=True))
+    return Cost(keeps, receives, sends, 1 + sum(p.gradients for p in method.parts))
+
+
+def chosen(method: Method, model: Model) -> dict[str, list[str]]:
+    """Return which tensors of this model the scopes in a method's parts name.
+
+    Example:
+        >>> from torch import nn
+        >>> from idiolect.methods import fedala
+        >>> chosen(fedala(), Model(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))))["head"]
+        ['2.weight', '2.bias']
+    """
+    scopes = [value for p in method.parts for _, value in p.arguments if isinstance(value, Scope)]
+    return {str(s): [n for n in model.anatomy.layout.names if n in s(model.anatomy)] for s in scopes}
+
+
+Exchanged = tuple[list[Tree], list[Tree], list[Tree]]
+
+
+def _exchanged(method: Method, model: Model) -> list[Exchanged]:
+    """Return what each part keeps, receives and sends, found by playing a round without a single step."""
     model = model.extended(method.attach)
     start = Start(model.anatomy, model.initial, EMPTY)
     start = Start(start.anatomy, start.weights, method.parts[0].server(start))
@@ -36,20 +94,14 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
     received = broadcast(method, server)
     work = Assignment(received, memory, NoBatches(), 1.0, torch.tensor(0), 0)
     uploads = client_round(method, model, Training(), work).uploads
-    return [
-        {
-            "part": p.name,
-            "what it does": p.idea.rstrip("."),
-            "arguments": ", ".join(f"{k}={v!r}" for k, v in p.arguments),
-            "keeps": _size(memory[p.name]),
-            "receives": _size(received[p.name], memory.get(mail_of(p), EMPTY)),
-            "sends": _size(uploads[p.name]),
-            "extra gradients a step": str(p.gradients) if p.gradients else "",
-        }
-        for p in method.parts
-    ]
+    told = {p.name: memory.get(mail_of(p), EMPTY) for p in method.parts}
+    return [([memory[n], told[n]], [received[n], told[n]], [uploads[n]]) for n in uploads]
 
 
-def _size(*trees: Tree) -> str:
-    values, tensors = sum(t.flat.numel() for t in trees), sum(map(len, trees))
-    return f"{values:,} values in {tensors} tensor{'s' * (tensors != 1)}" if tensors else ""
+def _values(trees: list[Tree]) -> int:
+    return sum(tree.flat.numel() for tree in trees)
+
+
+def _size(trees: list[Tree]) -> str:
+    tensors = sum(map(len, trees))
+    return f"{_values(trees):,} values in {tensors} tensor{'s' * (tensors != 1)}" if tensors else ""

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 from rich import box
 from rich.console import Console
@@ -14,34 +15,50 @@ from rich.table import Table
 from rich.text import Text
 
 from idiolect import methods as catalogue
-from idiolect.card import card_of
+from idiolect.card import Problem, card_of
 from idiolect.data import ClientData, Pool, holdings
 from idiolect.data.sources import SOURCES
-from idiolect.describe import describe
+from idiolect.describe import chosen, cost, describe
 from idiolect.experiment import Experiment, build, load_pool, method_of, model_of, shift_of, split_of
+from idiolect.method import Method
 from idiolect.model import Model
+from idiolect.models import small_cnn
 
 MOST_CLIENTS = 40
 """More clients than this are not all shown in the terminal."""
 
 
 def methods(console: Console) -> None:
-    """List the catalogue."""
-    table = _table("method", "year", "for", "what it does", "parts")
+    """List the catalogue by problem, with what a method costs a client in a round."""
+    model = Model(small_cnn((1, 8, 8), 10))
+    whole = cost(catalogue.fedavg(), model).sends
+    table = _table("method", "year", "gradients", "down", "up", "what it does")
+    by_problem: dict[str, list[tuple[str, Callable[..., Method]]]] = {}
     for name in catalogue.__all__:
         make = getattr(catalogue, name)
-        card, method = card_of(make), make()
-        idea = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
-        table.add_row(name, str(card.year), card.problem, idea, " + ".join(p.name for p in method.parts))
+        by_problem.setdefault(card_of(make).problem, []).append((name, make))
+    for problem in (p for p in get_args(Problem) if p in by_problem):
+        table.add_row(Text(problem, style="bold"))
+        for name, make in by_problem[problem]:
+            of = cost(make(), model)
+            idea = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
+            sizes = (f"{size / whole:.2f}" for size in (of.receives, of.sends))
+            table.add_row(f"  {name}", str(card_of(make).year), str(of.gradients), *sizes, idea)
+        table.add_section()
     console.print(table)
-    console.print("\nidiolect describe METHOD tells more; parts are added with +: 'fedbn + sam(0.05)'")
+    console.print(
+        "\ngradients: per local step; down, up: what a client receives and sends in a round, in models "
+        "(of the network that digits gets by default)"
+    )
+    console.print("idiolect describe METHOD tells more; parts are added with +: 'fedbn + sam(0.05)'")
 
 
 def describe_method(console: Console, text: str, experiment: Experiment) -> None:
     """Show a method's card, arguments, formulas, and what its parts keep and send on a model."""
     method = method_of(text)
     pool = load_pool(experiment)
-    rows = describe(method, Model(model_of(experiment, pool)))
+    model = Model(model_of(experiment, pool))
+    rows = describe(method, model)
     for make in (getattr(catalogue, name) for name in catalogue.__all__):
         card = card_of(make)
         if card.title == method.name:
@@ -59,6 +76,8 @@ def describe_method(console: Console, text: str, experiment: Experiment) -> None
     for row in rows:
         table.add_row(*(row[header] for header in shown))
     console.print(table)
+    for scope, names in chosen(method, model).items():
+        console.print(f"\n{scope}: {', '.join(names) or 'no tensor'}", highlight=False)
 
 
 def data_sets(console: Console, data_dir: Path | None) -> None:
