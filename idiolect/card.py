@@ -11,7 +11,7 @@ from idiolect.method import Method
 from idiolect.part import bind
 
 P = ParamSpec("P")
-Problem = Literal["baseline", "label skew", "feature shift", "convergence"]
+Problem = Literal["baseline", "label skew", "feature shift", "concept shift", "communication", "convergence"]
 
 
 @dataclass(frozen=True)
