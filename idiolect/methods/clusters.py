@@ -10,7 +10,7 @@ from idiolect.scope import Scope, everything
 
 @carded("IFCA", 2020, "concept shift", "Ghosh et al., NeurIPS 2020")
 def ifca(
-    count: int = 2, names: Scope = everything, noise: float = 1.0, seed: int = 0, weighting: Weighting = "samples"
+    count: int = 2, names: Scope = everything, noise: float = 0.1, seed: int = 0, weighting: Weighting = "samples"
 ) -> Method:
     """FedAvg in clusters: each client joins the one of several models with the least loss on its own data.
 

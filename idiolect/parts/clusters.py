@@ -16,7 +16,7 @@ from idiolect.words import Arrival, Central, Local, Slot, Start
 
 
 @part
-def clusters(count: int = 2, names: Scope = everything, noise: float = 1.0, seed: int = 0) -> Part:
+def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed: int = 0) -> Part:
     r"""Keep several models on the server; a client trains the one that suits its data best.
 
     .. math::  \hat\jmath_i = \arg\min_j F_i(\theta_j^t), \qquad
@@ -34,7 +34,8 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 1.0, seed
         count: how many clusters, at least 1; with one nothing is left to choose.
         names: which of the exchanged tensors each cluster has its own of. The others are common to all: with
             `head`, clusters share one body.
-        noise: :math:`\nu`, above 0: how far apart clusters begin, relative to the initial weights.
+        noise: :math:`\nu`, above 0: how far apart clusters begin, relative to the initial weights. Far apart, one
+            may begin so much better than the others that it gets every client.
         seed: of that noise.
 
     Memory:    which cluster the client is in.
@@ -47,7 +48,7 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 1.0, seed
 
     Example:
         >>> clusters(4)
-        clusters(count=4, names=everything, noise=1.0, seed=0)
+        clusters(count=4, names=everything, noise=0.1, seed=0)
 
     Reference: Ghosh et al., IFCA, NeurIPS 2020, with averaging of models (its option II) and, for `names`, the
         sharing of weights between clusters.
