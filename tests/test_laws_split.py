@@ -94,7 +94,7 @@ def test_fedrep_finds_the_representation_that_clients_have_in_common():
 def test_frozen_tensors_do_not_count_when_gradients_are_clipped():
     """One step of clipped descent on the body alone is as long as the clip allows."""
     training = Training(lr=1.0, batch_size=None, clip=1e-3)
-    made = federation(Method((parts.share(), parts.frozen())), clients={"ada": ClientData(train=examples("ada", 8))})
+    made = federation(Method((parts.share(), parts.freeze())), clients={"ada": ClientData(train=examples("ada", 8))})
     made.training = training
     before = made.server["share"]
     made.play()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
-from idiolect.parts import finetune, frozen, head_first, share
+from idiolect.parts import finetune, freeze, head_first, share
 from idiolect.scope import Scope, everything, head
 
 
@@ -35,7 +35,7 @@ def fedrep(names: Scope = head, head_epochs: int | None = None, weighting: Weigh
             run's local epochs, which are those of the body. The authors take 10 and 1 for CIFAR-10.
         weighting: mean over clients by training examples, or uniform.
     """
-    return Method((share(~names), head_first(names, head_epochs), frozen(names)), "FedRep", weighting)
+    return Method((share(~names), head_first(names, head_epochs), freeze(names)), "FedRep", weighting)
 
 
 @carded("LG-FedAvg", 2020, "communication", "Liang et al., arXiv:2001.01523")
@@ -70,4 +70,4 @@ def fedbabu(
         lr: learning rate of fine-tuning; None takes the round's.
         weighting: mean over clients by training examples, or uniform (the authors').
     """
-    return Method((share(~names), frozen(names), finetune(tuned, epochs, lr)), "FedBABU", weighting)
+    return Method((share(~names), freeze(names), finetune(tuned, epochs, lr)), "FedBABU", weighting)

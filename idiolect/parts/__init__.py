@@ -7,7 +7,7 @@ from idiolect.parts.momentum import server_momentum
 from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
-from idiolect.parts.split import frozen, head_first
+from idiolect.parts.split import freeze, head_first
 from idiolect.parts.tune import finetune
 from idiolect.parts.variates import control_variates
 
@@ -18,7 +18,7 @@ __all__ = [
     "control_variates",
     "finetune",
     "flexible_sam",
-    "frozen",
+    "freeze",
     "head_first",
     "meta_gradient",
     "personal_model",

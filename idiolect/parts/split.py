@@ -44,7 +44,7 @@ def head_first(names: Scope = head, epochs: int | None = None) -> Part:
 
 
 @part
-def frozen(names: Scope = head) -> Part:
+def freeze(names: Scope = head) -> Part:
     r"""Keep the named tensors where they are during local training.
 
     .. math::  d = g \text{ without the named tensors}
@@ -61,8 +61,8 @@ def frozen(names: Scope = head) -> Part:
     Raises:    UsageError: if `names` means nothing in the model.
 
     Example:
-        >>> frozen()
-        frozen(names=head)
+        >>> freeze()
+        freeze(names=head)
 
     Reference: Oh et al., FedBABU, ICLR 2022; Collins et al., FedRep, ICML 2021.
     Differs:   the authors of FedRep switch gradients off, under which an optimiser with momentum may still move

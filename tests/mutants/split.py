@@ -8,7 +8,7 @@ MUTANTS = [
     Mutant(
         "FedRep: the head goes on training with the body",
         "methods/split.py",
-        "head_first(names, head_epochs), frozen(names))",
+        "head_first(names, head_epochs), freeze(names))",
         "head_first(names, head_epochs))",
         ORACLES,
         "fedrep",
@@ -30,7 +30,7 @@ MUTANTS = [
         "fedrep",
     ),
     Mutant(
-        "frozen: the others stand still",
+        "freeze: the others stand still",
         "parts/split.py",
         "frozenset(direction) - names(local.anatomy)",
         "names(local.anatomy)",
@@ -38,7 +38,7 @@ MUTANTS = [
         "fedbabu",
     ),
     Mutant(
-        "frozen: a step of zero, which decay makes a step",
+        "freeze: a step of zero, which decay makes a step",
         "parts/split.py",
         "return pick(direction, frozenset(direction) - names(local.anatomy))",
         "return Tree.of({n: t * (n not in names(local.anatomy)) for n, t in direction.items()})",
