@@ -139,7 +139,10 @@ class Train(Protocol):
 
 
 class Whole(Protocol):
-    """The mean loss over all of a client's training examples, normalised by running statistics."""
+    """The mean loss over all of a client's training examples, normalised by running statistics.
+
+    Whatever else is random or different in training (dropout) is as in training.
+    """
 
     def __call__(self, weights: Tree, *, only: Scope | None = None) -> Gradient:
         """Differentiate it in the weights of `only` (all by default); with `nothing` the loss costs no pass back."""

@@ -188,6 +188,8 @@ def test_a_cluster_that_nobody_chose_keeps_its_bits_and_one_that_diverged_is_nev
     assert torch.equal(after[2], rows[2])
     assert torch.equal(after[1], made.server["share"].flat)
     assert parts.clusters(3).show(made.memory.get("ada")["clusters"]) == {"cluster": 1}
+    fresh = federation(methods.ifca(3)).memory.get("ada")["clusters"]
+    assert parts.clusters(3).show(fresh) == {"cluster": None}
     assert torch.isfinite(made.personal("ada").flat).all()
 
 

@@ -14,6 +14,8 @@ def ifca(
 ) -> Method:
     """FedAvg in clusters: each client joins the one of several models with the least loss on its own data.
 
+    Generalised accuracy is that of the mean over all clients, whatever their cluster: a model that serves nobody.
+
     Args:
         count: number of clusters.
         names: what each cluster has its own of; with `head`, clusters share one body.
