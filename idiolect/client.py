@@ -174,6 +174,7 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         total=partial(_total, model, work),
         counts=partial(_counts, work),
         round=work.round,
+        whole=partial(_whole, model, work),
     )
     for part in method.parts:
         slot = _slot(part, memory, work)
@@ -205,6 +206,32 @@ def _counts(work: Assignment, classes: int) -> Tensor:
                 raise UsageError("the method counts examples of each class: it needs class labels as targets")
             total[rows] += one_hot(batch.y, classes).sum(-2)
     return total
+
+
+def _whole(model: Learner, work: Assignment, weights: Tree, *, only: Scope | None = None) -> Gradient:
+    """Return the mean loss of all examples and its gradient, batch by batch; zero where there are none."""
+    weights, names = _stacked(weights, work), None if only is None else only(model.anatomy)
+    where = model.anatomy.trainable if names is None else model.anatomy.trainable.only(names)
+    gradient = weights.flat.new_zeros(*work.seed.shape, where.total)
+    loss, seen = torch.zeros_like(weights.flat[..., :1]), torch.zeros_like(weights.flat[..., :1])
+    for step in work.stream.epochs(1):
+        out = model.grad(weights, step._replace(frozen=True), only=names)
+        count = _examples(step, seen)
+        gradient += count * out.gradient.flat
+        loss += count * out.loss[..., None]
+        seen += count
+    seen = seen.clamp(min=1)
+    return Gradient(Tree(where, gradient / seen), pick(weights, model.anatomy.buffers.starts), (loss / seen)[..., 0])
+
+
+def _examples(step: Step, like: Tensor) -> Tensor:
+    """Return how many examples each client has in a step, ``(..., 1)``."""
+    if not isinstance(step, Lockstep):
+        return torch.full_like(like, len(step.y))
+    counts = torch.zeros_like(like)
+    for rows, batch in step.groups:
+        counts[rows] = batch.y.shape[1]
+    return counts
 
 
 def descend(

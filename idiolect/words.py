@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from idiolect.anatomy import Anatomy
@@ -54,6 +55,29 @@ class Lockstep(NamedTuple):
 
 Step = Batch | Lockstep
 """What a gradient is taken on. Parts hand it on and do not look inside."""
+
+
+def halves(step: Step) -> tuple[Step, Step]:
+    """Split a step's examples in two, every other one to each half; a batch of one example is both halves.
+
+    A half of a single example is normalised by running statistics, since one value has no variance.
+
+    Example:
+        >>> one, other = halves(Batch(torch.arange(5.0), torch.arange(5)))
+        >>> one.y.tolist(), other.y.tolist()
+        ([0, 2, 4], [1, 3])
+    """
+    if isinstance(step, Batch):
+        return _half(step, 0, axis=0), _half(step, 1, axis=0)
+    one, other = (tuple(Group(g.rows, _half(g.batch, k, axis=1)) for g in step.groups) for k in (0, 1))
+    return step._replace(groups=one), step._replace(groups=other)
+
+
+def _half(batch: Batch, which: int, axis: int) -> Batch:
+    count = batch.y.shape[axis]
+    rows = torch.arange(min(which, count - 1), count, 2, device=batch.y.device)
+    x, y = batch.x.index_select(axis, rows), batch.y.index_select(axis, rows)
+    return batch._replace(x=x, y=y, frozen=batch.frozen or len(rows) == 1)
 
 
 class Gradient(NamedTuple):
@@ -179,6 +203,17 @@ class Train(Protocol):
         ...
 
 
+class Whole(Protocol):
+    """The mean loss over all of a client's training examples, normalised by running statistics.
+
+    Whatever else is random or different in training (dropout) is as in training.
+    """
+
+    def __call__(self, weights: Tree, *, only: Scope | None = None) -> Gradient:
+        """Differentiate it in the weights of `only` (all by default); with `nothing` the loss costs no pass back."""
+        ...
+
+
 @dataclass(frozen=True)
 class Start:
     """What memory and server slots are made from."""
@@ -210,6 +245,7 @@ class Local:
         total: weights and a look -> its sums over all of the client's training examples.
         counts: number of classes C -> (..., C) how many training examples the client has of each.
         round: rounds played before this one.
+        whole: the loss of all training examples at once, and its gradient.
     """
 
     anatomy: Anatomy
@@ -225,6 +261,7 @@ class Local:
     total: Callable[[Tree, Look], Tree]
     counts: Callable[[int], Tensor]
     round: int
+    whole: Whole
 
 
 class Arrival(NamedTuple):

@@ -25,6 +25,18 @@ CATALOGUE = [
     methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
+    # split, meta, clusters
+    methods.fedper(),
+    methods.fedrep(head_epochs=1),
+    methods.lg_fedavg(),
+    methods.fedbabu(epochs=1),
+    methods.per_fedavg(rate=0.1),
+    methods.per_fedavg(rate=0.1, variant="hessian_free", steps=2),
+    methods.ifca(),
+    methods.ifca(count=3, names=scope.head),
+    methods.fedrep(head_epochs=1) + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2),
+    methods.fedbn() + parts.clusters(count=3),
+    methods.ditto(strength=0.5) + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2),
 ]
 
 

@@ -1,10 +1,13 @@
 """The catalogue: each method is a composition of parts."""
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
+from idiolect.methods.clusters import ifca
 from idiolect.methods.drift import scaffold
+from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
 from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
+from idiolect.methods.split import fedbabu, fedper, fedrep, lg_fedavg
 
 __all__ = [
     "bn_only",
@@ -13,12 +16,18 @@ __all__ = [
     "fedasam",
     "fedavg",
     "fedavg_ft",
+    "fedbabu",
     "fedbn",
     "fedfsa",
+    "fedper",
     "fedprox",
+    "fedrep",
     "fedsam",
+    "ifca",
+    "lg_fedavg",
     "local",
     "mofedsam",
+    "per_fedavg",
     "scaffold",
     "silobn",
 ]

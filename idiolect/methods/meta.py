@@ -1,0 +1,30 @@
+"""Methods that look for a model from which each client's own is a step away."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import meta_gradient, share
+from idiolect.scope import everything
+
+
+@carded("Per-FedAvg", 2020, "label skew", "Fallah et al., NeurIPS 2020")
+def per_fedavg(
+    rate: float = 0.01,
+    variant: Literal["first_order", "hessian_free"] = "first_order",
+    delta: float = 1e-3,
+    steps: int = 1,
+    weighting: Weighting = "samples",
+) -> Method:
+    """FedAvg on the loss after one gradient step, which every client takes before it predicts.
+
+    Args:
+        rate: length of that step; the run's learning rate is that of training.
+        variant: without second derivatives, or with a difference of gradients in place of the Hessian.
+        delta: how far apart those gradients are taken.
+        steps: plain gradient steps on the client's training examples before predicting.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), meta_gradient(rate, variant, delta, steps)), "Per-FedAvg", weighting)
