@@ -24,7 +24,8 @@ class Private(nn.Module):
 
     Parameters train like any weight, buffers are state that lasts from step to step. Register buffers with
     ``persistent=False`` to keep them out of the ``state_dict`` of models that are handed out. In an `nn.Sequential`,
-    which calls all that it holds, it hands on what it is given.
+    which calls all that it holds, it hands on what it is given. What is needed to predict alone is a buffer without
+    values, which costs training nothing; `deploy` returns it at its full size.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2))
