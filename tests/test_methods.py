@@ -25,6 +25,12 @@ CATALOGUE = [
     methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
+    # represent: methods that look at features
+    methods.feddbe(strength=2.0, momentum=0.3),
+    methods.knnper(neighbours=3, capacity=12),
+    methods.fedas(),
+    methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbours(3, capacity=30),
+    methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
 ]
 
 

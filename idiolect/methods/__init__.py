@@ -2,6 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.drift import scaffold
+from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
 from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
@@ -10,13 +11,16 @@ __all__ = [
     "bn_only",
     "ditto",
     "fedala",
+    "fedas",
     "fedasam",
     "fedavg",
     "fedavg_ft",
     "fedbn",
+    "feddbe",
     "fedfsa",
     "fedprox",
     "fedsam",
+    "knnper",
     "local",
     "mofedsam",
     "scaffold",
