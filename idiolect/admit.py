@@ -14,7 +14,7 @@ from idiolect.method import Weighting
 from idiolect.model import Model
 from idiolect.part import require
 from idiolect.scope import Names
-from idiolect.tree import Tree, combine, overlay
+from idiolect.tree import Tree, combine, overlay, pick
 
 Rule = Literal["pooled", "average", "reestimate"]
 
@@ -93,7 +93,8 @@ def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:
             f"a new client of {federation.method.name} has to train first"
         )
     require(bool(known), "admit: no client has trained yet; play a round first")
-    memories = [federation.memory.get(client)["share"] for client in known]
+    given = personal | anatomy.names("counter")  # what is private begins as it did for everybody
+    memories = [pick(federation.memory.get(client)["share"], given) for client in known]
     rows = Tree(memories[0].layout, torch.stack([memory.flat.double() for memory in memories]))
     sizes = [len(federation.clients[c].train.y) if weighting == "samples" else 1 for c in known]
     p = rows.flat.new_tensor(sizes) / sum(sizes)

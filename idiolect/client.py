@@ -23,7 +23,7 @@ from idiolect.part import Part
 from idiolect.scope import Scope
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree, clip, layout, pick, step_
-from idiolect.words import Direct, GradFn, Gradient, Local, Lockstep, Look, Objective, Slot, Step, Stream
+from idiolect.words import Direct, GradFn, Gradient, Group, Local, Lockstep, Look, Objective, Slot, Step, Stream
 
 Slots = dict[str, Tree]
 """One tree per part, by its name."""
@@ -118,6 +118,10 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
     """Return the weights that predict for a client now: the start of its next round, then each `deploy`."""
     weights, memory, local = _begin(method, model, training, work)
     for part in method.parts:
+        if part.deploy is not Part.deploy and weights.layout is not model.anatomy.layout:
+            raise UsageError(
+                f"list {part.name} before the part that fills buffers to predict: it works on weights alone"
+            )
         weights = part.deploy(local, weights, _slot(part, memory, work))
     return weights
 
@@ -172,6 +176,7 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         grad=model.grad,
         train=train,
         total=partial(_total, model, work),
+        each=partial(_each, model, work),
         counts=partial(_counts, work),
         round=work.round,
         whole=partial(_whole, model, work),
@@ -195,6 +200,26 @@ def _total(model: Learner, work: Assignment, weights: Tree, look: Look) -> Tree:
     for step in work.stream.epochs(1):
         total = total + model.observe(_stacked(weights, work), step, look)
     return total
+
+
+def _each(model: Learner, work: Assignment, weights: Tree, look: Look) -> Tree:
+    """Return what a look sees of each example, and zeros after a client's last; no row where there are none."""
+    weights, taken = _stacked(weights, work), [0] * work.seed.numel()
+    pieces: list[tuple[slice, slice, Tree]] = []
+    for step in work.stream.epochs(1):
+        for group in step.groups if isinstance(step, Lockstep) else [Group(slice(1), step)]:
+            count, at = group.batch.y.shape[work.seed.dim()], taken[group.rows.start or 0]
+            part = step._replace(groups=(group,)) if isinstance(step, Lockstep) else step
+            shapes = {name: (count, *shape) for name, shape in look.shapes.items()}
+            seen = model.observe(weights, part, look._replace(shapes=shapes))
+            pieces.append((group.rows, slice(at, at + count), _rows(seen, group.rows) if work.seed.dim() else seen))
+            taken[group.rows] = [at + count] * len(taken[group.rows])
+    whole = {name: weights.flat.new_zeros(len(taken), max(taken), *shape) for name, shape in look.shapes.items()}
+    for rows, examples, seen in pieces:
+        for name, tensor in seen.items():
+            whole[name][rows, examples] = tensor
+    where = layout(tuple(whole), tuple(t.shape[1:] for t in whole.values()))
+    return Tree(where, torch.cat([t.reshape(*work.seed.shape, t[0].numel()) for t in whole.values()], dim=-1))
 
 
 def _counts(work: Assignment, classes: int) -> Tensor:

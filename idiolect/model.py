@@ -283,6 +283,8 @@ class Model:
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, tensor in self.tensors(weights).items():
+                if own[name].shape != tensor.shape:  # a buffer that is filled to predict
+                    own[name].resize_(tensor.shape)
                 own[name].copy_(tensor)
         return module
 

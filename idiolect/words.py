@@ -139,12 +139,13 @@ class Objective(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A sum over examples, in evaluation mode.
+    """What is to be seen of a client's examples in evaluation mode: sums over them, or something of each.
 
     Attributes:
         layer: name of the layer whose input are the features.
-        sums: (pass, targets, facts) -> tensors by name, summed over the batch.
-        shapes: the shapes of these tensors by name, in the same order.
+        sums: (pass, targets, facts) -> tensors by name, summed over the batch; for `Local.each` not summed, with an
+            axis of examples first.
+        shapes: the shapes of these tensors by name, in the same order, without the axis of examples.
         facts: as for an `Objective`.
     """
 
@@ -243,6 +244,8 @@ class Local:
         grad: the plain gradient of the loss.
         train: local training for parts that need a second one.
         total: weights and a look -> its sums over all of the client's training examples.
+        each: weights and a look -> what it sees of each training example, ``(..., n, *shape)`` in the order of a pass;
+            in a stack, zeros follow where a client has fewer than n.
         counts: number of classes C -> (..., C) how many training examples the client has of each.
         round: rounds played before this one.
         whole: the loss of all training examples at once, and its gradient.
@@ -259,6 +262,7 @@ class Local:
     grad: GradFn
     train: Train
     total: Callable[[Tree, Look], Tree]
+    each: Callable[[Tree, Look], Tree]
     counts: Callable[[int], Tensor]
     round: int
     whole: Whole

@@ -37,6 +37,12 @@ CATALOGUE = [
     methods.fedrep(head_epochs=1) + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2),
     methods.fedbn() + parts.clusters(count=3),
     methods.ditto(strength=0.5) + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2),
+    # represent: methods that look at features
+    methods.feddbe(strength=2.0, momentum=0.3),
+    methods.knnper(neighbours=3, capacity=12),
+    methods.fedas(),
+    methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbours(3, capacity=30),
+    methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
 ]
 
 

@@ -3,6 +3,7 @@
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.drift import scaffold
+from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
@@ -13,17 +14,20 @@ __all__ = [
     "bn_only",
     "ditto",
     "fedala",
+    "fedas",
     "fedasam",
     "fedavg",
     "fedavg_ft",
     "fedbabu",
     "fedbn",
+    "feddbe",
     "fedfsa",
     "fedper",
     "fedprox",
     "fedrep",
     "fedsam",
     "ifca",
+    "knnper",
     "lg_fedavg",
     "local",
     "mofedsam",

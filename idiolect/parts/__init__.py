@@ -1,9 +1,13 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts.alignment import feature_alignment
+from idiolect.parts.bias import domain_bias
 from idiolect.parts.clusters import clusters
+from idiolect.parts.fisher import fisher_weights
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
+from idiolect.parts.neighbours import nearest_neighbours
 from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
@@ -16,11 +20,15 @@ __all__ = [
     "adaptive_sam",
     "clusters",
     "control_variates",
+    "domain_bias",
+    "feature_alignment",
     "finetune",
+    "fisher_weights",
     "flexible_sam",
     "freeze",
     "head_first",
     "meta_gradient",
+    "nearest_neighbours",
     "personal_model",
     "proximal",
     "sam",

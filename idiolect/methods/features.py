@@ -1,0 +1,53 @@
+"""Methods that look at features: what the body makes of examples before the head sees them."""
+
+from __future__ import annotations
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import domain_bias, feature_alignment, fisher_weights, nearest_neighbours, share
+from idiolect.scope import Scope, everything, head
+
+
+@carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
+def feddbe(strength: float = 50.0, momentum: float = 1.0, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients shift their features by a vector of their own, which keeps the shared ones alike.
+
+    Args:
+        strength: of the pull of a client's mean features to everybody's.
+        momentum: of the running mean of features within a round.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), domain_bias(strength, momentum)), "FedDBE", weighting)
+
+
+@carded("kNN-Per", 2022, "feature shift", "Marfoq et al., ICML 2022")
+def knnper(
+    neighbours: int = 10,
+    share_of_neighbours: float = 0.5,
+    capacity: int = 1000,
+    scale: float = 1.0,
+    weighting: Weighting = "samples",
+) -> Method:
+    """FedAvg; to predict, the shared model is mixed with the labels of the client's nearest examples.
+
+    Args:
+        neighbours: how many of its examples a client asks.
+        share_of_neighbours: what they count, in [0, 1]; choose it by validation examples, never by test examples.
+        capacity: how many examples they are looked for among.
+        scale: how far a neighbour's vote carries.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    parts = (share(everything), nearest_neighbours(neighbours, share_of_neighbours, capacity, scale))
+    return Method(parts, "kNN-Per", weighting)
+
+
+@carded("FedAS", 2024, "label skew", "Yang et al., CVPR 2024")
+def fedas(names: Scope = head, epochs: int = 1, lr: float | None = None) -> Method:
+    """A private head; the received body is brought to the features it knows; clients count by what they have to learn.
+
+    Args:
+        names: the head, a linear layer, which stays with the client.
+        epochs: passes that bring the body to the client's features.
+        lr: learning rate of these; None takes the round's.
+    """
+    return Method((share(~names), feature_alignment(epochs, lr, names), fisher_weights()), "FedAS")
