@@ -2,9 +2,10 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.drift import scaffold
+from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
-from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
+from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam, sam_on
 
 __all__ = [
     "bn_only",
@@ -14,11 +15,16 @@ __all__ = [
     "fedavg",
     "fedavg_ft",
     "fedbn",
+    "feddyn",
     "fedfsa",
+    "fedgloss",
     "fedprox",
     "fedsam",
+    "fedsmoo",
+    "fedspeed",
     "local",
     "mofedsam",
+    "sam_on",
     "scaffold",
     "silobn",
 ]
