@@ -8,7 +8,7 @@ from test_oracles import NAMES, assert_follows, close
 
 from idiolect import Method, methods, parts, scope
 from idiolect.model import Model
-from idiolect.testing.oracles import dual, personal, sharpness
+from idiolect.testing.oracles import dual, sharpness
 from idiolect.testing.worlds import network
 
 SHARED_BY_FEDBN = sorted((~scope.batch_norm)(Model(network()).anatomy))
@@ -75,6 +75,5 @@ def test_adaptive_sam_on_normalisation():
     assert_follows(method, sharpness.fedasam, rho=0.4, eta=0.1, names=sharpness.normalising(network()))
 
 
-def test_fedcm_and_fedgamma_are_compositions():
+def test_fedcm_is_the_servers_momentum_alone():
     assert_follows(Method((parts.share(), parts.server_momentum(0.3))), sharpness.mofedsam, rho=0.0, alpha=0.3)
-    assert_follows(Method((parts.share(), parts.sam(0.0), parts.control_variates())), personal.scaffold)

@@ -55,17 +55,30 @@ def zeros(shared: State, model: nn.Module) -> State:
 
 
 def pulled_training(
-    model: nn.Module, batches: Batches, lr: float, slope: Slope, dual: State, pull: float, received: State, world: World
+    model: nn.Module,
+    batches: Batches,
+    lr: float,
+    slope: Slope,
+    dual: State,
+    pull: float,
+    received: State,
+    world: World,
+    split: bool = False,
 ) -> None:
-    """Local steps along slope − dual + pull (w − received), the last two where there is a dual."""
+    """Local steps along slope − dual + pull (w − received), the last two where there is a dual.
+
+    A pull that is ``split`` leaves pull · w to the optimiser's weight decay, which comes after clipping.
+    """
+    how = {**world, "weight_decay": world.get("weight_decay", 0.0) + pull} if split else world
 
     def direction(client: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
-        step = slope(client, x, y)
+        step, weights = slope(client, x, y), trainable(client)
         for name in dual:
-            step[name] = step[name] - dual[name] + pull * (trainable(client)[name].detach() - received[name])
+            towards = -received[name] if split else weights[name].detach() - received[name]
+            step[name] = step[name] - dual[name] + pull * towards
         return step
 
-    local_training(model, batches, lr, direction, received, world)
+    local_training(model, batches, lr, direction, received, how)
 
 
 def feddyn(alpha: float, **world: Unpack[World]) -> DualResult:
@@ -102,7 +115,11 @@ def plain(world: World) -> Slope:
 
 
 def fedspeed(
-    rho: float, lam: float, dual_mean: Literal["all", "participants"] = "all", **world: Unpack[World]
+    rho: float,
+    lam: float,
+    dual_mean: Literal["all", "participants"] = "all",
+    split: bool = False,
+    **world: Unpack[World],
 ) -> DualResult:
     """FedSpeed: local steps along g(w + ρ g/‖g‖) − ĝ_i + λ (w − w_t); then ĝ_i −= λ (w_i − w_t).
 
@@ -113,6 +130,7 @@ def fedspeed(
         rho: radius ρ.
         lam: λ, the strength of the pull; 1/λ in the paper.
         dual_mean: whose ĝ_i enter the mean.
+        split: the authors' code, where λ w is weight decay and so escapes the clipping; all tensors are exchanged.
         world: see :class:`World`.
 
     Reference: Sun et al., ICLR 2023.
@@ -128,7 +146,8 @@ def fedspeed(
         cohort, weights = cohort_of(world, t), world["weights"]
         for i in cohort:
             receive(models[i], shared)
-            pulled_training(models[i], world["batches"](t, i), lr_of(world, t), slope, own[i], lam, shared, world)
+            batches, lr = world["batches"](t, i), lr_of(world, t)
+            pulled_training(models[i], batches, lr, slope, own[i], lam, shared, world, split)
             end = copy_of(models[i], own[i])
             own[i] = {name: own[i][name] - lam * (end[name] - shared[name]) for name in own[i]}
         shared = average([models[i] for i in cohort], [weights[i] for i in cohort], shared)
