@@ -1,13 +1,17 @@
 """The library against numbers recorded from the authors' own programs, in float64 on real images."""
 
+from dataclasses import replace
+
 import golden_cases as cases
 import pytest
 
-from idiolect import Training, methods, parts, scope
+from idiolect import SGD, Training, methods, parts, scope
 from idiolect.data import ClientData
 from idiolect.engine.evaluate import accuracy, evaluate
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
+from idiolect.part import Part, part
+from idiolect.tree import axpy, pick
 
 
 def federation(case, method, training):
@@ -27,19 +31,32 @@ def fedbn():
 
 
 def fedfsa_methods(settings):
-    rho, larger, alpha, top = (settings[k] for k in ("rho_default", "rho_larger", "alpha", "TopC"))
+    rho, larger, alpha, top, pull = (settings[k] for k in ("rho_default", "rho_larger", "alpha", "TopC", "lamb"))
     tuned = parts.finetune(scope.head)
     return {
         "FedAvg": methods.fedavg("uniform") + tuned,
         "MoFedSAM": methods.mofedsam(rho, alpha, "uniform") + tuned,
         "FedFSA": methods.fedfsa(rho, larger, top, alpha, weighting="uniform"),
+        "FedSpeed": methods.fedspeed(rho, pull, weighting="uniform") + left_to_decay(pull) + tuned,
     }
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "MoFedSAM", "FedFSA"])
+@part
+def left_to_decay(strength: float) -> Part:
+    """Leave the weights' share of a pull to the optimiser's decay, which is not clipped."""
+
+    def direction(direction, weights, local, slot):
+        return axpy(-strength, pick(weights, direction), direction)
+
+    return Part(direction=direction)
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "MoFedSAM", "FedFSA", "FedSpeed"])
 def test_fedfsa_code(fedfsa, name):
     settings, expected = fedfsa.settings["args"], fedfsa.expected[name]
     training = Training(lr=settings["lr"], local_epochs=settings["local_ep"], batch_size=None, clip=10.0)
+    if name == "FedSpeed":  # in that code decay is a part of the pull, and it stays on while heads are tuned
+        training = replace(training, optimiser=SGD(weight_decay=settings["lamb"]))
     made = federation(fedfsa, fedfsa_methods(settings)[name], training)
     names = made.model.anatomy.trainable.names
     for t, rounds in enumerate(expected["rounds"]):

@@ -22,6 +22,7 @@ from idiolect.testing.oracles.averaging import (
     silobn,
 )
 from idiolect.testing.oracles.common import OracleResult, batch_norm_names
+from idiolect.testing.oracles.dual import fedspeed
 from idiolect.testing.oracles.sharpness import candidates, fedasam, fedfsa, fedsam, mofedsam, movement
 
 
@@ -35,7 +36,7 @@ def digits() -> GoldenCase:
     return fedbn_case()
 
 
-@pytest.fixture(scope="module", params=["FedAvg", "MoFedSAM", "FedFSA"])
+@pytest.fixture(scope="module", params=["FedAvg", "MoFedSAM", "FedFSA", "FedSpeed"])
 def fashion_run(fashion: GoldenCase, request: pytest.FixtureRequest) -> tuple[str, OracleResult]:
     args, clients = fashion.settings["args"], fashion.settings["clients"]
     world = {
@@ -52,6 +53,8 @@ def fashion_run(fashion: GoldenCase, request: pytest.FixtureRequest) -> tuple[st
         return "FedAvg", fedavg(**world)
     if request.param == "MoFedSAM":
         return "MoFedSAM", mofedsam(rho, alpha, **world)
+    if request.param == "FedSpeed":
+        return "FedSpeed", fedspeed(rho, args["lamb"], split=True, **world)
     return "FedFSA", fedfsa(rho, args["rho_larger"], args["TopC"], alpha, **world)
 
 
@@ -67,7 +70,7 @@ def test_fashion_server_weights_of_every_round(fashion, fashion_run):
 
 def test_fashion_layers_chosen_in_every_round(fashion, fashion_run):
     method, result = fashion_run
-    if method == "FedAvg":
+    if method in ("FedAvg", "FedSpeed"):
         assert result.top == []
         return
     names = list(result.shared[0])
@@ -84,6 +87,8 @@ def test_fashion_head_tuning(fashion, fashion_run):
         lambda client: fashion.batches(0, client),
         fashion.settings["args"]["lr"],
         head,
+        weight_decay=fashion.settings["args"]["lamb"] if method == "FedSpeed" else 0.0,  # that code leaves it on
+        clip=10.0 if method in ("FedAvg", "FedSpeed") else math.inf,
     )
     model = fashion.model.__class__().double()
     for i, state in enumerate(tuned):

@@ -3,11 +3,12 @@
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.drift import scaffold
+from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
-from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
+from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam, sam_on
 from idiolect.methods.split import fedbabu, fedper, fedrep, lg_fedavg
 
 __all__ = [
@@ -21,17 +22,22 @@ __all__ = [
     "fedbabu",
     "fedbn",
     "feddbe",
+    "feddyn",
     "fedfsa",
+    "fedgloss",
     "fedper",
     "fedprox",
     "fedrep",
     "fedsam",
+    "fedsmoo",
+    "fedspeed",
     "ifca",
     "knnper",
     "lg_fedavg",
     "local",
     "mofedsam",
     "per_fedavg",
+    "sam_on",
     "scaffold",
     "silobn",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
 from idiolect.parts import adaptive_sam, finetune, flexible_sam, sam, server_momentum, share
-from idiolect.scope import everything, head
+from idiolect.scope import everything, head, normalisation
 
 
 @carded("FedSAM", 2022, "label skew", "Qu et al., ICML 2022; Caldarola et al., ECCV 2022")
@@ -31,6 +31,20 @@ def fedasam(rho: float = 0.7, eta: float = 0.2, weighting: Weighting = "samples"
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), adaptive_sam(rho, eta)), "FedASAM", weighting)
+
+
+@carded("SAM-ON", 2023, "label skew", "Müller et al., NeurIPS 2023")
+def sam_on(rho: float = 0.5, weighting: Weighting = "samples") -> Method:
+    """FedSAM that perturbs the scale and shift of normalisation layers alone; all weights are trained.
+
+    ``sam(rho, normalisation)`` does the same in any method, ``adaptive_sam`` likewise. With `fedbn` only what is the
+    client's own is perturbed. A model without normalisation is refused.
+
+    Args:
+        rho: radius; larger than FedSAM's, since few weights are moved.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), sam(rho, normalisation)), "SAM-ON", weighting)
 
 
 @carded("MoFedSAM", 2022, "label skew", "Qu et al., ICML 2022")

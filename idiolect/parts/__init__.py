@@ -3,12 +3,15 @@
 from idiolect.parts.alignment import feature_alignment
 from idiolect.parts.bias import domain_bias
 from idiolect.parts.clusters import clusters
+from idiolect.parts.consistent import consistent_sam
+from idiolect.parts.dynamic import dynamic
 from idiolect.parts.fisher import fisher_weights
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.neighbours import nearest_neighbours
 from idiolect.parts.proximal import personal_model, proximal
+from idiolect.parts.server_sam import server_sam
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
 from idiolect.parts.split import freeze, head_first
@@ -19,8 +22,10 @@ __all__ = [
     "adaptive_mix",
     "adaptive_sam",
     "clusters",
+    "consistent_sam",
     "control_variates",
     "domain_bias",
+    "dynamic",
     "feature_alignment",
     "finetune",
     "fisher_weights",
@@ -33,5 +38,6 @@ __all__ = [
     "proximal",
     "sam",
     "server_momentum",
+    "server_sam",
     "share",
 ]

@@ -12,7 +12,7 @@ from idiolect.anatomy import Anatomy
 from idiolect.part import Part, part, require
 from idiolect.rng import uniform_hash
 from idiolect.scope import Names, Scope, normalisation, weights
-from idiolect.tree import Tree, axpy, norm, pick, spread
+from idiolect.tree import EMPTY, Tree, axpy, norm, pick, spread
 from idiolect.words import GradFn, Gradient, Local, Slot, Start, Step
 
 EPSILON = 1e-7
@@ -32,40 +32,59 @@ def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -
 
 
 @part
-def sam(rho: float) -> Part:
+def sam(rho: float, names: Scope | None = None) -> Part:
     r"""Take the gradient at the worst point of a ball around the weights, to first order.
 
     .. math::  \varepsilon = \rho\, \frac{g}{\lVert g \rVert + 10^{-7}}, \qquad  \tilde g = \nabla F_i(w + \varepsilon)
 
-    The norm is over all trainable tensors together. Both gradients use the same batch and the same dropout.
+    The norm is over all perturbed tensors together. Both gradients use the same batch and the same dropout.
     Running statistics are those of the first pass, so they move once per step; the weights are never moved
     and moved back, so nothing is rounded twice.
 
     Args:
         rho: radius, at least 0; 0 is the plain gradient, without the second pass.
+        names: which weights are perturbed, such as `normalisation` (SAM-ON); None for all that are trained. The
+            step follows the gradient of all of them.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.
-    Raises:    UsageError: if `rho` is negative.
+    Raises:    UsageError: if `rho` is negative, or `names` means nothing in the model.
 
     Example:
         >>> sam(0.05)
-        sam(rho=0.05)
+        sam(rho=0.05, names=None)
 
     Reference: Foret et al., ICLR 2021; in federated learning Qu et al., ICML 2022, and Caldarola et al.,
-        ECCV 2022.
+        ECCV 2022; on normalisation alone Müller et al., NeurIPS 2023.
     Differs:   public codes update running statistics in both passes; here only the first counts.
     """
     require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
 
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        return _uphill(grad, lambda g, at: (rho / (norm(g) + EPSILON), g)) if rho else grad
+        only = names(local.anatomy) if names else None
 
-    return Part(gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
+            up = g if only is None else pick(g, only)
+            return rho / (norm(up) + EPSILON), up
+
+        return _uphill(grad, ascent) if rho else grad
+
+    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+
+
+def _fits(names: Scope | None) -> Callable[[Start], Tree]:
+    """Return a memory of nothing, which says before the first round if there is nothing to perturb."""
+
+    def memory(start: Start) -> Tree:
+        some = names is None or names(start.anatomy) & start.anatomy.names("weight")
+        require(bool(some), f"sam: {names} names no weight of the model")
+        return EMPTY
+
+    return memory
 
 
 @part
-def adaptive_sam(rho: float, eta: float = 0.2) -> Part:
+def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Part:
     r"""SAM in a ball that stretches with the size of each weight.
 
     .. math::  \varepsilon = \rho\, \frac{T^2 g}{\lVert T g \rVert + 10^{-7}}, \qquad
@@ -74,14 +93,15 @@ def adaptive_sam(rho: float, eta: float = 0.2) -> Part:
     Args:
         rho: radius, at least 0; 0 is the plain gradient.
         eta: added to the size of a weight, at least 0.
+        names: which weights are perturbed; None for all that are trained.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.
-    Raises:    UsageError: if `rho` or `eta` is negative.
+    Raises:    UsageError: if `rho` or `eta` is negative, or `names` means nothing in the model.
 
     Example:
         >>> adaptive_sam(0.7)
-        adaptive_sam(rho=0.7, eta=0.2)
+        adaptive_sam(rho=0.7, eta=0.2, names=None)
 
     Reference: Kwon et al., ICML 2021; in federated learning Caldarola et al., ECCV 2022 (rho 0.7, eta 0.2).
     Differs:   which tensors are biases is read from their name in their own layer, ``bias``, whatever the
@@ -90,19 +110,19 @@ def adaptive_sam(rho: float, eta: float = 0.2) -> Part:
     require(rho >= 0 and eta >= 0, f"adaptive_sam: rho and eta must be at least 0, got {rho} and {eta}")
 
     def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        where = local.anatomy.trainable
+        where = local.anatomy.trainable.only(names(local.anatomy)) if names else local.anatomy.trainable
         is_weight = [float(n.rpartition(".")[2] != "bias") for n in where.names]
         mask = spread(local.start.flat.new_tensor(is_weight), where)
         rest = mask * -1.0 + 1.0
 
         def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
-            stretch = mask * (abs(pick(at, g)) + eta) + rest
-            scaled = stretch * g
+            stretch = mask * (abs(pick(at, where.starts)) + eta) + rest
+            scaled = stretch * pick(g, where.starts)
             return rho / (norm(scaled) + EPSILON), stretch * scaled
 
         return _uphill(grad, ascent) if rho else grad
 
-    return Part(gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
 
 
 @part

@@ -30,8 +30,8 @@ MUTANTS = [
     Mutant(
         "SAM: norm per tensor",
         "parts/sharpness.py",
-        "lambda g, at: (rho / (norm(g) + EPSILON), g)",
-        "lambda g, at: (rho, Tree.of({n: t / (t.norm() + EPSILON) for n, t in g.items()}))",
+        "return rho / (norm(up) + EPSILON), up",
+        "return rho, Tree.of({n: t / (t.norm() + EPSILON) for n, t in up.items()})",
         ORACLES,
         "fedsam",
     ),
@@ -46,8 +46,8 @@ MUTANTS = [
     Mutant(
         "SAM: radius not divided by the norm",
         "parts/sharpness.py",
-        "lambda g, at: (rho / (norm(g) + EPSILON), g)",
-        "lambda g, at: (rho, g)",
+        "return rho / (norm(up) + EPSILON), up",
+        "return rho, up",
         LAWS,
         "sam_on_a_quadratic",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Unpack
 
 import torch
@@ -79,17 +79,40 @@ def fedsam(rho: float, **world: Unpack[World]) -> OracleResult:
     return averaging(lambda model, x, y, _: sam_gradient(model, x, y, loss_of(world), radius), world)
 
 
-def fedasam(rho: float, eta: float, **world: Unpack[World]) -> OracleResult:
+def normalising(model: nn.Module) -> list[str]:
+    """Trainable tensors of normalisation layers, by type of layer."""
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [name for name in trainable(model) if name.rpartition(".")[0] in layers]
+
+
+def sam_on(rho: float, **world: Unpack[World]) -> OracleResult:
+    """SAM-ON: FedSAM with ε on the tensors of normalisation layers alone, and the norm over these.
+
+    Reference: Müller et al., NeurIPS 2023.
+    """
+
+    def perturbation(g: State) -> State:
+        some = {name: g[name] for name in normalising(world["model"])}
+        return {name: rho * some[name] / (norm(some.values()) + TINY) for name in some}
+
+    return averaging(lambda model, x, y, _: gradient_uphill(model, x, y, loss_of(world), perturbation), world)
+
+
+def fedasam(rho: float, eta: float, names: Sequence[str] = (), **world: Unpack[World]) -> OracleResult:
     """FedASAM: ε = ρ T² g / (‖T g‖ + 1e-7), T = |w| + η on tensors called …weight, 1 elsewhere.
+
+    On the named tensors alone, the norm too, if any are named.
 
     Reference: Caldarola et al., ECCV 2022; Kwon et al., ICML 2021.
     """
 
     def direction(model: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
         def perturbation(g: State) -> State:
+            g = {name: g[name] for name in names or g}
             scale = {name: torch.ones_like(g[name]) for name in g}
             for name, tensor in trainable(model).items():
-                if name.endswith("weight"):
+                if name in g and name.endswith("weight"):
                     scale[name] = tensor.detach().abs() + eta
             length = norm(scale[name] * g[name] for name in g) + TINY
             return {name: rho * scale[name] ** 2 * g[name] / length for name in g}
@@ -101,10 +124,8 @@ def fedasam(rho: float, eta: float, **world: Unpack[World]) -> OracleResult:
 
 def candidates(model: nn.Module) -> list[str]:
     """Trainable tensors of two or more dimensions outside normalisation layers."""
-    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    names = [name for name, tensor in trainable(model).items() if tensor.ndim >= 2]
-    return [name for name in names if name.rpartition(".")[0] not in layers]
+    inside = normalising(model)
+    return [name for name, tensor in trainable(model).items() if tensor.ndim >= 2 and name not in inside]
 
 
 def movement(before: Tensor, after: Tensor, sensitivity: Literal["code", "raw"]) -> float:

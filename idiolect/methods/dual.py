@@ -1,0 +1,78 @@
+"""Methods whose clients keep a dual: how far they have moved against the rest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import consistent_sam, dynamic, sam, server_sam, share
+from idiolect.scope import everything
+
+
+@carded("FedDyn", 2021, "convergence", "Acar et al., ICLR 2021")
+def feddyn(strength: float = 0.1, weighting: Weighting = "samples") -> Method:
+    """FedAvg with a pull that each client's own history turns towards the common optimum.
+
+    Args:
+        strength: of the pull, above 0; alpha in the paper.
+        weighting: mean of the weights over clients by training examples, or uniform (the authors'). Duals are always
+            averaged equally.
+    """
+    return Method((share(everything), dynamic(strength)), "FedDyn", weighting)
+
+
+@carded("FedSpeed", 2023, "label skew", "Sun et al., ICLR 2023")
+def fedspeed(
+    rho: float = 0.1,
+    strength: float = 0.1,
+    dual_mean: Literal["all", "participants"] = "all",
+    weighting: Weighting = "samples",
+) -> Method:
+    """FedDyn along SAM's gradient, made for many local steps.
+
+    Args:
+        rho: radius of the perturbation.
+        strength: of the pull, above 0; the inverse of the paper's lambda.
+        dual_mean: the server adds the mean dual of ``"all"`` clients, as the authors' code does, or of the round's
+            ``"participants"``, as their paper has it. With all clients in every round they are the same.
+        weighting: mean of the weights over clients by training examples, or uniform (the authors').
+
+    Example:
+        >>> fedspeed().parts[1:]
+        (sam(rho=0.1, names=None), dynamic(strength=0.1, dual_mean='all'))
+    """
+    return Method((share(everything), sam(rho), dynamic(strength, dual_mean)), "FedSpeed", weighting)
+
+
+@carded("FedSMOO", 2023, "label skew", "Sun et al., ICML 2023")
+def fedsmoo(
+    rho: float = 0.1,
+    strength: float = 0.1,
+    report: Literal["code", "paper"] = "code",
+    weighting: Weighting = "samples",
+) -> Method:
+    """FedDyn along SAM's gradient, with perturbations that clients agree on.
+
+    Args:
+        rho: radius of the perturbation.
+        strength: of the pull, above 0.
+        report: what clients tell of their perturbations, as the authors' code or their paper has it.
+        weighting: mean over clients by training examples, or uniform (the authors').
+    """
+    return Method((share(everything), consistent_sam(rho, report), dynamic(strength)), "FedSMOO", weighting)
+
+
+@carded("FedGloSS", 2025, "label skew", "Caldarola et al., CVPR 2025")
+def fedgloss(
+    rho: float = 0.15, strength: float = 0.1, rho_local: float = 0.15, weighting: Weighting = "samples"
+) -> Method:
+    """FedDyn whose clients start where the loss of all is worse nearby, at no cost in bytes.
+
+    Args:
+        rho: radius of the server's perturbation.
+        strength: of the pull, above 0; 1 / beta in the paper.
+        rho_local: radius of the clients' own perturbation; 0 for plain local steps.
+        weighting: mean over clients by training examples (the authors'), or uniform.
+    """
+    return Method((share(everything), sam(rho_local), server_sam(rho), dynamic(strength)), "FedGloSS", weighting)
