@@ -78,7 +78,8 @@ def _held(data: ClientData) -> dict[str, Examples]:
 
 
 def _predict_alike(federation: Federation, one: Tree, other: Tree) -> bool:
-    names = federation.model.anatomy.exchangeable
+    anatomy = federation.model.anatomy  # private weights and buffers may count, counters never do
+    names = anatomy.names("weight") | anatomy.names("statistic")
     return torch.equal(pick(one, names).flat, pick(other, names).flat)
 
 
