@@ -25,6 +25,11 @@ CATALOGUE = [
     methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
+    # losses of their own
+    methods.fedlc(tau=0.5),
+    methods.fedntd(strength=0.7, temperature=2.0),
+    methods.moon(strength=0.6),
+    methods.fedbn() + parts.sam(0.1) + parts.model_contrast(0.6) + parts.not_true_distillation(0.7),
 ]
 
 

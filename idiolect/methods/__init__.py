@@ -2,6 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.drift import scaffold
+from idiolect.methods.losses import fedlc, fedntd, moon
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
 from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
@@ -15,10 +16,13 @@ __all__ = [
     "fedavg_ft",
     "fedbn",
     "fedfsa",
+    "fedlc",
+    "fedntd",
     "fedprox",
     "fedsam",
     "local",
     "mofedsam",
+    "moon",
     "scaffold",
     "silobn",
 ]

@@ -1,5 +1,8 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
+from idiolect.parts.contrast import model_contrast
+from idiolect.parts.distil import not_true_distillation
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.proximal import personal_model, proximal
@@ -11,9 +14,13 @@ from idiolect.parts.variates import control_variates
 __all__ = [
     "adaptive_mix",
     "adaptive_sam",
+    "balanced_softmax",
+    "calibrated_logits",
     "control_variates",
     "finetune",
     "flexible_sam",
+    "model_contrast",
+    "not_true_distillation",
     "personal_model",
     "proximal",
     "sam",

@@ -1,0 +1,43 @@
+"""Methods whose clients train on a loss of their own."""
+
+from __future__ import annotations
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import calibrated_logits, model_contrast, not_true_distillation, share
+from idiolect.scope import everything
+
+
+@carded("FedLC", 2022, "label skew", "Zhang et al., ICML 2022")
+def fedlc(tau: float = 1.0, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients lower the outputs of classes that are rare among their examples.
+
+    Args:
+        tau: size of the margin.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), calibrated_logits(tau)), "FedLC", weighting)
+
+
+@carded("FedNTD", 2022, "label skew", "Lee et al., NeurIPS 2022")
+def fedntd(strength: float = 1.0, temperature: float = 1.0, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients keep what the received model says of the classes that an example is not of.
+
+    Args:
+        strength: of what is kept, against what is learned.
+        temperature: of both distributions over classes.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), not_true_distillation(strength, temperature)), "FedNTD", weighting)
+
+
+@carded("MOON", 2021, "label skew", "Li, He and Song, CVPR 2021")
+def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients draw features towards the received model's, away from their own last ones.
+
+    Args:
+        strength: of the contrast; the authors choose among 0.1, 1, 5 and 10.
+        temperature: of the contrast.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), model_contrast(strength, temperature)), "MOON", weighting)
