@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from idiolect import ClientData, Method, Training, UsageError, methods, parts
+from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
 from idiolect.describe import describe
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
 from idiolect.testing.checks import same
 from idiolect.testing.worlds import SIZES, federation, network
-from idiolect.tree import vectors
+from idiolect.tree import combine, vectors
 from idiolect.words import Batch
 
 ONE_STEP = Training(lr=0.3, local_epochs=1, batch_size=None)
@@ -45,7 +45,7 @@ def objective_of(made, name, client="a"):
     return seen["made"], Batch(*made.clients[client].train)
 
 
-@pytest.mark.parametrize("method", [methods.fedlc(), methods.fedntd(), methods.moon()])
+@pytest.mark.parametrize("method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod()])
 def test_a_method_describes_itself(method):
     assert describe(method, Model(network()))
 
@@ -129,6 +129,35 @@ def test_a_last_model_that_is_the_received_one_costs_log_2_and_pulls_nowhere():
     plain = made.model.grad(made.model.initial, batch)
     assert (found.loss - plain.loss).item() == pytest.approx(3 * math.log(2), abs=1e-12)
     assert (found.gradient - plain.gradient).flat.abs().max() < 1e-12
+
+
+def test_the_private_head_leaves_the_shared_model_alone():
+    training = Training(lr=0.3, local_epochs=2, batch_size=4)
+    y = [0, 1, 2, 2, 1, 2]
+    plain = linear_world(methods.fedavg(), y, 2, training)
+    found = linear_world(methods.fedavg() + parts.private_head(), y, 2, training)
+    same({"share": found.server["share"]}, {"share": plain.server["share"]}, 1e-12)
+    assert found.personal("a")["2.private.weight"].abs().max() > 1e-3
+
+
+def test_who_predicts_with_which_head():
+    made = federation(methods.fedrod())
+    made.play()
+    plain = Model(network())
+    x, _ = made.clients["ada"].test
+    general, own = made.general(), made.personal("ada")
+    shared = plain.predict(combine(plain.anatomy.layout, plain.initial, made.server["share"]), x)
+    assert torch.equal(made.model.predict(general, x), shared)
+    features = made.model.module(own)[:-1](x).detach()
+    expected = shared + features @ own["6.private.weight"].T + own["6.private.bias"]
+    assert torch.allclose(made.model.predict(own, x), expected, rtol=0, atol=1e-12)
+    assert (expected - shared).abs().max() > 1e-3
+
+
+def test_a_private_head_stands_beside_a_linear_layer_alone():
+    net = nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten()).double()
+    with pytest.raises(UsageError, match=r"named\('0'\) must be a linear layer"):
+        Model(net).extended(Method((parts.share(), parts.private_head(scope.named("0")))).attach)
 
 
 def test_losses_that_compare_classes_refuse_other_targets():

@@ -18,6 +18,7 @@ WEIGHTINGS = pytest.mark.parametrize("weighting", ["samples", "uniform"])
     [
         (methods.fedlc, partial(losses.fedlc, 0.8, epochs=2), {"tau": 0.8}),
         (methods.fedntd, partial(losses.fedntd, 0.7, 2.0), {"strength": 0.7, "temperature": 2.0}),
+        (methods.fedrod, partial(losses.fedrod, epochs=2), {}),
         (methods.moon, partial(losses.moon, 0.9, 0.5), {"strength": 0.9}),
     ],
 )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
-from idiolect.parts import calibrated_logits, model_contrast, not_true_distillation, share
+from idiolect.parts import (
+    balanced_softmax,
+    calibrated_logits,
+    model_contrast,
+    not_true_distillation,
+    private_head,
+    share,
+)
 from idiolect.scope import everything
 
 
@@ -41,3 +48,15 @@ def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting =
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), model_contrast(strength, temperature)), "MOON", weighting)
+
+
+@carded("FedRoD", 2022, "label skew", "Chen and Chao, ICLR 2022")
+def fedrod(weighting: Weighting = "samples") -> Method:
+    """A shared model that treats classes alike, and a head of each client's own for what its classes need.
+
+    Generalised accuracy is that of the shared head, personalised accuracy that of both heads together.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), balanced_softmax(), private_head()), "FedRoD", weighting)

@@ -22,6 +22,7 @@ from idiolect.testing.oracles.common import (
     average,
     cohort_of,
     deployed,
+    everything,
     local_training,
     loss_of,
     lr_of,
@@ -33,7 +34,15 @@ from idiolect.testing.oracles.common import (
 
 def last_linear(model: nn.Module) -> nn.Linear:
     """The last linear layer of a model: its head."""
-    return [module for module in model.modules() if type(module) is nn.Linear][-1]
+    named = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    return [module for name, module in named if not name.endswith("private")][-1]
+
+
+def private_of(model: nn.Module) -> nn.Linear:
+    """The linear layer that stands beside the head."""
+    found = last_linear(model).get_submodule("private")
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def features_and_outputs(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,3 +190,38 @@ def moon(mu: float, tau: float, **world: Unpack[World]) -> OracleResult:
         last[i] = deepcopy(model)
 
     return federated(world, of_client, trained)
+
+
+def fedrod(epochs: int, **world: Unpack[World]) -> OracleResult:
+    """FedRoD: the shared head trains by balanced softmax, a private one on what it leaves of the plain loss.
+
+    The loss is −log of n_y e^(g_y) over Σ n_c e^(g_c), plus the plain loss of g(z) + p(z) in the tensors of p alone. p
+    is linear, begins at zero and is listed as ``private`` in the layer beside which it stands.
+
+    Args:
+        epochs: how many epochs a client's batches cover.
+        world: see :class:`World`; everything is shared.
+
+    Reference: Chen and Chao, ICLR 2022.
+    """
+    world = {**world, "shared": everything(world["model"]), "model": deepcopy(world["model"])}
+    last = last_linear(world["model"])
+    beside = nn.Linear(last.in_features, last.out_features, dtype=last.weight.dtype)
+    nn.init.zeros_(beside.weight)
+    nn.init.zeros_(beside.bias)
+    last.add_module("private", beside)
+
+    def of_client(i: int, received: nn.Module, batches: Batches) -> Direction:
+        counts = class_counts(batches, epochs, last.out_features)
+        logs = torch.tensor([math.log(max(n, 1e-8)) for n in counts], dtype=torch.float64)
+
+        def direction(model: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
+            z, outputs = features_and_outputs(model, x)
+            generic = slope(model, loss_of(world)(outputs + logs, y))
+            own = outputs.detach() + z.detach() @ private_of(model).weight.T + private_of(model).bias
+            personal = slope(model, loss_of(world)(own, y))
+            return {name: personal[name] if ".private." in name else generic[name] for name in generic}
+
+        return direction
+
+    return federated(world, of_client)
