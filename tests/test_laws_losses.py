@@ -45,7 +45,9 @@ def objective_of(made, name, client="a"):
     return seen["made"], Batch(*made.clients[client].train)
 
 
-@pytest.mark.parametrize("method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod()])
+@pytest.mark.parametrize(
+    "method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod(), methods.fedproto()]
+)
 def test_a_method_describes_itself(method):
     assert describe(method, Model(network()))
 
@@ -158,6 +160,38 @@ def test_a_private_head_stands_beside_a_linear_layer_alone():
     net = nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten()).double()
     with pytest.raises(UsageError, match=r"named\('0'\) must be a linear layer"):
         Model(net).extended(Method((parts.share(), parts.private_head(scope.named("0")))).attach)
+
+
+def test_without_prototypes_there_is_no_pull():
+    found, plain = federation(methods.fedproto(9.0)), federation(methods.local())
+    for rounds in (1, 2):
+        found.play()
+        plain.play()
+        gap = max(float((found.personal(c) - plain.personal(c)).flat.abs().max()) for c in SIZES)
+        assert (gap < 1e-12) == (rounds == 1)
+
+
+def test_prototypes_by_hand():
+    """Two clients with classes 0 and 0, 1: a class absent from both has no prototype, one absent now keeps its own."""
+    made = linear_world(methods.fedproto(weighting="samples"), [0], 0)
+    x = {name: torch.randn(n, 3).double() for name, n in (("a", 2), ("b", 4))}
+    made.clients = {
+        "a": ClientData(train=(x["a"], torch.tensor([0, 0]))),
+        "b": ClientData(train=(x["b"], torch.tensor([0, 1, 1, 1]))),
+    }
+    made.play()
+    z = {name: made.model.module(made.personal(name))[:-1](x[name]).detach() for name in "ab"}
+    slot = made.server["prototypes"]
+    assert torch.allclose(slot["prototypes"][0], (z["a"].sum(0) + z["b"][0]) / 3, rtol=0, atol=1e-12)
+    assert torch.allclose(slot["prototypes"][1], z["b"][1:].mean(0), rtol=0, atol=1e-12)
+    assert slot["known"].tolist() == [1, 1, 0]
+    made.participation = 0.5
+    while made.cohort() != ["a"]:
+        made.round += 1
+    made.play()
+    assert torch.equal(made.server["prototypes"]["prototypes"][1], slot["prototypes"][1])
+    assert not torch.equal(made.server["prototypes"]["prototypes"][0], slot["prototypes"][0])
+    assert made.server["prototypes"]["known"].tolist() == [1, 1, 0]
 
 
 def test_losses_that_compare_classes_refuse_other_targets():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from test_oracles import assert_follows
 
 from idiolect import methods
@@ -24,3 +25,13 @@ WEIGHTINGS = pytest.mark.parametrize("weighting", ["samples", "uniform"])
 )
 def test_method(make, oracle, arguments, weighting):
     assert_follows(replace(make(**arguments), weighting=weighting), oracle)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_fedproto(weighting):
+    oracle = partial(losses.fedproto, 0.8, weighting == "samples", 2)
+    made, expected = assert_follows(methods.fedproto(0.8, weighting), oracle)
+    slot = made.server["prototypes"]
+    assert set(slot["known"].nonzero().flatten().tolist()) == set(expected.prototypes[-1])
+    for label, prototype in expected.prototypes[-1].items():
+        assert torch.allclose(slot["prototypes"][label], prototype, rtol=0, atol=1e-11)

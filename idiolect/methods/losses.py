@@ -10,9 +10,10 @@ from idiolect.parts import (
     model_contrast,
     not_true_distillation,
     private_head,
+    prototypes,
     share,
 )
-from idiolect.scope import everything
+from idiolect.scope import everything, nothing
 
 
 @carded("FedLC", 2022, "label skew", "Zhang et al., ICML 2022")
@@ -60,3 +61,15 @@ def fedrod(weighting: Weighting = "samples") -> Method:
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), balanced_softmax(), private_head()), "FedRoD", weighting)
+
+
+@carded("FedProto", 2022, "label skew", "Tan et al., AAAI 2022")
+def fedproto(strength: float = 1.0, weighting: Weighting = "uniform") -> Method:
+    """Every client trains a model of its own; what is exchanged is a mean feature per class.
+
+    Args:
+        strength: of the pull of features towards the prototype of their class.
+        weighting: clients that have a class count equally for its prototype (the authors'), or by their examples
+            of it.
+    """
+    return Method((share(nothing), prototypes(strength, weighting)), "FedProto")

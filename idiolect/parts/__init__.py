@@ -6,6 +6,7 @@ from idiolect.parts.distil import not_true_distillation
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.private_head import private_head
+from idiolect.parts.prototypes import prototypes
 from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
@@ -24,6 +25,7 @@ __all__ = [
     "not_true_distillation",
     "personal_model",
     "private_head",
+    "prototypes",
     "proximal",
     "sam",
     "server_momentum",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Unpack
 
 import torch
@@ -225,3 +226,59 @@ def fedrod(epochs: int, **world: Unpack[World]) -> OracleResult:
         return direction
 
     return federated(world, of_client)
+
+
+@dataclass
+class PrototypeResult(OracleResult):
+    """What FedProto left behind, with one entry per round.
+
+    Attributes:
+        prototypes: the prototype of each class that has one.
+    """
+
+    prototypes: list[dict[int, Tensor]] = field(default_factory=list)
+
+
+def fedproto(lam: float, by_examples: bool, epochs: int, **world: Unpack[World]) -> PrototypeResult:
+    """FedProto: every client alone, but for λ times the mean square of z − c_y, where class y has a prototype c_y.
+
+    After training, in evaluation mode, each client averages z over its examples of each class; the server averages
+    these over the clients that have the class.
+
+    Args:
+        lam: strength λ.
+        by_examples: the server weighs clients by their examples of the class instead of equally.
+        epochs: how many epochs a client's batches cover.
+        world: see :class:`World`; nothing is shared.
+
+    Reference: Tan et al., AAAI 2022.
+    """
+    models, _ = start({**world, "shared": []})
+    prototypes: dict[int, Tensor] = {}
+    result = PrototypeResult()
+
+    def pulled(model: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
+        z, outputs = features_and_outputs(model, x)
+        loss = loss_of(world)(outputs, y)
+        for k, label in enumerate(y.tolist()):
+            if label in prototypes:
+                loss = loss + lam * ((z[k] - prototypes[label]) ** 2).mean() / len(y)
+        return slope(model, loss)
+
+    for t in range(world["rounds"]):
+        told: dict[int, list[tuple[Tensor, int]]] = {}
+        for i in cohort_of(world, t):
+            batches = world["batches"](t, i)
+            local_training(models[i], batches, lr_of(world, t), pulled, {}, world)
+            x, y = (torch.cat(tensors) for tensors in zip(*batches[: len(batches) // epochs], strict=True))
+            z = looking_on(models[i], x)[0]
+            for label in set(y.tolist()):
+                told.setdefault(label, []).append((z[y == label].mean(0), int((y == label).sum())))
+        for label, means in told.items():
+            weights = [float(n) if by_examples else 1.0 for _, n in means]
+            total = sum((w * mean for w, (mean, _) in zip(weights, means, strict=True)), torch.zeros(()))
+            prototypes[label] = total / sum(weights)
+        result.shared.append({})
+        result.deployed.append(deployed(models, {}))
+        result.prototypes.append(dict(prototypes))
+    return result
