@@ -227,8 +227,8 @@ def _counts(work: Assignment, classes: int) -> Tensor:
     total = work.received["share"].flat.new_zeros(*work.seed.shape, classes)
     for step in work.stream.epochs(1):
         for rows, batch in step.groups if isinstance(step, Lockstep) else [(..., step)]:
-            if batch.y.is_floating_point():
-                raise UsageError("the method counts examples of each class: it needs class labels as targets")
+            if batch.y.is_floating_point() or batch.y.dim() != total.dim():
+                raise UsageError("the method counts examples by class: it needs one class label per example as target")
             total[rows] += one_hot(batch.y, classes).sum(-2)
     return total
 

@@ -206,26 +206,34 @@ class Model:
             def loss(seen: Callable[[str], Pass]) -> Tensor:
                 return loss_with(objectives, loss_of, seen, y)
 
-            found, after = self._inside(module, state, x, [o.layer for o in objectives], loss)
+            before = {**state, **{n: row[n] for n in buffers}}  # a forward works in place on what it is given
+            found, after = self._inside(module, state, before, x, [o.layer for o in objectives], loss)
             return found, {n: after[n] for n in buffers}
 
         return trainable, with_objectives if objectives else plain
 
     def _inside(
-        self, module: nn.Module, state: dict[str, Tensor], x: Tensor, layers: Sequence[str], then: Callable[..., T]
+        self,
+        module: nn.Module,
+        state: dict[str, Tensor],
+        before: Mapping[str, Tensor],
+        x: Tensor,
+        layers: Sequence[str],
+        then: Callable[..., T],
     ) -> tuple[T, dict[str, Tensor]]:
-        """Run a module on a state, and a function of what parts see of the pass."""
+        """Run a module on a state, and a function of what parts see of the pass, for which `before` is the state."""
 
         def under(layer: str, other: Mapping[str, Tensor]) -> Seen:
             def own(outputs: Tensor, features: Features) -> Seen:
-                return Seen(self._full(outputs), features[layer])
+                return Seen(self._full(outputs), self._full(features[layer]))
 
+            whole = {n: other.get(n, t).clone() for n, t in before.items()}
             with self._precision():
-                return inside(self._predicting, {n: t.clone() for n, t in other.items()}, x, [layer], own)[0]
+                return inside(self._predicting, whole, x, [layer], own)[0]
 
         def seen(outputs: Tensor, features: Features) -> T:
             full = {n: self._full(f) for n, f in features.items()}
-            return then(about(module, state, self._full(outputs), full, under))
+            return then(about(module, before, self._full(outputs), full, under))
 
         with self._precision():
             return inside(module, state, x, layers, seen)
@@ -246,7 +254,7 @@ class Model:
             def sums(seen: Callable[[str], Pass]) -> Mapping[str, Tensor]:
                 return look.sums(seen(look.layer), y, own)
 
-            return Tree.of(self._inside(self._predicting, state, x.clone(), [look.layer], sums)[0]).flat
+            return Tree.of(self._inside(self._predicting, state, state, x.clone(), [look.layer], sums)[0]).flat
 
         where = layout(tuple(look.shapes), tuple(map(torch.Size, look.shapes.values())))
         with torch.no_grad():

@@ -145,6 +145,17 @@ class Tree(Mapping[str, Tensor]):
 EMPTY = Tree.of({})
 
 
+def vectors(**named: Tensor) -> Tree:
+    """Return a tree of vectors, each ``(..., n)`` with an n of its own; leading axes broadcast.
+
+    Example:
+        >>> vectors(a=torch.zeros(2), b=torch.ones(3, 1))["a"].shape
+        torch.Size([3, 2])
+    """
+    where = layout(tuple(named), tuple(vector.shape[-1:] for vector in named.values()))
+    return Tree(where, _join(list(named.values())))
+
+
 @lru_cache(maxsize=4096)
 def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, int], ...]:
     """Return runs (source, start, length) that fill `target`; the last source that has a name gives it."""

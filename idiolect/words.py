@@ -116,7 +116,7 @@ class Pass(NamedTuple):
     layer: Callable[[Tensor], Tensor]
     """The layer in question: features to what it gives."""
     under: Callable[[Mapping[str, Tensor]], Seen]
-    """The same examples under other weights, in evaluation mode."""
+    """The same examples under other weights, in evaluation mode; tensors that are not named are those of the pass."""
 
 
 Term = Callable[[Pass, Tensor], Tensor]

@@ -43,6 +43,15 @@ CATALOGUE = [
     methods.fedas(),
     methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbours(3, capacity=30),
     methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
+    # losses of their own
+    methods.fedlc(tau=0.5),
+    methods.fedntd(strength=0.7, temperature=2.0),
+    methods.moon(strength=0.6),
+    methods.fedproto(),
+    methods.fedavg() + parts.prototypes(0.5, "samples"),
+    methods.fedrod(),
+    methods.fedavg_ft(scope.head, epochs=1) + parts.sam(0.1) + parts.private_head(),
+    methods.fedbn() + parts.sam(0.1) + parts.model_contrast(0.6) + parts.not_true_distillation(0.7),
 ]
 
 

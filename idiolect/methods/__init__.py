@@ -5,6 +5,7 @@ from idiolect.methods.clusters import ifca
 from idiolect.methods.drift import scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
+from idiolect.methods.losses import fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
@@ -25,9 +26,13 @@ __all__ = [
     "feddyn",
     "fedfsa",
     "fedgloss",
+    "fedlc",
+    "fedntd",
     "fedper",
+    "fedproto",
     "fedprox",
     "fedrep",
+    "fedrod",
     "fedsam",
     "fedsmoo",
     "fedspeed",
@@ -36,6 +41,7 @@ __all__ = [
     "lg_fedavg",
     "local",
     "mofedsam",
+    "moon",
     "per_fedavg",
     "sam_on",
     "scaffold",

@@ -2,14 +2,19 @@
 
 from idiolect.parts.alignment import feature_alignment
 from idiolect.parts.bias import domain_bias
+from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
 from idiolect.parts.clusters import clusters
 from idiolect.parts.consistent import consistent_sam
+from idiolect.parts.contrast import model_contrast
+from idiolect.parts.distil import not_true_distillation
 from idiolect.parts.dynamic import dynamic
 from idiolect.parts.fisher import fisher_weights
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.neighbours import nearest_neighbours
+from idiolect.parts.private_head import private_head
+from idiolect.parts.prototypes import prototypes
 from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.server_sam import server_sam
 from idiolect.parts.share import share
@@ -21,6 +26,8 @@ from idiolect.parts.variates import control_variates
 __all__ = [
     "adaptive_mix",
     "adaptive_sam",
+    "balanced_softmax",
+    "calibrated_logits",
     "clusters",
     "consistent_sam",
     "control_variates",
@@ -33,8 +40,12 @@ __all__ = [
     "freeze",
     "head_first",
     "meta_gradient",
+    "model_contrast",
     "nearest_neighbours",
+    "not_true_distillation",
     "personal_model",
+    "private_head",
+    "prototypes",
     "proximal",
     "sam",
     "server_momentum",

@@ -1,0 +1,56 @@
+"""What parts that look at classes have in common: the layer that tells them apart, and who is of which."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from idiolect.anatomy import Anatomy
+from idiolect.errors import UsageError
+from idiolect.scope import Scope, layer_of
+
+
+class Classifier(NamedTuple):
+    """A linear layer from features to classes."""
+
+    layer: str
+    """Its name."""
+    classes: int
+    features: int
+
+    def tensor(self, name: str) -> str:
+        """Return the full name of a tensor of this layer."""
+        return f"{self.layer}.{name}" if self.layer else name
+
+
+def classifier(names: Scope, anatomy: Anatomy) -> Classifier:
+    """Return the linear layer whose tensors these are.
+
+    Raises:
+        UsageError: if they are not of one linear layer.
+
+    Example:
+        >>> from torch import nn
+        >>> from idiolect.anatomy import anatomy_of
+        >>> from idiolect.scope import head
+        >>> classifier(head, anatomy_of(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))))
+        Classifier(layer='2', classes=3, features=4)
+    """
+    found = Classifier(layer_of(names, anatomy), 0, 0)
+    shape = anatomy.layout.shape_of.get(found.tensor("weight"), torch.Size())
+    if len(shape) != 2:
+        raise UsageError(f"{names} must be a linear layer from features to classes; {found.layer!r} is none")
+    return found._replace(classes=shape[0], features=shape[1])
+
+
+def of_class(y: Tensor, classes: int) -> Tensor:
+    """Return which class each example is of, ``(b, classes)`` of bool.
+
+    Raises:
+        UsageError: if the targets are not ``(b,)`` labels.
+    """
+    if y.is_floating_point() or y.dim() != 1:
+        raise UsageError("the method compares classes: it needs one class label per example as target")
+    return torch.arange(classes, device=y.device) == y[:, None]

@@ -1,0 +1,202 @@
+"""What must hold of losses of their own, whatever the numbers."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
+from idiolect.describe import describe
+from idiolect.engine.federation import Federation
+from idiolect.model import Model
+from idiolect.testing.checks import same
+from idiolect.testing.worlds import SIZES, federation, network
+from idiolect.tree import combine, vectors
+from idiolect.words import Batch
+
+ONE_STEP = Training(lr=0.3, local_epochs=1, batch_size=None)
+
+
+def linear_world(method, y, rounds=1, training=ONE_STEP, classes=3):
+    """Two clients with three features and these labels, and a linear model in two layers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, classes)).double()
+    clients = {name: ClientData(train=(torch.randn(len(y), 3).double(), torch.tensor(y))) for name in "ab"}
+    made = Federation(Model(net), method, training, clients, rounds, 1.0, 0)
+    for _ in range(rounds):
+        made.play()
+    return made
+
+
+def objective_of(made, name, client="a"):
+    """Return the objective of a part as a client would train on it now, and the client's whole batch."""
+    seen = {}
+    part = next(p for p in made.method.parts if p.name == name)
+
+    def finish(local, slot):
+        seen["made"] = part.objective(local, slot)
+        return part.finish(local, slot)
+
+    spy = replace(part, finish=finish, objective=None)
+    made.method = Method(tuple(spy if p is part else p for p in made.method.parts))
+    made.train(made.assignment(client, "train"))
+    return seen["made"], Batch(*made.clients[client].train)
+
+
+@pytest.mark.parametrize(
+    "method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod(), methods.fedproto()]
+)
+def test_a_method_describes_itself(method):
+    assert describe(method, Model(network()))
+
+
+@pytest.mark.parametrize("part", [parts.calibrated_logits(1.0), parts.balanced_softmax()])
+def test_classes_as_frequent_as_each_other_need_no_calibration(part):
+    training = Training(lr=0.3, local_epochs=2, batch_size=4)
+    for y, alike in (([0, 1, 2] * 4, True), ([0] * 6 + [1] * 4 + [2] * 2, False)):
+        plain = linear_world(methods.fedavg(), y, 2, training).server["share"]
+        found = linear_world(methods.fedavg() + part, y, 2, training).server["share"]
+        assert ((plain - found).flat.abs().max() < 1e-12) == alike
+
+
+def test_margins_by_hand():
+    """One example of class 0, sixteen of class 1: margins tau and tau / 2; outputs of 0 lose by their difference."""
+    made = linear_world(Method((parts.share(), parts.calibrated_logits(0.6))), [0] + [1] * 16, 0)
+    objective, batch = objective_of(made, "calibrated_logits")
+    weights = made.model.initial.clone()
+    weights.flat.zero_()
+    of_class_0 = Batch(batch.x[:1], batch.y[:1])
+    found = made.model.grad(weights, of_class_0, objectives=[objective]).loss
+    assert found.item() == pytest.approx(math.log(1 + math.exp(0.6 - 0.3) + math.exp(0.6 - 60)), abs=1e-12)
+
+
+def test_counts_by_hand():
+    made = linear_world(Method((parts.share(), parts.balanced_softmax())), [0] + [1] * 3 + [2] * 4, 0)
+    objective, batch = objective_of(made, "balanced_softmax")
+    weights = made.model.initial.clone()
+    weights.flat.zero_()
+    found = made.model.grad(weights, Batch(batch.x[:1], batch.y[:1]), objectives=[objective]).loss
+    assert found.item() == pytest.approx(math.log(8), abs=1e-12)
+
+
+def test_the_received_model_teaches_nothing_to_itself():
+    """One step from the received model is FedAvg's, two are not."""
+    y = [0, 1, 2, 2, 1, 2]
+    for epochs in (1, 2):
+        training = Training(lr=0.3, local_epochs=epochs, batch_size=None)
+        plain = linear_world(methods.fedavg(), y, 1, training).server["share"]
+        found = linear_world(methods.fedntd(), y, 1, training).server["share"]
+        assert ((plain - found).flat.abs().max() < 1e-12) == (epochs == 1)
+
+
+def test_of_two_classes_one_is_not_true_for_certain():
+    training = Training(lr=0.3, local_epochs=3, batch_size=2)
+    plain, found = (linear_world(m, [0, 1, 1, 0, 1], 2, training, 2) for m in (methods.fedavg(), methods.fedntd(5.0)))
+    same({"share": found.server["share"]}, {"share": plain.server["share"]}, 1e-12)
+
+
+def test_distillation_by_hand():
+    """Teacher (0, log 3, 0), student (0, 0, 0), label 0: KL of (3/4, 1/4) from (1/2, 1/2)."""
+    made = linear_world(Method((parts.share(), parts.not_true_distillation(2.0))), [0], 0)
+    objective, batch = objective_of(made, "not_true_distillation")
+    weights = made.model.initial.clone()
+    weights.flat.zero_()
+    teacher = weights.clone()
+    teacher["2.bias"][1] = math.log(3)
+    found = made.model.grad(weights, batch, objectives=[objective._replace(facts=teacher)]).loss
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert found.item() == pytest.approx(math.log(3) + 2 * kl, abs=1e-12)
+
+
+def test_the_first_time_there_is_nothing_to_contrast_with():
+    one, plain = federation(methods.moon(5.0)), federation(methods.fedavg())
+    assert one.play().loss == pytest.approx(plain.play().loss, abs=1e-12)
+    same({"share": one.server["share"]}, {"share": plain.server["share"]}, 1e-12)
+    one.play()
+    plain.play()
+    assert (one.server["share"] - plain.server["share"]).flat.abs().max() > 1e-4
+
+
+def test_a_last_model_that_is_the_received_one_costs_log_2_and_pulls_nowhere():
+    made = federation(methods.moon(3.0))
+    for client in SIZES:
+        memory = made.memory.get(client)
+        row = made.model.initial.flat
+        memory["model_contrast"] = vectors(last=row, trained=row.new_ones(1))
+        made.memory.put(client, memory)
+    objective, batch = objective_of(made, "model_contrast", "ada")
+    found = made.model.grad(made.model.initial, batch, objectives=[objective])
+    plain = made.model.grad(made.model.initial, batch)
+    assert (found.loss - plain.loss).item() == pytest.approx(3 * math.log(2), abs=1e-12)
+    assert (found.gradient - plain.gradient).flat.abs().max() < 1e-12
+
+
+def test_the_private_head_leaves_the_shared_model_alone():
+    training = Training(lr=0.3, local_epochs=2, batch_size=4)
+    y = [0, 1, 2, 2, 1, 2]
+    plain = linear_world(methods.fedavg(), y, 2, training)
+    found = linear_world(methods.fedavg() + parts.private_head(), y, 2, training)
+    same({"share": found.server["share"]}, {"share": plain.server["share"]}, 1e-12)
+    assert found.personal("a")["2.private.weight"].abs().max() > 1e-3
+
+
+def test_who_predicts_with_which_head():
+    made = federation(methods.fedrod())
+    made.play()
+    plain = Model(network())
+    x, _ = made.clients["ada"].test
+    general, own = made.general(), made.personal("ada")
+    shared = plain.predict(combine(plain.anatomy.layout, plain.initial, made.server["share"]), x)
+    assert torch.equal(made.model.predict(general, x), shared)
+    features = made.model.module(own)[:-1](x).detach()
+    expected = shared + features @ own["6.private.weight"].T + own["6.private.bias"]
+    assert torch.allclose(made.model.predict(own, x), expected, rtol=0, atol=1e-12)
+    assert (expected - shared).abs().max() > 1e-3
+
+
+def test_a_private_head_stands_beside_a_linear_layer_alone():
+    net = nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten()).double()
+    with pytest.raises(UsageError, match=r"named\('0'\) must be a linear layer"):
+        Model(net).extended(Method((parts.share(), parts.private_head(scope.named("0")))).attach)
+
+
+def test_without_prototypes_there_is_no_pull():
+    found, plain = federation(methods.fedproto(9.0)), federation(methods.local())
+    for rounds in (1, 2):
+        found.play()
+        plain.play()
+        gap = max(float((found.personal(c) - plain.personal(c)).flat.abs().max()) for c in SIZES)
+        assert (gap < 1e-12) == (rounds == 1)
+
+
+def test_prototypes_by_hand():
+    """Two clients with classes 0 and 0, 1: a class absent from both has no prototype, one absent now keeps its own."""
+    made = linear_world(methods.fedproto(weighting="samples"), [0], 0)
+    x = {name: torch.randn(n, 3).double() for name, n in (("a", 2), ("b", 4))}
+    made.clients = {
+        "a": ClientData(train=(x["a"], torch.tensor([0, 0]))),
+        "b": ClientData(train=(x["b"], torch.tensor([0, 1, 1, 1]))),
+    }
+    made.play()
+    z = {name: made.model.module(made.personal(name))[:-1](x[name]).detach() for name in "ab"}
+    slot = made.server["prototypes"]
+    assert torch.allclose(slot["prototypes"][0], (z["a"].sum(0) + z["b"][0]) / 3, rtol=0, atol=1e-12)
+    assert torch.allclose(slot["prototypes"][1], z["b"][1:].mean(0), rtol=0, atol=1e-12)
+    assert slot["known"].tolist() == [1, 1, 0]
+    made.participation = 0.5
+    while made.cohort() != ["a"]:
+        made.round += 1
+    made.play()
+    assert torch.equal(made.server["prototypes"]["prototypes"][1], slot["prototypes"][1])
+    assert not torch.equal(made.server["prototypes"]["prototypes"][0], slot["prototypes"][0])
+    assert made.server["prototypes"]["known"].tolist() == [1, 1, 0]
+
+
+def test_losses_that_compare_classes_refuse_other_targets():
+    made = federation(
+        methods.fedntd(), clients={"a": ClientData(train=(torch.rand(4, 1, 6, 6).double(), torch.rand(4, 3)))}
+    )
+    with pytest.raises(UsageError, match="one class label per example"):
+        made.play()
