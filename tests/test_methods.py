@@ -1,7 +1,12 @@
 from idiolect import methods, parts, scope
-from idiolect.testing.checks import check_identical_clients, parametrize_with_checks
+from idiolect.testing.checks import (
+    check_identical_clients,
+    check_nothing_personal_is_sent,
+    parametrize_with_checks,
+)
 
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
+FEDAMP = methods.fedamp(strength=0.5)
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -25,11 +30,21 @@ CATALOGUE = [
     methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
+    # clients that learn from each other
+    FEDAMP,
+    methods.fedcac(top=0.4, rounds=4),
+    methods.pfedsim(warmup=1),
+    methods.fedbn() + parts.critical_mix(top=0.4, rounds=4),
+    methods.fedbn() + parts.similar_bodies(warmup=1),
+    methods.fedbn() + parts.attention(strength=0.5),
 ]
 
 
+SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 EXCEPTIONS = {
-    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}
+    FEDAMP: {check_nothing_personal_is_sent: SENT},
+    CATALOGUE[-1]: {check_nothing_personal_is_sent: SENT},
+    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
 }
 
 

@@ -1,6 +1,7 @@
 """The catalogue: each method is a composition of parts."""
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
+from idiolect.methods.collaboration import fedamp, fedcac, pfedsim
 from idiolect.methods.drift import scaffold
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
@@ -10,15 +11,18 @@ __all__ = [
     "bn_only",
     "ditto",
     "fedala",
+    "fedamp",
     "fedasam",
     "fedavg",
     "fedavg_ft",
     "fedbn",
+    "fedcac",
     "fedfsa",
     "fedprox",
     "fedsam",
     "local",
     "mofedsam",
+    "pfedsim",
     "scaffold",
     "silobn",
 ]

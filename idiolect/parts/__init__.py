@@ -1,17 +1,22 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts.attention import attention
+from idiolect.parts.critical import critical_mix
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
+from idiolect.parts.similar import similar_bodies
 from idiolect.parts.tune import finetune
 from idiolect.parts.variates import control_variates
 
 __all__ = [
     "adaptive_mix",
     "adaptive_sam",
+    "attention",
     "control_variates",
+    "critical_mix",
     "finetune",
     "flexible_sam",
     "personal_model",
@@ -19,4 +24,5 @@ __all__ = [
     "sam",
     "server_momentum",
     "share",
+    "similar_bodies",
 ]
