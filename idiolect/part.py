@@ -80,12 +80,13 @@ class Part:
         direction: (direction, weights, local, slot) -> what the optimiser descends along. Tensors that are
             left out of the result do not move.
         finish: message out: (local, slot) -> (memory, upload).
-        arrive: on the server, what of one upload enters the mean: (central, arrival) -> tree. By default this
-            part's upload.
+        arrive: on the server, what of one upload enters the mean, or is conferred about: (central, arrival) -> tree.
+            By default this part's upload.
         aggregate: (central, slot, mean over the cohort) -> slot.
         advance: (central, slot after `aggregate`) -> shared tensors: the server's own step.
-        confer: (central, this part's uploads, one row a client) -> mail, one row a client: what the server tells
-            each client of the cohort alone. It keeps it with its memory. Such uploads enter no mean.
+        confer: (central, what arrived, one row a client) -> mail, one row a client: what the server tells each
+            client of the cohort alone, in the layout of `mail`; an empty tree where it tells them nothing this
+            round. The client keeps it with its memory. What is conferred about enters no mean.
         deploy: (local, weights after `begin`, slot) -> weights that predict for this client.
         show: memory -> what a person may want to see of it.
         uniform: average clients equally whatever the method's weighting.

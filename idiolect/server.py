@@ -88,12 +88,12 @@ def server_round(
     arrived = 0
     for arrived, arrival in enumerate(arrivals, 1):  # noqa: B007 - the count is used below
         for part in method.parts:
-            if part.confer:
-                letters[part.name].append(arrival.uploads[part.name].clone())
-                continue
-            equal = part.uniform or method.weighting == "uniform"
             tree = part.arrive(central, arrival) if part.arrive else arrival.uploads[part.name]
-            means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
+            if part.confer:
+                letters[part.name].append(tree.clone())  # what arrived may lie in memory that is used again
+            else:
+                equal = part.uniform or method.weighting == "uniform"
+                means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
     central = replace(central, participation=arrived / population)
     after: Slots = {}
     mail: list[Slots] = [{} for _ in range(arrived)]
@@ -101,28 +101,37 @@ def server_round(
         if part.confer:
             after[part.name] = server[part.name]
             for client, tree in zip(mail, _conferred(part, central, letters[part.name]), strict=True):
-                client[part.name] = tree
+                client |= {part.name: tree} if len(tree) else {}
         else:
             after[part.name] = _aggregate(part, central, server[part.name], means[part.name].result())
         if part.name == "share":
             central = replace(central, new=after["share"])
-        central = replace(central, new=_same_layout(part, server["share"], part.advance(central, after[part.name])))
+        moved = part.advance(central, after[part.name])
+        central = replace(central, new=same_layout(part, "the shared tensors", server["share"], moved))
     return Aggregated({**after, "share": central.new}, mail)
 
 
 def _conferred(part: Part, central: Central, letters: list[Tree]) -> list[Tree]:
-    """Return what a part tells each client."""
+    """Return what a part tells each client; a tree without tensors is no message."""
     assert part.confer
-    uploads = Tree(letters[0].layout, torch.stack([tree.flat for tree in letters]))
-    told = part.confer(central, uploads)
+    told = part.confer(central, Tree(letters[0].layout, torch.stack([tree.flat for tree in letters])))
+    if not len(told):
+        return [EMPTY] * len(letters)
+    if told.flat.shape[:-1] != (len(letters),):
+        raise ValueError(f"{part.name}: told {tuple(told.flat.shape[:-1])} clients something, not {len(letters)}")
     return [Tree(told.layout, row) for row in told.flat]
 
 
 def _aggregate(part: Part, central: Central, slot: Tree, mean: Tree) -> Tree:
-    return _same_layout(part, slot, part.aggregate(central, slot, mean))
+    return same_layout(part, "slot", slot, part.aggregate(central, slot, mean))
 
 
-def _same_layout(part: Part, before: Tree, after: Tree) -> Tree:
-    if after.layout is not before.layout:
-        raise ValueError(f"{part.name}: changed its slot, or the shared tensors, from {before} to {after}")
+def same_layout(part: Part, what: str, before: Tree, after: Tree) -> Tree:
+    """Return what a part made in place of something; names, shapes and dtype must be as they were."""
+    if after.layout is not before.layout or after.flat.dtype != before.flat.dtype:
+        raise ValueError(f"{part.name}: changed {what} from {_form(before)} to {_form(after)}")
     return after
+
+
+def _form(tree: Tree) -> str:
+    return f"{tree} of {tree.flat.dtype}"

@@ -1,7 +1,12 @@
 from idiolect import methods, parts, scope
-from idiolect.testing.checks import check_identical_clients, parametrize_with_checks
+from idiolect.testing.checks import (
+    check_identical_clients,
+    check_nothing_personal_is_sent,
+    parametrize_with_checks,
+)
 
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
+FEDAMP = methods.fedamp(strength=0.5)
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -52,11 +57,21 @@ CATALOGUE = [
     methods.fedrod(),
     methods.fedavg_ft(scope.head, epochs=1) + parts.sam(0.1) + parts.private_head(),
     methods.fedbn() + parts.sam(0.1) + parts.model_contrast(0.6) + parts.not_true_distillation(0.7),
+    # clients that learn from each other
+    FEDAMP,
+    methods.fedcac(top=0.4, rounds=4),
+    methods.pfedsim(warmup=1),
+    methods.fedbn() + parts.critical_mix(top=0.4, rounds=4),
+    methods.fedbn() + parts.similar_bodies(warmup=1),
+    methods.fedbn() + parts.attention(strength=0.5),
 ]
 
 
+SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 EXCEPTIONS = {
-    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}
+    FEDAMP: {check_nothing_personal_is_sent: SENT},
+    CATALOGUE[-1]: {check_nothing_personal_is_sent: SENT},
+    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
 }
 
 

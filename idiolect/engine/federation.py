@@ -18,7 +18,7 @@ from idiolect.errors import UsageError
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.rng import derive, stream
-from idiolect.server import broadcast, server_round
+from idiolect.server import broadcast, same_layout, server_round
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree, combine
 from idiolect.words import Arrival, Central, Start
@@ -156,8 +156,10 @@ class Federation:
     def _deliver(self, client: str, letters: Slots) -> int:
         """Put what the server tells a client alone with the client's memory; return its bytes."""
         if letters:
-            parts = {p.name: mail_of(p) for p in self.method.parts}
-            self.memory.put(client, self.memory.get(client) | {parts[p]: tree for p, tree in letters.items()})
+            memory = self.memory.get(client)
+            for part in (p for p in self.method.parts if p.name in letters):
+                memory[mail_of(part)] = same_layout(part, "mail", memory[mail_of(part)], letters[part.name])
+            self.memory.put(client, memory)
         return sum(tree.nbytes for tree in letters.values())
 
     def personal(self, client: str) -> Tree:

@@ -2,6 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
+from idiolect.methods.collaboration import fedamp, fedcac, pfedsim
 from idiolect.methods.drift import scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
@@ -16,12 +17,14 @@ __all__ = [
     "bn_only",
     "ditto",
     "fedala",
+    "fedamp",
     "fedas",
     "fedasam",
     "fedavg",
     "fedavg_ft",
     "fedbabu",
     "fedbn",
+    "fedcac",
     "feddbe",
     "feddyn",
     "fedfsa",
@@ -43,6 +46,7 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedsim",
     "sam_on",
     "scaffold",
     "silobn",

@@ -1,11 +1,13 @@
 """The ideas that methods are composed of."""
 
 from idiolect.parts.alignment import feature_alignment
+from idiolect.parts.attention import attention
 from idiolect.parts.bias import domain_bias
 from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
 from idiolect.parts.clusters import clusters
 from idiolect.parts.consistent import consistent_sam
 from idiolect.parts.contrast import model_contrast
+from idiolect.parts.critical import critical_mix
 from idiolect.parts.distil import not_true_distillation
 from idiolect.parts.dynamic import dynamic
 from idiolect.parts.fisher import fisher_weights
@@ -19,6 +21,7 @@ from idiolect.parts.proximal import personal_model, proximal
 from idiolect.parts.server_sam import server_sam
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
+from idiolect.parts.similar import similar_bodies
 from idiolect.parts.split import freeze, head_first
 from idiolect.parts.tune import finetune
 from idiolect.parts.variates import control_variates
@@ -26,11 +29,13 @@ from idiolect.parts.variates import control_variates
 __all__ = [
     "adaptive_mix",
     "adaptive_sam",
+    "attention",
     "balanced_softmax",
     "calibrated_logits",
     "clusters",
     "consistent_sam",
     "control_variates",
+    "critical_mix",
     "domain_bias",
     "dynamic",
     "feature_alignment",
@@ -51,4 +56,5 @@ __all__ = [
     "server_momentum",
     "server_sam",
     "share",
+    "similar_bodies",
 ]

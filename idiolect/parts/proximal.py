@@ -7,7 +7,7 @@ from idiolect.tree import Tree, axpy, pick
 from idiolect.words import Local, Slot, Start
 
 
-def _pull(mu: float, direction: Tree, weights: Tree, anchor: Tree) -> Tree:
+def pull(mu: float, direction: Tree, weights: Tree, anchor: Tree) -> Tree:
     """Add the gradient of half `mu` times the squared distance to the anchor, where the anchor has names."""
     near = pick(anchor, direction)
     return axpy(mu, pick(weights, near) - near, direction)
@@ -39,7 +39,7 @@ def proximal(mu: float) -> Part:
     require(mu >= 0, f"proximal: mu must be at least 0, got {mu}")
 
     def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        return _pull(mu, direction, weights, local.shared)
+        return pull(mu, direction, weights, local.shared)
 
     return Part(direction=direction, neutral={"mu": 0.0})
 
@@ -74,7 +74,7 @@ def personal_model(strength: float) -> Part:
         return start.weights
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return local.train(slot.memory, direct=lambda d, at: _pull(strength, d, at, local.shared)), Tree.of({})
+        return local.train(slot.memory, direct=lambda d, at: pull(strength, d, at, local.shared)), Tree.of({})
 
     def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
         return slot.memory

@@ -143,8 +143,8 @@ MUTANTS = [
     Mutant(
         "Ditto: anchored to itself (survived)",
         "parts/proximal.py",
-        "direct=lambda d, at: _pull(strength, d, at, local.shared)",
-        "direct=lambda d, at: _pull(strength, d, at, slot.memory)",
+        "direct=lambda d, at: pull(strength, d, at, local.shared)",
+        "direct=lambda d, at: pull(strength, d, at, slot.memory)",
         LAWS,
         "ditto",
     ),

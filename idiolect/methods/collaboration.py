@@ -1,0 +1,46 @@
+"""Methods whose clients learn from those that resemble them: the server tells each something of its own."""
+
+from __future__ import annotations
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import attention, critical_mix, share, similar_bodies
+from idiolect.scope import everything, nothing
+
+
+@carded("FedAMP", 2021, "label skew", "Huang et al., AAAI 2021")
+def fedamp(strength: float = 1.0, others: float = 1.0, sigma: float | None = None) -> Method:
+    """Every client has a model of its own, pulled to a mean in which models near it count more.
+
+    There is no shared model. Each client's whole model goes to the server: that is how it finds who is near. Meant
+    for few clients that mostly take part; a round mixes its own clients alone.
+
+    Args:
+        strength: of the pull; 0 is training alone.
+        others: how much of a client's mean belongs to others if all have the same weights.
+        sigma: squared distance at which another's weight has fallen to 1 / e of that; None takes the median.
+    """
+    return Method((share(nothing), attention(strength, others, sigma)), "FedAMP")
+
+
+@carded("FedCAC", 2023, "label skew", "Wu et al., ICCV 2023")
+def fedcac(top: float = 0.5, rounds: int = 100, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients start the values that matter to them from a mean over those to whom the same ones matter.
+
+    Args:
+        top: share of each tensor's values that are critical.
+        rounds: until a client's critical values are its own alone; the authors take 100 to 200.
+        weighting: mean over clients by training examples, or uniform; partners always count equally.
+    """
+    return Method((share(everything), critical_mix(top, rounds)), "FedCAC", weighting)
+
+
+@carded("pFedSim", 2023, "label skew", "Tan et al., 2023")
+def pfedsim(warmup: int = 10, weighting: Weighting = "samples") -> Method:
+    """FedAvg at first; then each client keeps its head, on a body mixed from clients with similar heads.
+
+    Args:
+        warmup: rounds of FedAvg. The authors take half of all rounds: give half of yours.
+        weighting: of FedAvg: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), similar_bodies(warmup)), "pFedSim", weighting)
