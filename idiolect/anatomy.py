@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from idiolect.errors import UsageError
 from idiolect.tree import Layout, Tree, layout
 
+T = TypeVar("T")
+
 Kind = Literal["weight", "statistic", "counter"]
 
 
@@ -21,7 +23,8 @@ class Private(nn.Module):
     """What a part adds to a model for a client's own use: it trains and moves with the model, and is never sent.
 
     Parameters train like any weight, buffers are state that lasts from step to step. Register buffers with
-    ``persistent=False`` to keep them out of the ``state_dict`` of models that are handed out.
+    ``persistent=False`` to keep them out of the ``state_dict`` of models that are handed out. In an `nn.Sequential`,
+    which calls all that it holds, it hands on what it is given.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2))
@@ -29,7 +32,13 @@ class Private(nn.Module):
         >>> net.own.shift = nn.Parameter(torch.zeros(3))
         >>> sorted(anatomy_of(net).exchangeable), "own.shift" in anatomy_of(net).names("weight")
         (['0.bias', '0.weight'], True)
+        >>> net(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
     """
+
+    def forward(self, x: T) -> T:
+        """Return the input."""
+        return x
 
 
 @dataclass(frozen=True)
