@@ -5,7 +5,6 @@ They guard the plumbing; the formula of a part needs an oracle, a law and plante
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -88,16 +87,17 @@ def check_nothing_is_changed(method: Method) -> None:
     """A round changes neither what was broadcast, nor memories, nor the model."""
     made = played(method, rounds=1)
     work = made.assignment("ada", "train")
-    before = copy.deepcopy(({p: t.flat for p, t in work.received.items()}, {p: t.flat for p, t in work.memory.items()}))
+    server = made.server
+    given = (server, work.received, work.memory)
+    before = [{p: t.flat.clone() for p, t in slots.items()} for slots in given]
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
-    shared = work.received["share"]
-    server_round(method, work.received, [Arrival(out.uploads, 3, out.steps)], _central(made), 4)
+    server_round(method, server, [Arrival(out.uploads, 3, out.steps)], _central(made), 4)
     made.personal("ada")
-    for slots, flats in ((work.received, before[0]), (work.memory, before[1])):
+    for slots, flats in zip(given, before, strict=True):
         assert all(torch.equal(slots[p].flat, flat) for p, flat in flats.items())
     assert torch.equal(made.model.initial.flat, initial.flat)
-    assert made.server["share"] is shared
+    assert made.server is server
 
 
 def check_memory_keeps_its_shape(method: Method) -> None:
@@ -216,7 +216,8 @@ def check_neutral(method: Method) -> None:
 
 
 def _central(made: Federation) -> Central:
-    return Central(made.model.anatomy, made.server["share"], made.server["share"], made.lr, 1.0)
+    sent = made.sent("train")["share"]
+    return Central(made.model.anatomy, sent, sent, made.lr, 1.0)
 
 
 CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals().items()) if name.startswith("check_"))
