@@ -1,6 +1,11 @@
 from idiolect import methods, parts, scope
 from idiolect.testing.checks import check_identical_clients, parametrize_with_checks
 
+
+def names(method):
+    return {part.name for part in method.parts}
+
+
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 CATALOGUE = [
     methods.fedavg(),
@@ -25,11 +30,26 @@ CATALOGUE = [
     methods.fedala(),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
+    # the server's step, normalised averages, starts, and state that moves with every step
+    methods.fedavgm(),
+    methods.fedadagrad(),
+    methods.fedadam(),
+    methods.fedyogi(),
+    methods.fednova(),
+    methods.fedinit(),
+    methods.fedlesam(),
+    methods.pfedme(strength=2.0, steps=2),
+    methods.apfl(),
+    methods.fedbn() + parts.estimated_sam(0.1) + parts.control_variates() + parts.relaxed_start(),
+    methods.fedbn() + parts.normalised_average() + parts.server_adaptive("yogi"),
+    methods.fedbn() + parts.personal_mixture(),
 ]
 
 
+STEPS = "the server goes on from the mean by a step of its own"
 EXCEPTIONS = {
-    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}
+    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
+    **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
 }
 
 
