@@ -107,7 +107,7 @@ def client_round(method: Method, model: Learner, training: Training, work: Assig
     batches = work.stream.epochs(training.local_epochs)
     wrapped = None if grad is local.grad else grad
     end, steps, loss = descend(model, training, weights, batches, work.lr, wrapped, direct if directing else None)
-    local = replace(local, end=end, steps=steps)
+    local = replace(local, end=end, steps=steps, effective_steps=training.optimiser.effective_steps(steps))
     uploads: Slots = {}
     for part in method.parts:
         memory[part.name], uploads[part.name] = part.finish(local, slots[part.name])
@@ -164,13 +164,15 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         weights = _stacked(weights, work)
         return descend(model, training, weights, steps, rate, grad, turn, freeze_statistics)[0]
 
+    none = work.received["share"].flat.new_zeros(*work.seed.shape, 1)
     local = Local(
         anatomy=model.anatomy,
         shared=work.received["share"],
         start=EMPTY,
         end=EMPTY,
         stream=work.stream,
-        steps=work.received["share"].flat.new_zeros(*work.seed.shape, 1),
+        steps=none,
+        effective_steps=none,
         lr=work.lr,
         seed=work.seed,
         grad=model.grad,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from idiolect.errors import UsageError
 from idiolect.tree import Tree, layout, zeros_like
@@ -34,6 +35,10 @@ class Optimiser(Protocol):
 
     def move(self, direction: Tree, state: State) -> tuple[Tree, State]:
         """Return the move (before the learning rate) and the next state."""
+        ...
+
+    def effective_steps(self, steps: Tensor) -> Tensor:
+        """Return how many plain steps these are worth, if the direction were the same in all of them."""
         ...
 
 
@@ -66,6 +71,17 @@ class SGD:
         moving = self.momentum * state["momentum"] + direction
         return (direction + self.momentum * moving if self.nesterov else moving), {"momentum": moving}
 
+    def effective_steps(self, steps: Tensor) -> Tensor:
+        r"""See `Optimiser`; with momentum :math:`\tfrac{1}{1-\mu}\big(K - \mu \tfrac{1-\mu^K}{1-\mu}\big)`.
+
+        Example:
+            >>> SGD(momentum=0.5).effective_steps(torch.tensor([3.0]))  # 1, then 1.5, then 1.75
+            tensor([4.2500])
+        """
+        lag = self.momentum * (1 - self.momentum**steps) / (1 - self.momentum)
+        worth = (steps - lag) / (1 - self.momentum)
+        return steps + self.momentum * worth if self.nesterov else worth
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -96,6 +112,10 @@ class Adam:
         unbiased = first / (1 - self.beta1**step.flat)
         scale = Tree(second.layout, torch.sqrt(second.flat / (1 - self.beta2**step.flat)) + self.epsilon)
         return unbiased / scale, {"first": first, "second": second, "step": step}
+
+    def effective_steps(self, steps: Tensor) -> Tensor:
+        """See `Optimiser`; a constant direction gives steps of one length."""
+        return steps
 
 
 class Schedule(Protocol):

@@ -25,6 +25,11 @@ def _send_the_slot(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
     return shared, slot
 
 
+def keep_the_slot(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
+    """Send the shared tensors alone: a `broadcast` for what the server keeps to itself."""
+    return shared, EMPTY
+
+
 def _same_weights(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
     return weights, slot.memory
 

@@ -239,6 +239,7 @@ class Local:
         end: weights it ended with (equal to `start` before training).
         stream: the client's batches.
         steps: (..., 1) number of steps taken (0 before training).
+        effective_steps: (..., 1) how many plain steps they are worth under the run's optimiser: more with momentum.
         lr: learning rate of this round.
         seed: (...) int64, this client's own randomness in this round.
         grad: the plain gradient of the loss.
@@ -257,6 +258,7 @@ class Local:
     end: Tree
     stream: Stream
     steps: Tensor
+    effective_steps: Tensor
     lr: float
     seed: Tensor
     grad: GradFn

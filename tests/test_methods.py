@@ -5,6 +5,11 @@ from idiolect.testing.checks import (
     parametrize_with_checks,
 )
 
+
+def names(method):
+    return {part.name for part in method.parts}
+
+
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 FEDAMP = methods.fedamp(strength=0.5)
 CATALOGUE = [
@@ -64,14 +69,29 @@ CATALOGUE = [
     methods.fedbn() + parts.critical_mix(top=0.4, rounds=4),
     methods.fedbn() + parts.similar_bodies(warmup=1),
     methods.fedbn() + parts.attention(strength=0.5),
+    # the server's step, normalised averages, starts, and state that moves with every step
+    methods.fedavgm(),
+    methods.fedadagrad(),
+    methods.fedadam(),
+    methods.fedyogi(),
+    methods.fednova(),
+    methods.fedinit(),
+    methods.fedlesam(),
+    methods.pfedme(strength=2.0, steps=2),
+    methods.apfl(),
+    methods.fedbn() + parts.estimated_sam(0.1) + parts.control_variates() + parts.relaxed_start(),
+    methods.fedbn() + parts.normalised_average() + parts.server_adaptive("yogi"),
+    methods.fedbn() + parts.personal_mixture(),
 ]
 
 
+RANDOM_LAYERS = "each client draws its layers: equal clients may perturb different ones"
 SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
+STEPS = "the server goes on from the mean by a step of its own"
 EXCEPTIONS = {
-    FEDAMP: {check_nothing_personal_is_sent: SENT},
-    CATALOGUE[-1]: {check_nothing_personal_is_sent: SENT},
-    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
+    RANDOM: {check_identical_clients: RANDOM_LAYERS},
+    **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
+    **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
 }
 
 

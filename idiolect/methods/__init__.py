@@ -3,25 +3,30 @@
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, pfedsim
-from idiolect.methods.drift import scaffold
+from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.losses import fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
-from idiolect.methods.personal import ditto, fedala
-from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam, sam_on
+from idiolect.methods.personal import apfl, ditto, fedala, pfedme
+from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
+from idiolect.methods.sharpness import fedasam, fedfsa, fedlesam, fedsam, mofedsam, sam_on
 from idiolect.methods.split import fedbabu, fedper, fedrep, lg_fedavg
 
 __all__ = [
+    "apfl",
     "bn_only",
     "ditto",
+    "fedadagrad",
+    "fedadam",
     "fedala",
     "fedamp",
     "fedas",
     "fedasam",
     "fedavg",
     "fedavg_ft",
+    "fedavgm",
     "fedbabu",
     "fedbn",
     "fedcac",
@@ -29,7 +34,10 @@ __all__ = [
     "feddyn",
     "fedfsa",
     "fedgloss",
+    "fedinit",
     "fedlc",
+    "fedlesam",
+    "fednova",
     "fedntd",
     "fedper",
     "fedproto",
@@ -39,6 +47,7 @@ __all__ = [
     "fedsam",
     "fedsmoo",
     "fedspeed",
+    "fedyogi",
     "ifca",
     "knnper",
     "lg_fedavg",
@@ -46,6 +55,7 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedme",
     "pfedsim",
     "sam_on",
     "scaffold",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
-from idiolect.parts import control_variates, share
+from idiolect.parts import control_variates, relaxed_start, share
 from idiolect.scope import everything
 
 
@@ -17,3 +17,14 @@ def scaffold(weighting: Weighting = "samples") -> Method:
             averaged equally.
     """
     return Method((share(everything), control_variates()), "SCAFFOLD", weighting)
+
+
+@carded("FedInit", 2023, "convergence", "Sun et al., NeurIPS 2023")
+def fedinit(beta: float = 0.1, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose clients start a little beyond the shared model, seen from where their last training ended.
+
+    Args:
+        beta: how far beyond, as a share of that distance.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), relaxed_start(beta)), "FedInit", weighting)

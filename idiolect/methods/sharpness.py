@@ -6,7 +6,7 @@ from typing import Literal
 
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
-from idiolect.parts import adaptive_sam, finetune, flexible_sam, sam, server_momentum, share
+from idiolect.parts import adaptive_sam, estimated_sam, finetune, flexible_sam, sam, server_momentum, share
 from idiolect.scope import everything, head, normalisation
 
 
@@ -45,6 +45,19 @@ def sam_on(rho: float = 0.5, weighting: Weighting = "samples") -> Method:
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), sam(rho, normalisation)), "SAM-ON", weighting)
+
+
+@carded("FedLESAM", 2024, "label skew", "Fan et al., ICML 2024")
+def fedlesam(rho: float = 0.1, weighting: Weighting = "samples") -> Method:
+    """FedSAM that perturbs along the move of the shared model since the client last took part, at FedAvg's cost.
+
+    FedLESAM-S is ``fedlesam() + control_variates()``.
+
+    Args:
+        rho: radius of the perturbation; to be tuned, the authors say.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), estimated_sam(rho)), "FedLESAM", weighting)
 
 
 @carded("MoFedSAM", 2022, "label skew", "Qu et al., ICML 2022")

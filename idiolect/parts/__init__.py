@@ -10,15 +10,21 @@ from idiolect.parts.contrast import model_contrast
 from idiolect.parts.critical import critical_mix
 from idiolect.parts.distil import not_true_distillation
 from idiolect.parts.dynamic import dynamic
+from idiolect.parts.envelope import moreau_envelope
+from idiolect.parts.estimate import estimated_sam
 from idiolect.parts.fisher import fisher_weights
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
+from idiolect.parts.mixture import personal_mixture
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.neighbours import nearest_neighbours
+from idiolect.parts.normalised import normalised_average
 from idiolect.parts.private_head import private_head
 from idiolect.parts.prototypes import prototypes
 from idiolect.parts.proximal import personal_model, proximal
+from idiolect.parts.relax import relaxed_start
 from idiolect.parts.server_sam import server_sam
+from idiolect.parts.server_step import server_adaptive, server_sgd
 from idiolect.parts.share import share
 from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
 from idiolect.parts.similar import similar_bodies
@@ -38,6 +44,7 @@ __all__ = [
     "critical_mix",
     "domain_bias",
     "dynamic",
+    "estimated_sam",
     "feature_alignment",
     "finetune",
     "fisher_weights",
@@ -46,15 +53,21 @@ __all__ = [
     "head_first",
     "meta_gradient",
     "model_contrast",
+    "moreau_envelope",
     "nearest_neighbours",
+    "normalised_average",
     "not_true_distillation",
+    "personal_mixture",
     "personal_model",
     "private_head",
     "prototypes",
     "proximal",
+    "relaxed_start",
     "sam",
+    "server_adaptive",
     "server_momentum",
     "server_sam",
+    "server_sgd",
     "share",
     "similar_bodies",
 ]

@@ -1,0 +1,74 @@
+"""Methods whose server does more than average."""
+
+from __future__ import annotations
+
+from idiolect.card import carded
+from idiolect.method import Method, Weighting
+from idiolect.parts import normalised_average, server_adaptive, server_sgd, share
+from idiolect.scope import everything
+
+
+@carded("FedAvgM", 2019, "convergence", "Hsu et al. 2019")
+def fedavgm(momentum: float = 0.9, lr: float = 1.0, weighting: Weighting = "samples") -> Method:
+    """FedAvg with momentum on the server.
+
+    Args:
+        momentum: of the server, in [0, 1); 0 at `lr` 1 is FedAvg.
+        lr: step of the server.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), server_sgd(lr, momentum)), "FedAvgM", weighting)
+
+
+@carded("FedAdagrad", 2021, "convergence", "Reddi et al., ICLR 2021")
+def fedadagrad(lr: float = 0.1, tau: float = 1e-3, weighting: Weighting = "samples") -> Method:
+    """FedAvg whose server steps by Adagrad, without momentum.
+
+    Args:
+        lr: step of the server.
+        tau: how far it adapts: smaller is more.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), server_adaptive("adagrad", lr, beta1=0.0, tau=tau)), "FedAdagrad", weighting)
+
+
+@carded("FedAdam", 2021, "convergence", "Reddi et al., ICLR 2021")
+def fedadam(
+    lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "samples"
+) -> Method:
+    """FedAvg whose server steps by Adam, without correction of the bias.
+
+    Args:
+        lr: step of the server.
+        beta1: decay of the mean move.
+        beta2: decay of the mean squared move.
+        tau: how far it adapts: smaller is more.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), server_adaptive("adam", lr, beta1, beta2, tau)), "FedAdam", weighting)
+
+
+@carded("FedYogi", 2021, "convergence", "Reddi et al., ICLR 2021")
+def fedyogi(
+    lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "samples"
+) -> Method:
+    """FedAdam whose squared move grows and falls by bounded steps.
+
+    Args:
+        lr: step of the server.
+        beta1: decay of the mean move.
+        beta2: 1 less the step of the squared move.
+        tau: how far it adapts: smaller is more.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), server_adaptive("yogi", lr, beta1, beta2, tau)), "FedYogi", weighting)
+
+
+@carded("FedNova", 2020, "convergence", "Wang et al., NeurIPS 2020")
+def fednova(weighting: Weighting = "samples") -> Method:
+    """FedAvg in which clients that take more steps do not weigh more.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), normalised_average()), "FedNova", weighting)
