@@ -14,7 +14,7 @@ from idiolect.scope import everything
 def per_fedavg(
     rate: float = 0.01,
     variant: Literal["first_order", "hessian_free"] = "first_order",
-    delta: float = 1e-3,
+    delta: float = 1e-2,
     steps: int = 1,
     weighting: Weighting = "samples",
 ) -> Method:
@@ -23,7 +23,7 @@ def per_fedavg(
     Args:
         rate: length of that step; the run's learning rate is that of training.
         variant: without second derivatives, or with a difference of gradients in place of the Hessian.
-        delta: how far apart those gradients are taken.
+        delta: how far apart those gradients are taken; see `meta_gradient`.
         steps: plain gradient steps on the client's training examples before predicting.
         weighting: mean over clients by training examples, or uniform.
     """

@@ -13,7 +13,7 @@ from idiolect.words import GradFn, Gradient, Local, Slot, Step, halves
 def meta_gradient(
     rate: float,
     variant: Literal["first_order", "hessian_free"] = "first_order",
-    delta: float = 1e-3,
+    delta: float = 1e-2,
     steps: int = 1,
 ) -> Part:
     r"""Descend on the loss after one gradient step, which a client then takes before it predicts.
@@ -32,7 +32,8 @@ def meta_gradient(
     Args:
         rate: :math:`a`, at least 0; 0 is the plain gradient of whole batches, and no step before predicting.
         variant: without second derivatives, or with a difference of gradients in place of the Hessian.
-        delta: :math:`\delta`, above 0: how far apart those are taken; too small and rounding is all that is seen.
+        delta: :math:`\delta`, above 0: how far apart those are taken, in lengths of v. Where a network has kinks
+            (ReLU, pooling by maximum) a small one sees a kink or two, and weighs each by :math:`1 / \delta`.
         steps: plain gradient steps before predicting, at least 0.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
@@ -42,7 +43,7 @@ def meta_gradient(
 
     Example:
         >>> meta_gradient(0.01)
-        meta_gradient(rate=0.01, variant='first_order', delta=0.001, steps=1)
+        meta_gradient(rate=0.01, variant='first_order', delta=0.01, steps=1)
 
     Reference: Fallah et al., Per-FedAvg, NeurIPS 2020.
     Differs:   the paper draws three batches, D, D' and D'' for the Hessian; here D'' is D, and D and D' come of
