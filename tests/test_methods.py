@@ -6,7 +6,7 @@ from idiolect.testing.checks import (
 )
 
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
-FEDAMP = methods.fedamp(strength=0.5)
+FEDAMP, FEDPAC = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7)
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -32,6 +32,7 @@ CATALOGUE = [
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
     # clients that learn from each other
     FEDAMP,
+    FEDPAC,
     methods.fedcac(top=0.4, rounds=4),
     methods.pfedsim(warmup=1),
     methods.fedbn() + parts.critical_mix(top=0.4, rounds=4),
@@ -43,6 +44,7 @@ CATALOGUE = [
 SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 EXCEPTIONS = {
     FEDAMP: {check_nothing_personal_is_sent: SENT},
+    FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     CATALOGUE[-1]: {check_nothing_personal_is_sent: SENT},
     RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
 }

@@ -1,7 +1,7 @@
 """The catalogue: each method is a composition of parts."""
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
-from idiolect.methods.collaboration import fedamp, fedcac, pfedsim
+from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import scaffold
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
@@ -18,6 +18,7 @@ __all__ = [
     "fedbn",
     "fedcac",
     "fedfsa",
+    "fedpac",
     "fedprox",
     "fedsam",
     "local",
