@@ -13,7 +13,7 @@ from idiolect.errors import UsageError
 from idiolect.part import Part, part, require
 from idiolect.scope import Scope, head, layer_of, matrix_of
 from idiolect.tree import Tree, layout, pick
-from idiolect.words import Local, Look, Objective, Pass, Slot, Start, Term
+from idiolect.words import Central, Local, Look, Objective, Pass, Slot, Start, Term
 
 
 @part
@@ -62,7 +62,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         return slot.memory, pick(local.total(local.end, class_sums(names, local.anatomy)), slot.received)
 
-    def aggregate(central: object, slot: Tree, mean: Tree) -> Tree:
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
         return mean
 
     return Part(

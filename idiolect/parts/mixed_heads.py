@@ -67,7 +67,7 @@ def mixed_heads(names: Scope = head) -> Part:
         return slot.memory, Tree(where, torch.cat([own.flat, means, (spread / count).clamp(min=0)], dim=-1))
 
     def confer(central: Central, uploads: Tree) -> Tree:
-        means, variances = uploads["means"].double(), uploads["variance"].double()
+        means, variances = uploads["means"].cpu().double(), uploads["variance"].cpu().double()
         centred = means - means.mean(dim=0)
         products = centred @ centred.T
         least = min(_LEAST, 0.5 / len(products))
@@ -78,6 +78,6 @@ def mixed_heads(names: Scope = head) -> Part:
             mix = torch.where(mix < least, 0.0, mix)
             mixes.append(mix / mix.sum())
         heads = pick(uploads, names(central.anatomy))
-        return Tree(heads.layout, torch.stack(mixes).to(heads.flat.dtype) @ heads.flat)
+        return Tree(heads.layout, torch.stack(mixes).to(heads.flat) @ heads.flat)
 
     return Part(mail=mail, begin=begin, finish=finish, confer=confer)
