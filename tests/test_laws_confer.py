@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from idiolect import Method, Training, methods, parts, scope
-from idiolect.client import mail_of
+from idiolect.client import _begin, mail_of
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
 from idiolect.errors import UsageError
 from idiolect.model import Model
+from idiolect.parts.class_means import class_sums
 from idiolect.parts.critical import _largest, _partners
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, population
@@ -166,6 +167,76 @@ def test_after_the_warm_up_heads_are_their_clients_own():
         assert torch.equal(own["4.weight"], letter(made, client)["4.weight"])
 
 
+def heads_told(means, variances, heads=((1.0,), (2.0,), (4.0,))):
+    """Return what clients are told of heads of one weight, given class means and variances of their features."""
+    anatomy = Model(nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()).anatomy
+    count = len(means)
+    uploads = rows(**{"1.weight": [[h] for h in heads[:count]], "means": means, "variance": [[v] for v in variances]})
+    return told(parts.mixed_heads(), uploads, anatomy=anatomy)["1.weight"].flatten().tolist()
+
+
+def test_mixed_heads_by_hand():
+    """Equal features: weights are the inverse variances. A distance of 1 costs client j alone: V_j + 1 for V_j."""
+    assert heads_told([[0.3, 0.1]] * 3, [1.0, 2.0, 2.0]) == pytest.approx([0.5 * 1 + 0.25 * 2 + 0.25 * 4] * 3)
+    first, second = heads_told([[1.0, 0.0], [1.0, 1.0]], [1.0, 3.0])
+    assert first == pytest.approx(0.8 * 1 + 0.2 * 2)  # 1 to 3 + 1
+    assert second == pytest.approx(0.6 * 1 + 0.4 * 2)  # 1 + 1 to 3
+    assert heads_told([[0.0], [1e3]], [1.0, 1.0])[0] == 1.0  # far away: a weight below 0.001 is none, the rest is one
+
+
+def test_a_head_in_a_cohort_of_one_is_its_own():
+    assert heads_told([[5.0]], [0.0]) == [1.0]
+
+
+def test_nothing_is_aligned_in_the_first_round_and_features_are_after_it():
+    def spread(strength, rounds):
+        made = played(methods.fedpac(strength=strength), rounds=rounds)
+        look = class_sums(scope.head, made.model.anatomy)
+        total = 0.0
+        for client in made.clients:
+            batch = made.assignment(client, "train").stream.epochs(1)
+            for step in batch:
+                z = made.model.observe(made.personal(client), step, look)
+                total += float(z["squares"] - (z["sums"].square().sum(1) / z["counts"].clamp(min=1)).sum())
+        return total
+
+    assert spread(10.0, 1) == spread(0.0, 1)
+    assert spread(10.0, 3) < 0.9 * spread(0.0, 3)
+
+
+def test_means_are_of_all_examples_and_classes_without_any_are_zero():
+    """Clients of one class each: what the server keeps is the mean of their sums, so its ratio is the class's mean."""
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
+    classes = {"a": ([0, 1, 2, 3, 4], 0), "b": ([5, 6, 7], 2), "c": ([8], 2)}
+    clients = {n: ClientData(train=(x[at], torch.full((len(at),), y))) for n, (at, y) in classes.items()}
+    net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).double()
+    training = Training(lr=1e-12, batch_size=None)  # bodies stay where they are
+    made = Federation(Model(net), methods.fedpac(), training, clients, 4, 1.0, 0)
+    made.play()
+    kept, z = made.server["aligned_features"], net[0](x).detach()
+    assert kept["counts"].tolist() == pytest.approx([5 / 3, 0, 4 / 3])
+    assert kept["sums"][1].tolist() == [0, 0]
+    assert torch.allclose(
+        kept["sums"][[0, 2]] / kept["counts"][[0, 2], None], torch.stack([z[:5].mean(0), z[5:].mean(0)])
+    )
+
+
+def test_head_and_body_take_turns():
+    """The head alone before, the body alone after; statistics stand still with the body."""
+    method = Method((parts.share(), parts.head_then_body(epochs=2, lr=0.3)))
+    made = federation(method)
+    head_names = scope.head(made.model.anatomy)
+    before = made.server["share"]
+    own = made.personal("ada")
+    end = made.train(made.assignment("ada", "train")).uploads["share"]
+    for name in before:
+        assert torch.equal(own[name], before[name]) == (name not in head_names)
+    work = made.assignment("ada", "train")
+    _, _, local = _begin(method, made.model, made.training, work)
+    assert all(torch.equal(end[name], local.start[name]) for name in head_names)
+    assert not any(torch.equal(end[name], local.start[name]) for name in ("0.weight", "1.running_mean", "4.bias"))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -186,6 +257,14 @@ def test_after_the_warm_up_heads_are_their_clients_own():
 def test_what_cannot_be_used_is_said(make, said):
     with pytest.raises(UsageError, match=said):
         make()
+
+
+def on_numbers():
+    """Play FedPAC where targets are numbers."""
+    x = torch.ones(4, 3).double()
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).double()
+    clients = {"a": ClientData(train=(x, x[:, :1]))}
+    Federation(Model(net, nn.MSELoss()), methods.fedpac(), Training(lr=0.1), clients, 1, 1.0, 0).play()
 
 
 def test_clients_of_one_round_alone_are_mixed():

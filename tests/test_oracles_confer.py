@@ -1,7 +1,9 @@
 """Methods whose clients learn from those that resemble them, against textbook loops."""
 
+from functools import partial
+
 import pytest
-from test_oracles import assert_follows
+from test_oracles import NAMES, ROUNDS, assert_follows, federation
 
 from idiolect import methods, scope
 from idiolect.method import Method
@@ -33,3 +35,28 @@ def test_fedcac_with_personal_batch_norm():
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_pfedsim(warmup, weighting):
     assert_follows(methods.pfedsim(warmup, weighting), confer.pfedsim, warmup=warmup, head="6")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "settings"), [("samples", {"strength": 0.7}), ("uniform", {"strength": 5.0, "head_lr": 0.5})]
+)
+def test_fedpac(weighting, settings):
+    """Also what each client predicts with: its head, trained anew on the newest body."""
+    method = methods.fedpac(**settings, weighting=weighting)
+    made = federation(method)
+
+    def epoch(purpose, t, i):
+        made.round = t
+        return [(b.x, b.y) for b in made.assignment(NAMES[i], purpose).stream.epochs(1)]
+
+    first = {(t, i): epoch("train", t, i) for t in range(ROUNDS) for i in range(len(NAMES))}
+    last = {(t, i): epoch("deploy", t + 1, i) for t in range(ROUNDS) for i in range(len(NAMES))}
+    body = sorted((~scope.head)(made.model.anatomy))
+    oracle = partial(
+        confer.fedpac,
+        classes=3,
+        first_epoch=lambda t, i: first[t, i],
+        deploy_epoch=lambda t, i: last[t, i],
+        shared=body,
+    )
+    assert_follows(method, oracle, **settings)

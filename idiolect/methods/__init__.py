@@ -2,7 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
-from idiolect.methods.collaboration import fedamp, fedcac, pfedsim
+from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
@@ -39,6 +39,7 @@ __all__ = [
     "fedlesam",
     "fednova",
     "fedntd",
+    "fedpac",
     "fedper",
     "fedproto",
     "fedprox",

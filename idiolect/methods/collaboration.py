@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from idiolect.card import carded
 from idiolect.method import Method, Weighting
-from idiolect.parts import attention, critical_mix, share, similar_bodies
-from idiolect.scope import everything, nothing
+from idiolect.parts import (
+    aligned_features,
+    attention,
+    critical_mix,
+    head_then_body,
+    mixed_heads,
+    share,
+    similar_bodies,
+)
+from idiolect.scope import Scope, everything, head, nothing
 
 
 @carded("FedAMP", 2021, "label skew", "Huang et al., AAAI 2021")
@@ -44,3 +52,31 @@ def pfedsim(warmup: int = 10, weighting: Weighting = "samples") -> Method:
         weighting: of FedAvg: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), similar_bodies(warmup)), "pFedSim", weighting)
+
+
+@carded("FedPAC", 2023, "label skew", "Xu et al., ICLR 2023")
+def fedpac(
+    strength: float = 1.0,
+    head_epochs: int = 1,
+    head_lr: float | None = None,
+    names: Scope = head,
+    weighting: Weighting = "samples",
+) -> Method:
+    """Share a body whose features are aligned by class; each client's head is mixed from those that suit it.
+
+    Every client's head goes to the server, which mixes them. For classes: targets are labels.
+
+    Args:
+        strength: of the pull of features to the cohort's mean of their class.
+        head_epochs: passes that train the head before the body.
+        head_lr: learning rate of the head; None takes the round's. The authors take 0.1.
+        names: the head.
+        weighting: of bodies: mean over clients by training examples, or uniform.
+    """
+    parts = (
+        share(~names),
+        mixed_heads(names),
+        aligned_features(strength, names),
+        head_then_body(names, head_epochs, head_lr),
+    )
+    return Method(parts, "FedPAC", weighting)

@@ -1,9 +1,11 @@
 """The ideas that methods are composed of."""
 
 from idiolect.parts.alignment import feature_alignment
+from idiolect.parts.alternate import head_then_body
 from idiolect.parts.attention import attention
 from idiolect.parts.bias import domain_bias
 from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
+from idiolect.parts.class_means import aligned_features
 from idiolect.parts.clusters import clusters
 from idiolect.parts.consistent import consistent_sam
 from idiolect.parts.contrast import model_contrast
@@ -15,6 +17,7 @@ from idiolect.parts.estimate import estimated_sam
 from idiolect.parts.fisher import fisher_weights
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
+from idiolect.parts.mixed_heads import mixed_heads
 from idiolect.parts.mixture import personal_mixture
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.neighbours import nearest_neighbours
@@ -35,6 +38,7 @@ from idiolect.parts.variates import control_variates
 __all__ = [
     "adaptive_mix",
     "adaptive_sam",
+    "aligned_features",
     "attention",
     "balanced_softmax",
     "calibrated_logits",
@@ -51,7 +55,9 @@ __all__ = [
     "flexible_sam",
     "freeze",
     "head_first",
+    "head_then_body",
     "meta_gradient",
+    "mixed_heads",
     "model_contrast",
     "moreau_envelope",
     "nearest_neighbours",

@@ -58,11 +58,12 @@ def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = 
 
     def confer(central: Central, uploads: Tree) -> Tree:
         rows, count = uploads.flat, len(uploads.flat)
-        apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+        apart = _squared_distances(rows)
         width = _median(apart) if sigma is None else sigma
         shares = others / max(count - 1, 1) * torch.exp(-apart / width)
         shares.fill_diagonal_(0.0)
-        return Tree(uploads.layout, (shares + torch.diag(1 - shares.sum(dim=1))) @ rows)
+        shares += torch.diag(1 - shares.sum(dim=1))
+        return Tree(uploads.layout, shares @ rows)
 
     return Part(mail=mail, direction=direction, finish=finish, confer=confer, neutral={"strength": 0.0})
 
@@ -70,6 +71,14 @@ def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = 
 def _trained(anatomy: Anatomy, tree: Tree) -> Tree:
     """Return the trainable weights that may be sent."""
     return pick(tree, anatomy.names("weight") & anatomy.exchangeable)
+
+
+def _squared_distances(rows: torch.Tensor) -> torch.Tensor:
+    """Return those of all pairs, from products about the mean: one kernel, in which little cancels."""
+    centred = rows - rows.mean(dim=0)
+    products = centred @ centred.T
+    lengths = products.diagonal()
+    return (lengths + lengths[:, None] - 2 * products).clamp(min=0)
 
 
 def _median(apart: torch.Tensor) -> torch.Tensor:

@@ -86,13 +86,14 @@ def _largest(values: Tree, share: float) -> Tree:
 
 def _partners(masks: torch.Tensor, bar: float) -> torch.Tensor:
     """Return for each client, a row, who counts in its mean; `bar` is where between mean and largest overlap."""
-    count = masks.sum(dim=1, keepdim=True).clamp(min=1)
-    overlap = 1 - torch.cdist(masks, masks, p=1) / (2 * count)
-    self = torch.eye(len(masks), dtype=torch.bool, device=masks.device)
+    common = masks @ masks.T
+    count = common.diagonal()
+    overlap = 1 - (count + count[:, None] - 2 * common) / (2 * count[:, None].clamp(min=1))
+    same = torch.eye(len(masks), dtype=torch.bool, device=masks.device)
     if len(masks) == 1:
-        return self
-    above = overlap - overlap[~self].mean()
-    return (above >= bar * above[~self].max()) | self
+        return same
+    above = overlap - overlap[~same].mean()
+    return (above >= bar * above[~same].max()) | same
 
 
 def _twice(one: Layout) -> Layout:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import combinations
 from statistics import median_low
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from idiolect.testing.oracles.common import (
+    Batches,
     Direction,
     Loss,
     OracleResult,
@@ -192,4 +197,139 @@ def pfedsim(warmup: int, head: str, **world: Unpack[World]) -> OracleResult:
         result.deployed.append(deployed(models, shared))
         for i, state in enumerate(result.deployed[-1]):
             state |= bodies.get(i, {}) | own.get(i, {})
+    return result
+
+
+def features(net: nn.Module, x: Tensor) -> Tensor:
+    """What the last layer of a chain is given, in evaluation mode."""
+    assert isinstance(net, nn.Sequential)
+    net.eval()
+    with torch.no_grad():
+        found: Tensor = net[:-1](x)
+    return found
+
+
+def by_class(net: nn.Module, epoch: Batches) -> dict[int, list[Tensor]]:
+    """The features of all examples of each class that occurs."""
+    found: dict[int, list[Tensor]] = {}
+    for x, y in epoch:
+        for z, label in zip(features(net, x), y.tolist(), strict=True):
+            found.setdefault(label, []).append(z)
+    return found
+
+
+def train_head(net: nn.Module, epoch: Batches, lr: float, world: World) -> None:
+    """Train the last layer of a chain on the features of these batches."""
+    assert isinstance(net, nn.Sequential)
+    seen = [(features(net, x), y) for x, y in epoch]
+    local_training(net[-1], seen, lr, plain(loss_of(world)), {}, world)
+
+
+def train_body(net: nn.Module, batches: Batches, lr: float, direction: Direction, world: World) -> None:
+    """Train all of a chain but its last layer."""
+    assert isinstance(net, nn.Sequential)
+    net[-1].requires_grad_(False)
+    local_training(net, batches, lr, direction, {}, world)
+    net[-1].requires_grad_(True)
+
+
+def to_targets(targets: dict[int, Tensor], strength: float, loss: Loss) -> Direction:
+    """The gradient in a chain of the loss, and λ times the mean squared distance of features to their targets."""
+
+    def direction(net: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
+        assert isinstance(net, nn.Sequential)
+        z, tensors = net[:-1](x), trainable(net)
+        near = F.mse_loss(z, torch.stack([targets[label] for label in y.tolist()])) if targets else 0.0
+        found = torch.autograd.grad(loss(net[-1](z), y) + strength * near, list(tensors.values()))
+        return dict(zip(tensors, found, strict=True))
+
+    return direction
+
+
+def smallest_form(p: Tensor) -> Tensor:
+    """The minimum of αᵀPα over α ≥ 0 that sums to one, by a look at every support."""
+    best, at = math.inf, torch.zeros(len(p), dtype=p.dtype)
+    for size in range(1, len(p) + 1):
+        for support in map(list, combinations(range(len(p)), size)):
+            on = torch.linalg.lstsq(p[support][:, support], torch.ones(size, 1, dtype=p.dtype)).solution[:, 0]
+            on = on / on.sum()
+            value = float(on @ p[support][:, support] @ on)
+            if (on >= 0).all() and value < best:
+                best, at = value, torch.zeros(len(p), dtype=p.dtype).index_put((torch.tensor(support),), on)
+    return at
+
+
+def fedpac(
+    strength: float,
+    classes: int,
+    first_epoch: Callable[[int, int], Batches],
+    deploy_epoch: Callable[[int, int], Batches],
+    head_lr: float | None = None,
+    **world: Unpack[World],
+) -> OracleResult:
+    """FedPAC among the clients of a round, on a chain whose last layer is the head.
+
+    A client takes its mixed head, trains it for an epoch on features of the received body, then the body under that
+    head with features pulled to the class means of the last round's clients, where there are such, else to its own
+    under the received body; in the first round without a pull. Class means are of the trained bodies, over all
+    examples. Heads are mixed with weights that minimise Σ α_j² V_j + Σ_y ‖Σ_j α_j (h_i[y] − h_j[y])‖², where
+    h_i[y] = p_y f_y and V_i = (Σ_y p_y E‖f‖²_y − Σ_y p_y² ‖f_y‖²) / n_i under the received body; those below 0.001
+    are left out. To predict, the newest body takes the client's mixed head, trained for an epoch.
+
+    Args:
+        strength: λ.
+        classes: number of classes.
+        first_epoch: ``first_epoch(round, client)`` lists the batches of one epoch, before local training.
+        deploy_epoch: the same for predicting once that round is over.
+        head_lr: of the head; None takes the round's.
+        world: see :class:`World`.
+
+    Reference: Xu et al., ICLR 2023.
+    """
+    models, shared = start(world)
+    last = f"{len(list(models[0].children())) - 1}."
+    layer = [name for name in trainable(models[0]) if name.startswith(last)]
+    mixed = [copy_of(model, layer) for model in models]
+    means: dict[int, Tensor] = {}
+    result = OracleResult()
+    for t in range(world["rounds"]):
+        cohort, lr = cohort_of(world, t), lr_of(world, t)
+        forms, variances = [], []
+        sums: dict[int, Tensor] = {}
+        counts: dict[int, int] = {}
+        for i in cohort:
+            net, epoch = models[i], first_epoch(t, i)
+            receive(net, shared | mixed[i])
+            received = by_class(net, epoch)
+            n = sum(map(len, received.values()))
+            width = next(iter(received.values()))[0].numel()
+            form, variance = torch.zeros(classes, width, dtype=torch.float64), 0.0
+            for c, zs in received.items():
+                p, f = len(zs) / n, torch.stack(zs)
+                form[c] = p * f.mean(0)
+                variance += p * float((f**2).sum(1).mean()) - p**2 * float((f.mean(0) ** 2).sum())
+            forms.append(form)
+            variances.append(variance / n)
+            train_head(net, epoch, head_lr or lr, world)
+            targets = {c: means.get(c, torch.stack(zs).mean(0)) for c, zs in received.items()} if t else {}
+            train_body(net, world["batches"](t, i), lr, to_targets(targets, strength, loss_of(world)), world)
+            for c, zs in by_class(net, epoch).items():
+                sums[c] = sums.get(c, 0.0) + torch.stack(zs).sum(0)
+                counts[c] = counts.get(c, 0) + len(zs)
+        means = {c: sums[c] / counts[c] for c in sums}
+        heads = [copy_of(models[i], layer) for i in cohort]
+        for i, own in zip(cohort, forms, strict=True):
+            matrix = [[float(((own - a) * (own - b)).sum()) for a in forms] for b in forms]
+            for j, v in enumerate(variances):
+                matrix[j][j] += v
+            alpha = smallest_form(torch.tensor(matrix, dtype=torch.float64))
+            kept = [a if a >= 1e-3 else 0.0 for a in alpha.tolist()]
+            mixed[i] = weighted(heads, [a / sum(kept) for a in kept])
+        shared = average([models[i] for i in cohort], [world["weights"][i] for i in cohort], shared)
+        result.shared.append(shared)
+        copies = [deepcopy(model) for model in models]
+        for i, net in enumerate(copies):
+            receive(net, shared | mixed[i])
+            train_head(net, deploy_epoch(t, i), head_lr or lr_of(world, min(t + 1, world["rounds"] - 1)), world)
+        result.deployed.append([copy_of(model, model.state_dict()) for model in copies])
     return result
