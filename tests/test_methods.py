@@ -1,6 +1,7 @@
 from idiolect import methods, parts, scope
 from idiolect.testing.checks import check_identical_clients, parametrize_with_checks
 
+NOISY = methods.fedcr(strength=0.02, samples=2)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 CATALOGUE = [
     methods.fedavg(),
@@ -29,6 +30,7 @@ CATALOGUE = [
     methods.fedlc(tau=0.5),
     methods.fedntd(strength=0.7, temperature=2.0),
     methods.moon(strength=0.6),
+    NOISY,
     methods.fedproto(),
     methods.fedavg() + parts.prototypes(0.5, "samples"),
     methods.fedrod(),
@@ -38,7 +40,8 @@ CATALOGUE = [
 
 
 EXCEPTIONS = {
-    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"}
+    RANDOM: {check_identical_clients: "each client draws its layers: equal clients may perturb different ones"},
+    NOISY: {check_identical_clients: "each client draws its own noise"},
 }
 
 

@@ -2,7 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.drift import scaffold
-from idiolect.methods.losses import fedlc, fedntd, fedproto, fedrod, moon
+from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import ditto, fedala
 from idiolect.methods.sharpness import fedasam, fedfsa, fedsam, mofedsam
@@ -15,6 +15,7 @@ __all__ = [
     "fedavg",
     "fedavg_ft",
     "fedbn",
+    "fedcr",
     "fedfsa",
     "fedlc",
     "fedntd",

@@ -3,6 +3,7 @@
 from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
 from idiolect.parts.contrast import model_contrast
 from idiolect.parts.distil import not_true_distillation
+from idiolect.parts.gaussians import class_gaussians
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.momentum import server_momentum
 from idiolect.parts.private_head import private_head
@@ -18,6 +19,7 @@ __all__ = [
     "adaptive_sam",
     "balanced_softmax",
     "calibrated_logits",
+    "class_gaussians",
     "control_variates",
     "finetune",
     "flexible_sam",
