@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -51,6 +52,27 @@ def uniform_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         z = (z ^ _shift_right(z, shift)) * multiplier
     z = z ^ _shift_right(z, 31)
     return _shift_right(z, 11).to(torch.float64).mul(2.0**-53).to(dtype)
+
+
+def normal_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Return `count` standard normal numbers that depend on an integer alone, shape ``(..., count)``.
+
+    Box and Muller's transform of `uniform_hash`.
+
+    Args:
+        seed: () int64; or ``(...)``, one for each row of a stack.
+        count: how many numbers.
+        dtype: floating dtype of the result.
+
+    Example:
+        >>> a = normal_hash(torch.tensor(7), 10_000, torch.float64)
+        >>> bool(abs(a.mean()) < 0.05 and abs(a.var() - 1) < 0.05)
+        True
+    """
+    half = (count + 1) // 2
+    uniform = uniform_hash(seed, 2 * half, torch.float64)
+    length, angle = (-2 * torch.log1p(-uniform[..., :half])).sqrt(), 2 * math.pi * uniform[..., half:]
+    return torch.cat([length * angle.cos(), length * angle.sin()], dim=-1)[..., :count].to(dtype)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:

@@ -94,7 +94,7 @@ def server_round(
             else:
                 equal = part.uniform or method.weighting == "uniform"
                 means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
-    central = replace(central, participation=arrived / population)
+    central = replace(central, participation=arrived / population, arrived=arrived)
     after: Slots = {}
     mail: list[Slots] = [{} for _ in range(arrived)]
     for part in method.parts:

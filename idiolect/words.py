@@ -292,6 +292,7 @@ class Central:
         lr: learning rate of this round.
         participation: clients whose upload counts / population; while they arrive, the cohort / population.
         round: rounds played before this one.
+        arrived: clients whose upload counts; 0 while they arrive.
     """
 
     anatomy: Anatomy
@@ -300,3 +301,4 @@ class Central:
     lr: float
     participation: float
     round: int = 0
+    arrived: int = 0

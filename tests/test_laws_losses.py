@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
+from idiolect.client import client_round
 from idiolect.describe import describe
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
-from idiolect.testing.checks import same
+from idiolect.rng import normal_hash
+from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, federation, network
 from idiolect.tree import combine, vectors
 from idiolect.words import Batch
@@ -40,13 +42,13 @@ def objective_of(made, name, client="a"):
         return part.finish(local, slot)
 
     spy = replace(part, finish=finish, objective=None)
-    made.method = Method(tuple(spy if p is part else p for p in made.method.parts))
-    made.train(made.assignment(client, "train"))
+    method = Method(tuple(spy if p is part else p for p in made.method.parts))
+    client_round(method, made.learner, made.training, made.assignment(client, "train"))
     return seen["made"], Batch(*made.clients[client].train)
 
 
 @pytest.mark.parametrize(
-    "method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod(), methods.fedproto()]
+    "method", [methods.fedlc(), methods.fedntd(), methods.moon(), methods.fedrod(), methods.fedproto(), methods.fedcr()]
 )
 def test_a_method_describes_itself(method):
     assert describe(method, Model(network()))
@@ -171,9 +173,10 @@ def test_without_prototypes_there_is_no_pull():
         assert (gap < 1e-12) == (rounds == 1)
 
 
-def test_prototypes_by_hand():
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+def test_prototypes_by_hand(weighting):
     """Two clients with classes 0 and 0, 1: a class absent from both has no prototype, one absent now keeps its own."""
-    made = linear_world(methods.fedproto(weighting="samples"), [0], 0)
+    made = linear_world(methods.fedproto(weighting=weighting), [0], 0)
     x = {name: torch.randn(n, 3).double() for name, n in (("a", 2), ("b", 4))}
     made.clients = {
         "a": ClientData(train=(x["a"], torch.tensor([0, 0]))),
@@ -182,7 +185,8 @@ def test_prototypes_by_hand():
     made.play()
     z = {name: made.model.module(made.personal(name))[:-1](x[name]).detach() for name in "ab"}
     slot = made.server["prototypes"]
-    assert torch.allclose(slot["prototypes"][0], (z["a"].sum(0) + z["b"][0]) / 3, rtol=0, atol=1e-12)
+    by = {"samples": (z["a"].sum(0) + z["b"][0]) / 3, "uniform": (z["a"].mean(0) + z["b"][0]) / 2}
+    assert torch.allclose(slot["prototypes"][0], by[weighting], rtol=0, atol=1e-12)
     assert torch.allclose(slot["prototypes"][1], z["b"][1:].mean(0), rtol=0, atol=1e-12)
     assert slot["known"].tolist() == [1, 1, 0]
     made.participation = 0.5
@@ -192,6 +196,108 @@ def test_prototypes_by_hand():
     assert torch.equal(made.server["prototypes"]["prototypes"][1], slot["prototypes"][1])
     assert not torch.equal(made.server["prototypes"]["prototypes"][0], slot["prototypes"][0])
     assert made.server["prototypes"]["known"].tolist() == [1, 1, 0]
+
+
+def gaussian_world(**settings):
+    method = Method((parts.share(~scope.head), parts.class_gaussians(**{"strength": 0.5, "samples": 3, **settings})))
+    return linear_world(method, [0, 1, 1, 0], 0)
+
+
+def test_features_with_hardly_any_spread_and_no_hold_are_plain():
+    made = gaussian_world(strength=0.0)
+    objective, batch = objective_of(made, "class_gaussians")
+    losses = {}
+    for bias in (-50.0, 0.0):
+        weights = made.model.initial.clone()
+        weights["2.spread.bias"].fill_(bias)
+        plain = made.model.grad(weights, batch).loss
+        losses[bias] = float((made.model.grad(weights, batch, objectives=[objective]).loss - plain).abs())
+    assert losses[-50.0] < 1e-3 < losses[0.0]
+
+
+def test_noise_is_of_the_client_and_the_step():
+    made = gaussian_world()
+    found = set()
+    for client in "ab":
+        objective, _ = objective_of(made, "class_gaussians", client)
+        batch = Batch(*made.clients["a"].train)
+        for steps in (0, 1):
+            weights = made.model.initial.clone()
+            weights["2.noise.steps"].fill_(steps)
+            losses = [made.model.grad(weights, batch, objectives=[objective]).loss.item() for _ in range(2)]
+            assert losses[0] == losses[1]
+            found.add(losses[0])
+    assert len(found) == 4
+    for rounds in (1, 2):
+        made.play()
+        assert made.personal("a")["2.noise.steps"].item() == rounds
+
+
+def test_hashed_normal_numbers():
+    """Moments of a standard normal, in any form asked for: a row for each seed, odd counts, single precision."""
+    seeds = torch.tensor([[5], [6]])
+    rows = normal_hash(seeds, 20_001, torch.float64)
+    assert rows.shape == (2, 1, 20_001)
+    assert torch.equal(rows[1, 0], normal_hash(torch.tensor(6), 20_001, torch.float64))
+    z = rows[0, 0]
+    moments = [float(m) for m in (z.mean(), z.square().mean(), z.pow(3).mean(), z.pow(4).mean())]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.15)
+    assert torch.corrcoef(torch.stack([z, rows[1, 0]]))[0, 1].abs() < 0.03
+    assert torch.corrcoef(torch.stack([z[:10_000], z[10_001:]]))[0, 1].abs() < 0.03
+    assert torch.isfinite(normal_hash(torch.arange(50), 1000, torch.float32)).all()
+
+
+def test_both_passes_of_sam_see_the_same_noise():
+    exchange, gaussians = parts.share(~scope.head), parts.class_gaussians(0.1, 2)
+    plain = played(Method((exchange, gaussians)), rounds=2)
+    for order in ((parts.sam(1e-9), gaussians), (gaussians, parts.sam(1e-9))):
+        sharp = played(Method((exchange, *order)), rounds=2)
+        assert (sharp.server["share"] - plain.server["share"]).flat.abs().max() < 1e-7
+        assert sharp.personal("ada")["6.noise.steps"].item() == plain.personal("ada")["6.noise.steps"].item()
+
+
+def test_gaussians_by_hand():
+    """All deviations are softplus(0) where V stays zero; class 2 has no example and keeps N(0, 1)."""
+    made = gaussian_world(renewal=0.25)
+    made.training = replace(made.training, lr=1e-300)
+    made.play()
+    slot, sigma = made.server["class_gaussians"], math.log(2)
+    body = made.model.module(made.model.initial)[:-1]
+    z = torch.cat([body(made.clients[name].train.x[[0, 3]]).detach() for name in "ab"])
+    precision = 1 + 4 / sigma**2
+    assert torch.allclose(slot["mean"][0], 0.25 * z.sum(0) / sigma**2 / precision, rtol=0, atol=1e-12)
+    assert torch.allclose(slot["deviation"][0], torch.full((4,), 0.75 + 0.25 / precision**0.5).double(), atol=1e-12)
+    assert not slot["mean"][2].any()
+    assert (slot["deviation"][2] == 1).all()
+    made.clients = {
+        name: ClientData(train=(data.train.x[[0]], data.train.y[[0]])) for name, data in made.clients.items()
+    }
+    made.play()
+    after = made.server["class_gaussians"]
+    assert not torch.equal(after["mean"][0], slot["mean"][0])
+    assert all(torch.equal(after[name][1:], slot[name][1:]) for name in ("mean", "deviation"))
+
+
+def test_the_direction_of_the_divergence():
+    """One dimension of many by hand: features at z with softplus(0), a class at 0 with deviation 1."""
+    found = {}
+    for kl in ("code", "bound"):
+        made, free = gaussian_world(kl=kl), gaussian_world(strength=0.0)
+        weights = made.model.initial.clone()
+        weights.flat.zero_()
+        held, _ = objective_of(made, "class_gaussians")
+        alone, batch = objective_of(free, "class_gaussians")
+        losses = [made.model.grad(weights, batch, objectives=[o]).loss.item() for o in (held, alone)]
+        found[kl] = (losses[0] - losses[1]) / 0.5 / 4
+    s = math.log(2)
+    assert found["code"] == pytest.approx(math.log(s) + 1 / (2 * s**2) - 0.5, abs=1e-12)
+    assert found["bound"] == pytest.approx(-math.log(s) + s**2 / 2 - 0.5, abs=1e-12)
+
+
+def test_features_predict_by_their_means():
+    made = federation(methods.fedcr(1e-3, 2))
+    x, _ = made.clients["ada"].test
+    assert torch.equal(made.model.predict(made.model.initial, x), Model(network()).predict(Model(network()).initial, x))
 
 
 def test_losses_that_compare_classes_refuse_other_targets():

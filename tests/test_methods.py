@@ -10,6 +10,7 @@ def names(method):
     return {part.name for part in method.parts}
 
 
+NOISY = methods.fedcr(strength=0.02, samples=2)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 FEDAMP, FEDPAC = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7)
 CATALOGUE = [
@@ -57,6 +58,7 @@ CATALOGUE = [
     methods.fedlc(tau=0.5),
     methods.fedntd(strength=0.7, temperature=2.0),
     methods.moon(strength=0.6),
+    NOISY,
     methods.fedproto(),
     methods.fedavg() + parts.prototypes(0.5, "samples"),
     methods.fedrod(),
@@ -94,6 +96,7 @@ EXCEPTIONS = {
     **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
+    NOISY: {check_identical_clients: "each client draws its own noise"},
 }
 
 

@@ -6,7 +6,7 @@ from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
-from idiolect.methods.losses import fedlc, fedntd, fedproto, fedrod, moon
+from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalisation import bn_only, fedbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
@@ -30,6 +30,7 @@ __all__ = [
     "fedbabu",
     "fedbn",
     "fedcac",
+    "fedcr",
     "feddbe",
     "feddyn",
     "fedfsa",

@@ -15,6 +15,7 @@ from idiolect.parts.dynamic import dynamic
 from idiolect.parts.envelope import moreau_envelope
 from idiolect.parts.estimate import estimated_sam
 from idiolect.parts.fisher import fisher_weights
+from idiolect.parts.gaussians import class_gaussians
 from idiolect.parts.meta import meta_gradient
 from idiolect.parts.mix import adaptive_mix
 from idiolect.parts.mixed_heads import mixed_heads
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "balanced_softmax",
     "calibrated_logits",
+    "class_gaussians",
     "clusters",
     "consistent_sam",
     "control_variates",

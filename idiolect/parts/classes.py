@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from idiolect.anatomy import Anatomy
+from idiolect.anatomy import Anatomy, anatomy_of
 from idiolect.errors import UsageError
 from idiolect.scope import Scope, layer_of
 
@@ -32,8 +32,6 @@ def classifier(names: Scope, anatomy: Anatomy) -> Classifier:
         UsageError: if they are not of one linear layer.
 
     Example:
-        >>> from torch import nn
-        >>> from idiolect.anatomy import anatomy_of
         >>> from idiolect.scope import head
         >>> classifier(head, anatomy_of(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))))
         Classifier(layer='2', classes=3, features=4)
@@ -43,6 +41,18 @@ def classifier(names: Scope, anatomy: Anatomy) -> Classifier:
     if len(shape) != 2:
         raise UsageError(f"{names} must be a linear layer from features to classes; {found.layer!r} is none")
     return found._replace(classes=shape[0], features=shape[1])
+
+
+def layer_in(module: nn.Module, names: Scope) -> nn.Linear:
+    """Return the layer itself that `classifier` finds in a module.
+
+    Raises:
+        UsageError: if it is not linear.
+    """
+    found = module.get_submodule(classifier(names, anatomy_of(module)).layer)
+    if not isinstance(found, nn.Linear):
+        raise UsageError(f"{names} must be a linear layer from features to classes, not {type(found).__name__}")
+    return found
 
 
 def of_class(y: Tensor, classes: int) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idiolect.anatomy import Private, anatomy_of
+from idiolect.anatomy import Private
 from idiolect.part import Part, part
-from idiolect.parts.classes import classifier
+from idiolect.parts.classes import classifier, layer_in
 from idiolect.scope import Scope, head
 from idiolect.tree import Tree
 from idiolect.words import Local, Objective, Pass, Slot, Term
@@ -57,9 +57,8 @@ def private_head(layer: Scope = head) -> Part:
     """
 
     def attach(module: nn.Module) -> None:
-        shared = module.get_submodule(classifier(layer, anatomy_of(module)).layer)
+        shared = layer_in(module, layer)
         if not hasattr(shared, "private"):
-            assert isinstance(shared.weight, Tensor)
             shared.private = PrivateHead(shared.weight)
             shared.register_forward_hook(shared.private.beside)  # a bound method: copies of the module keep their own
 

@@ -6,7 +6,7 @@ The features of an example are what the last linear layer is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Unpack
@@ -36,14 +36,22 @@ from idiolect.testing.oracles.common import (
 def last_linear(model: nn.Module) -> nn.Linear:
     """The last linear layer of a model: its head."""
     named = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
-    return [module for name, module in named if not name.endswith("private")][-1]
+    return [module for name, module in named if not name.endswith(("private", "spread"))][-1]
 
 
-def private_of(model: nn.Module) -> nn.Linear:
-    """The linear layer that stands beside the head."""
-    found = last_linear(model).get_submodule("private")
-    assert isinstance(found, nn.Linear)
-    return found
+def attach(model: nn.Module, name: str, outputs: int) -> None:
+    """List a linear map of the head's input, zero at first, in the head, which does not use it."""
+    last = last_linear(model)
+    beside = nn.Linear(last.in_features, outputs, dtype=last.weight.dtype)
+    nn.init.zeros_(beside.weight)
+    nn.init.zeros_(beside.bias)
+    last.add_module(name, beside)
+
+
+def beside_head(model: nn.Module, name: str, z: Tensor) -> Tensor:
+    """What a layer that is listed in the head makes of features."""
+    outputs: Tensor = last_linear(model).get_submodule(name)(z)
+    return outputs
 
 
 def features_and_outputs(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,20 +214,17 @@ def fedrod(epochs: int, **world: Unpack[World]) -> OracleResult:
     Reference: Chen and Chao, ICLR 2022.
     """
     world = {**world, "shared": everything(world["model"]), "model": deepcopy(world["model"])}
-    last = last_linear(world["model"])
-    beside = nn.Linear(last.in_features, last.out_features, dtype=last.weight.dtype)
-    nn.init.zeros_(beside.weight)
-    nn.init.zeros_(beside.bias)
-    last.add_module("private", beside)
+    classes = last_linear(world["model"]).out_features
+    attach(world["model"], "private", classes)
 
     def of_client(i: int, received: nn.Module, batches: Batches) -> Direction:
-        counts = class_counts(batches, epochs, last.out_features)
+        counts = class_counts(batches, epochs, classes)
         logs = torch.tensor([math.log(max(n, 1e-8)) for n in counts], dtype=torch.float64)
 
         def direction(model: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
             z, outputs = features_and_outputs(model, x)
             generic = slope(model, loss_of(world)(outputs + logs, y))
-            own = outputs.detach() + z.detach() @ private_of(model).weight.T + private_of(model).bias
+            own = outputs.detach() + beside_head(model, "private", z.detach())
             personal = slope(model, loss_of(world)(own, y))
             return {name: personal[name] if ".private." in name else generic[name] for name in generic}
 
@@ -281,4 +286,99 @@ def fedproto(lam: float, by_examples: bool, epochs: int, **world: Unpack[World])
         result.shared.append({})
         result.deployed.append(deployed(models, {}))
         result.prototypes.append(dict(prototypes))
+    return result
+
+
+@dataclass
+class GaussianResult(OracleResult):
+    """What FedCR left behind, with one entry per round.
+
+    Attributes:
+        gaussians: mean and standard deviation of each class.
+    """
+
+    gaussians: list[dict[int, tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+
+def divergence(mean_p: Tensor, dev_p: Tensor, mean_q: Tensor, dev_q: Tensor) -> Tensor:
+    """KL(p || q) of Gaussians with independent dimensions."""
+    normal = torch.distributions.Normal
+    return torch.distributions.kl_divergence(normal(mean_p, dev_p), normal(mean_q, dev_q)).sum()
+
+
+def fedcr(
+    beta: float,
+    renewal: float,
+    bound: bool,
+    epochs: int,
+    noise: Callable[[int, int, int], Tensor],
+    **world: Unpack[World],
+) -> GaussianResult:
+    """FedCR: features z become N(z, softplus(Vz + v)²), whose divergence from the Gaussian of their class is held down.
+
+    The loss is the mean over samples of that of the head, plus β KL(class ‖ features). After training, in evaluation
+    mode, each client adds up, class by class, precisions and precisions times means of its examples; the server adds
+    those of the clients and a unit Gaussian, and turns the sums into a mean and a deviation. V and v are zero at first
+    and are listed as ``spread`` in the head; they are shared like the body; the head is not. No deviation is below
+    1e-4.
+
+    Args:
+        beta: strength β.
+        renewal: how far class means and deviations go to the new ones.
+        bound: take KL(features ‖ class) instead.
+        epochs: how many epochs a client's batches cover.
+        noise: ``noise(round, client, step)`` is ``(samples, batch, features)`` of standard normal numbers.
+        world: see :class:`World`; what is shared is decided here.
+
+    Reference: Zhang et al., ICML 2023.
+    """
+    net = deepcopy(world["model"])
+    attach(net, "spread", last_linear(net).in_features)
+    head = {id(tensor) for tensor in last_linear(net).parameters(recurse=False)}
+    personal = {name for name, tensor in net.named_parameters() if id(tensor) in head}
+    shared_names = [name for name in everything(net) if name not in personal]
+    models, shared = start({**world, "model": net, "shared": shared_names})
+    unit = torch.zeros(last_linear(net).in_features, dtype=torch.float64)
+    gaussians = {c: (unit, torch.ones_like(unit)) for c in range(last_linear(net).out_features)}
+    result = GaussianResult()
+
+    def deviation(model: nn.Module, z: Tensor) -> Tensor:
+        return (1 + torch.exp(beside_head(model, "spread", z))).log().clamp(min=1e-4)
+
+    for t in range(world["rounds"]):
+        cohort = cohort_of(world, t)
+        precision = {c: torch.zeros_like(unit) for c in gaussians}
+        weighted = {c: torch.zeros_like(unit) for c in gaussians}
+        for i in cohort:
+            receive(models[i], shared)
+            batches, step = world["batches"](t, i), iter(range(10**6))
+
+            def direction(
+                model: nn.Module, x: Tensor, y: Tensor, _: State, t: int = t, i: int = i, step: Iterator[int] = step
+            ) -> State:
+                z, _outputs = features_and_outputs(model, x)
+                sigma, draws = deviation(model, z), noise(t, i, next(step))
+                loss = torch.zeros((), dtype=torch.float64)
+                for draw in draws:
+                    loss = loss + loss_of(world)(last_linear(model)(z + sigma * draw), y) / len(draws)
+                for k, label in enumerate(y.tolist()):
+                    p, q = gaussians[label], (z[k], sigma[k])
+                    loss = loss + beta * (divergence(*q, *p) if bound else divergence(*p, *q)) / len(y)
+                return slope(model, loss)
+
+            local_training(models[i], batches, lr_of(world, t), direction, shared, world)
+            for x, y in batches[: len(batches) // epochs]:
+                z = looking_on(models[i], x)[0]
+                sigma = deviation(models[i], z).detach()
+                for k, label in enumerate(y.tolist()):
+                    precision[label] = precision[label] + 1 / sigma[k] ** 2
+                    weighted[label] = weighted[label] + z[k] / sigma[k] ** 2
+        for c, (mean, dev) in gaussians.items():
+            if (precision[c] > 0).any():
+                new_mean, new_dev = weighted[c] / (1 + precision[c]), (1 + precision[c]) ** -0.5
+                gaussians[c] = (1 - renewal) * mean + renewal * new_mean, (1 - renewal) * dev + renewal * new_dev
+        shared = average([models[i] for i in cohort], [world["weights"][i] for i in cohort], shared)
+        result.shared.append(shared)
+        result.deployed.append(deployed(models, shared))
+        result.gaussians.append(dict(gaussians))
     return result
