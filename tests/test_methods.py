@@ -85,18 +85,30 @@ CATALOGUE = [
     methods.fedbn() + parts.estimated_sam(0.1) + parts.control_variates() + parts.relaxed_start(),
     methods.fedbn() + parts.normalised_average() + parts.server_adaptive("yogi"),
     methods.fedbn() + parts.personal_mixture(),
+    # duals, and SAM in other places
+    methods.feddyn(strength=0.3),
+    methods.fedspeed(rho=0.1, strength=0.3),
+    methods.fedspeed(rho=0.1, strength=0.3, dual_mean="participants"),
+    methods.fedsmoo(rho=0.1, strength=0.3),
+    methods.fedsmoo(rho=0.1, strength=0.3, report="paper"),
+    methods.fedgloss(rho=0.1, strength=0.3, rho_local=0.1),
+    methods.fedbn() + parts.consistent_sam(0.1) + parts.server_sam(0.1) + parts.dynamic(0.3),
+    methods.sam_on(rho=0.3),
+    methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalisation),
 ]
 
 
 RANDOM_LAYERS = "each client draws its layers: equal clients may perturb different ones"
 SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 STEPS = "the server goes on from the mean by a step of its own"
+DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
     RANDOM: {check_identical_clients: RANDOM_LAYERS},
     **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
     NOISY: {check_identical_clients: "each client draws its own noise"},
+    **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
 }
 
 

@@ -77,7 +77,7 @@ def _fits(names: Scope | None) -> Callable[[Start], Tree]:
 
     def memory(start: Start) -> Tree:
         some = names is None or names(start.anatomy) & start.anatomy.names("weight")
-        require(bool(some), f"sam: {names} names no weight of the model")
+        require(bool(some), f"nothing to perturb: {names} names no weight of the model")
         return EMPTY
 
     return memory

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from idiolect.testing.oracles.common import (
     Batches,
+    Loss,
     OracleResult,
     State,
     World,
@@ -161,6 +162,21 @@ def fedspeed(
     return result
 
 
+def consistent(rho: float, mu: State, s: State, last: State, loss: Loss) -> Slope:
+    """The gradient at w + ŝ of FedSMOO; μ moves, and ``last`` becomes ŝ, each time it is taken."""
+
+    def perturbation(g: State) -> State:
+        q = {name: g[name] - mu[name] - s[name] if name in s else g[name] for name in g}
+        length = norm(q.values()) + TINY
+        for name in q:
+            last[name] = rho * q[name] / length
+        for name in s:
+            mu[name] = mu[name] + last[name] - s[name]
+        return last
+
+    return lambda model, x, y: gradient_uphill(model, x, y, loss, perturbation)
+
+
 def fedsmoo(rho: float, lam: float, report: Literal["code", "paper"] = "code", **world: Unpack[World]) -> DualResult:
     """FedSMOO: local steps along g(w + ŝ) + λ (w − w_t + h_i), with ŝ = ρ q/‖q‖ and q = g − μ_i − s.
 
@@ -179,19 +195,7 @@ def fedsmoo(rho: float, lam: float, report: Literal["code", "paper"] = "code", *
         a = {name: torch.zeros_like(s[name]) for name in s}
         for i, weight in zip(cohort, weights, strict=True):
             last: State = {}
-
-            def perturbation(g: State, mu: State = mu[i], s: State = s, last: State = last) -> State:
-                q = {name: g[name] - mu[name] - s[name] if name in s else g[name] for name in g}
-                length = norm(q.values()) + TINY
-                for name in q:
-                    last[name] = rho * q[name] / length
-                for name in s:
-                    mu[name] = mu[name] + last[name] - s[name]
-                return last
-
-            def slope(model: nn.Module, x: Tensor, y: Tensor, up: Callable[[State], State] = perturbation) -> State:
-                return gradient_uphill(model, x, y, loss_of(world), up)
-
+            slope = consistent(rho, mu[i], s, last, loss_of(world))
             receive(models[i], shared)
             dual = {name: -lam * h[i][name] for name in s}
             pulled_training(models[i], world["batches"](t, i), lr_of(world, t), slope, dual, lam, shared, world)
