@@ -67,8 +67,8 @@ def check_engines_agree(method: Method) -> None:
     for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):
         other = played(method, clients=clients, engine=engine)
         same_state(alone, other, 1e-12)
-        for client in clients:
-            own = torch.tensor(next(engine.measure(other, [client], _values)), dtype=torch.float64)
+        for client, values in zip(clients, engine.measure(other, list(clients), _values), strict=True):
+            own = torch.tensor(values, dtype=torch.float64)
             assert (own - alone.personal(client).flat).abs().max() <= 1e-12, (engine, client)
         engine.close()
 
