@@ -70,12 +70,12 @@ class Kernels:
         """
         where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
         gradient = Tree(where, weights.flat.new_empty(where.total))
-        buffers = Tree(self.anatomy.buffers, combine(self.anatomy.buffers, weights).flat.clone())
-        tensors = _views(weights)
-        first = len(self.anatomy.trainable.names)
-        tensors[first:] = _views(buffers)
-        views = dict(zip(where.names, _views(gradient), strict=True))
-        targets = [views.get(name) for name in self.anatomy.trainable.names]
+        buffers = combine(self.anatomy.buffers, weights).clone()
+        tensors = (*weights.tensors[: len(self.anatomy.trainable.names)], *buffers.tensors)
+        targets: Sequence[Tensor | None] = gradient.tensors
+        if only is not None:
+            views = dict(zip(where.names, targets, strict=True))
+            targets = [views.get(name) for name in self.anatomy.trainable.names]
         loss = self._pass(tensors, targets, _batch(step), 0.0, 1.0)
         return Gradient(gradient, buffers, loss)
 
@@ -90,8 +90,7 @@ class Kernels:
         Returns:
             () the loss before the step.
         """
-        tensors = _views(weights)
-        return self._pass(tensors, tensors, _batch(step), 1.0, -rate)
+        return self._pass(weights.tensors, weights.tensors, _batch(step), 1.0, -rate)
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode, without a graph.
@@ -100,13 +99,12 @@ class Kernels:
             weights: the whole row, (P,).
             x: (b, ...) inputs.
         """
-        tensors = _views(weights)
         for layer, places in zip(self._layers, self._places, strict=True):
-            x = layer.predict(x, [tensors[i] for i in places])
+            x = layer.predict(x, [weights.tensors[i] for i in places])
         return x
 
     def _pass(
-        self, tensors: list[Tensor], targets: Sequence[Tensor | None], batch: Batch, beta: float, alpha: float
+        self, tensors: Sequence[Tensor], targets: Sequence[Tensor | None], batch: Batch, beta: float, alpha: float
     ) -> Tensor:
         """Go forward and back; each target becomes ``beta * target + alpha * gradient``. Return the loss."""
         x, train = batch.x, not batch.frozen
@@ -145,8 +143,3 @@ def _batch(step: Step) -> Batch:
         raise TypeError("explicit kernels differentiate one client at a time")
     return step
 
-
-def _views(tree: Tree) -> list[Tensor]:
-    """Return a row's tensors, in order, as views."""
-    pieces: tuple[Tensor, ...] = tree.flat.split_with_sizes(tree.layout.sizes)
-    return [p if len(s) == 1 else p.view(s) for p, s in zip(pieces, tree.layout.shapes, strict=True)]

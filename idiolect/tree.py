@@ -69,11 +69,12 @@ class Tree(Mapping[str, Tensor]):
         (12.0, ['w', 'b'])
     """
 
-    __slots__ = ("flat", "layout")
+    __slots__ = ("_tensors", "flat", "layout")
 
     def __init__(self, layout: Layout, flat: Tensor) -> None:
         self.layout = layout
         self.flat = flat
+        self._tensors: tuple[Tensor, ...] | None = None
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Tree:
@@ -89,6 +90,15 @@ class Tree(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.stretch(name).view(self.flat.shape[:-1] + self.layout.shape_of[name])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors in order; these views are made once, and serve a row that moves in place from step to step."""
+        if self._tensors is None:
+            pieces: tuple[Tensor, ...] = self.flat.split_with_sizes(self.layout.sizes, -1)
+            lead, shapes = self.flat.shape[:-1], self.layout.shapes
+            self._tensors = tuple(p if len(s) == 1 else p.view(lead + s) for p, s in zip(pieces, shapes, strict=True))
+        return self._tensors
 
     def stretch(self, name: str) -> Tensor:
         """Return a tensor as its stretch of the row, shape ``(..., size)``: reduce along the last axis."""
