@@ -153,7 +153,7 @@ def test_the_federation_is_left_as_it_was(rule):
 def test_order_of_clients_is_irrelevant():
     made = played(methods.fedbn())
     before = {rule: given(made, rule) for rule in RULES}
-    store = RamStore({})
+    store = RamStore(made.memory.get("nobody"))
     for name in reversed(list(made.memory)):
         store.put(name, made.memory.get(name))
     made.memory = store

@@ -37,7 +37,7 @@ def memory(value):
 class Stores(RuleBasedStateMachine):
     """Puts, checkpoints and crashes in any order: a store has what a dict has."""
 
-    make = staticmethod(lambda folder: RamStore(FRESH))
+    make = staticmethod(lambda folder: RamStore(FRESH, block_bytes=60))  # two clients
 
     @initialize()
     def start(self):
@@ -88,6 +88,33 @@ def test_what_is_put_or_got_is_a_copy(make):
     store, mine = make(FRESH), memory(1.0)
     store.put("ada", mine)
     mine["share"].flat.zero_()
+    got = store.get("ada")
+    same(got, memory(1.0))
+    store.put("ada", memory(2.0))
+    same(got, memory(1.0))
+
+
+def test_a_memory_of_another_form_is_refused():
+    store = RamStore(FRESH)
+    other = Tree.of({"b": torch.zeros(1), "w": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"share: the memory of a client changed from Tree\(w .*, b .*to Tree\(b"):
+        store.put("ada", {"share": other, "none": EMPTY})
+    assert "ada" not in store
+
+
+def test_a_fork_cannot_change_the_memories_of_its_parent():
+    store = RamStore(FRESH)
+    store.put("ada", memory(1.0))
+    child = os.fork()
+    if child == 0:
+        try:
+            same(store.get("ada"), memory(1.0))
+            store.put("ada", memory(2.0))
+        except RuntimeError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     same(store.get("ada"), memory(1.0))
 
 

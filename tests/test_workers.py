@@ -1,8 +1,10 @@
 """Engines beside the loop: what is chosen, what happens when a worker fails, what a step costs in counts."""
 
+import gc
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +245,41 @@ def test_a_step_of_a_worker_fetches_no_memory_from_the_kernel():
     few, many = faults(2), faults(22)
     rows = wide[2].weight.numel() * 4 / resource.getpagesize()
     assert (many - few) / (20 * 3 * 2) < rows / 10  # a step makes about ten rows
+
+
+def taken(engine):
+    """Return the bytes this process and its workers take; what they share counts once."""
+    pids = [os.getpid(), *(w.process.pid for w in engine._crew._workers)]
+    texts = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+    return sum(1024 * int(next(line.split()[1] for line in t.splitlines() if line.startswith("Pss:"))) for t in texts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs the system's account of pages")
+def test_workers_do_not_hold_on_to_what_clients_remembered():
+    """Memories that change, and a collection of garbage, leave no old pages behind in processes forked before."""
+    wide = nn.Sequential(nn.Linear(3, 10_000), nn.ReLU(), nn.Linear(10_000, 2))
+    run = made(wide, Processes(2), method=methods.ditto(0.1))
+    store, names = run.memory, [f"absent {i}" for i in range(150)]
+    fresh = store.get("0")
+    for name in names:
+        store.put(name, fresh)
+    run.play()  # forks
+    before = taken(run.engine)
+    for name in names:
+        store.put(name, {part: tree + 1.0 for part, tree in fresh.items()})
+    gc.collect()
+    grown = taken(run.engine) - before
+    run.engine.close()
+    assert store.nbytes > 35e6
+    assert grown < store.nbytes / 8
+
+
+def test_garbage_is_collected_again_once_the_workers_are_gone():
+    engine = Processes(2)
+    made(net(), engine).play()
+    assert gc.get_freeze_count() > 0
+    engine.close()
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("optimiser", [idiolect.SGD(momentum=0.9, nesterov=True), idiolect.Adam(weight_decay=0.01)])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from idiolect.client import Slots
-from idiolect.engine.memory import RamStore, Store, unpack
+from idiolect.engine.memory import RamStore, Store, nbytes, unpack
 from idiolect.engine.segment import read_memory, read_names, write_segment
 from idiolect.errors import UsageError
 from idiolect.tree import Tree
@@ -71,8 +71,7 @@ class DiskStore:
             folder = Path(tempfile.mkdtemp(prefix="idiolect-"))
             weakref.finalize(self, _remove, folder, os.getpid())
         self._fresh, self._folder, self._limit = fresh, folder, segment_bytes
-        self._waiting: dict[str, Slots] = {}
-        self._waiting_bytes = 0
+        self._waiting = RamStore({p: Tree(t.layout, t.flat.cpu()) for p, t in fresh.items()}, segment_bytes)
         self._index: dict[str, tuple[int, int]] = {}
         self._segments: dict[int, _Segment] = {}
         self._saved: set[int] = set()
@@ -81,13 +80,13 @@ class DiskStore:
 
     def get(self, client: str) -> Slots:
         """See `Store`."""
-        memory = self._read(client) if client in self._index else self._waiting.get(client, self._fresh)
+        memory = self._read(client) if client in self._index else self._waiting.get(client)
         return {p: Tree(t.layout, memory[p].flat.to(t.flat.device)) for p, t in self._fresh.items()}
 
     def put(self, client: str, memory: Slots) -> None:
         """See `Store`."""
-        self._wait(client, {p: Tree(t.layout, t.flat.to("cpu", copy=True)) for p, t in memory.items()})
-        if self._waiting_bytes >= self._limit:
+        self._wait(client, memory)
+        if self._waiting.nbytes >= self._limit:
             self._flush()
 
     def __contains__(self, client: str) -> bool:
@@ -111,7 +110,8 @@ class DiskStore:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Store`; takes what `RamStore.save` returned as well."""
-        self._waiting, self._waiting_bytes, self._index, self._segments = {}, 0, {}, {}
+        self._waiting.load({})
+        self._index, self._segments = {}, {}
         for number, check in tensors["segments"].tolist() if "segments" in tensors else []:
             names = read_names(self._path(number), check)
             self._place(number, check, names)
@@ -122,9 +122,7 @@ class DiskStore:
             self.put(client, memory)
 
     def _wait(self, client: str, memory: Slots) -> None:
-        old = self._waiting.pop(client, {})
-        self._waiting_bytes += _nbytes(memory) - _nbytes(old)
-        self._waiting[client] = memory
+        self._waiting.put(client, memory)
         self._forget(client)
 
     def _forget(self, client: str) -> None:
@@ -134,16 +132,18 @@ class DiskStore:
     def _flush(self) -> None:
         """Write what waits, and with it the live rows of segments that are mostly stale."""
         for number, segment in self._segments.items():
-            if 2 * segment.live < segment.rows and self._waiting_bytes <= 2 * self._limit:
+            if 2 * segment.live < segment.rows and self._waiting.nbytes <= 2 * self._limit:
                 for client in read_names(self._path(number), segment.check):
                     if client in self._index and self._index[client][0] == number:
                         self._wait(client, self._read(client))
-        if self._waiting:
+        names = list(self._waiting)
+        if names:
             number = self._last + 1
             self._folder.mkdir(parents=True, exist_ok=True)
             check = write_segment(self._path(number), self._waiting)
-            self._place(number, check, list(self._waiting))
-            self._last, self._waiting, self._waiting_bytes = number, {}, 0
+            self._place(number, check, names)
+            self._waiting.load({})
+            self._last = number
         self._sweep()
 
     def _place(self, number: int, check: int, names: list[str]) -> None:
@@ -189,7 +189,7 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, fresh: Slo
     if kind not in ("auto", "ram", "disk"):
         raise UsageError(f"memory is 'auto', 'ram' or 'disk', got {kind!r}")
     folder = Path(directory) / "memory" if directory is not None else None
-    large = 8 * clients * _nbytes(fresh) > ram()
+    large = 8 * clients * nbytes(fresh) > ram()
     if kind == "disk" or (kind == "auto" and (large or (folder and folder.is_dir()))):
         return DiskStore(fresh, folder)
     return RamStore(fresh)
@@ -200,10 +200,6 @@ def ram() -> int:
     limits = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
     said = [Path(path).read_text().strip() for path in limits if os.path.exists(path)]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in said if n.isdecimal())])
-
-
-def _nbytes(memory: Slots) -> int:
-    return sum(tree.nbytes for tree in memory.values())
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from idiolect.client import Slots
+from idiolect.engine.heap import shared
 from idiolect.errors import UsageError
 from idiolect.tree import Tree
+
+BLOCK_BYTES = 16 * 2**20
+"""Memories in RAM lie in blocks of this size."""
 
 
 class Store(Protocol):
@@ -45,10 +50,14 @@ class Store(Protocol):
 
 
 class RamStore:
-    """Each client's memory, copied at the boundary: no two clients, and no later step, share its storage.
+    """A client's memory is a row of a block, copied in and out: nobody else holds its storage.
+
+    On a CPU the blocks lie in memory that processes forked later share: a worker does not hold on to a row as it was
+    when it was forked. So such a process may read memories and must not replace them.
 
     Args:
         fresh: the memory of a client that has not trained yet.
+        block_bytes: size of a block; memory is taken a block at a time.
 
     Example:
         >>> store = RamStore({"share": Tree.of({"bias": torch.zeros(1)})})
@@ -59,28 +68,57 @@ class RamStore:
         {'clients': (10,), 'part/share': (1, 1)}
     """
 
-    def __init__(self, fresh: Slots) -> None:
+    def __init__(self, fresh: Slots, block_bytes: int = BLOCK_BYTES) -> None:
         self._fresh = fresh
-        self._kept: dict[str, Slots] = {}
+        self._each = nbytes(fresh)
+        self._rows = max(1, block_bytes // max(1, self._each))
+        self._blocks: list[Slots] = []
+        self._places: dict[str, int] = {}
+        self._owner = os.getpid()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memories that were put."""
+        return len(self._places) * self._each
 
     def get(self, client: str) -> Slots:
         """See `Store`."""
-        return dict(self._kept.get(client, self._fresh))
+        if client not in self._places:
+            return dict(self._fresh)
+        return {part: row.clone() for part, row in self._at(self._places[client]).items()}
 
     def put(self, client: str, memory: Slots) -> None:
         """See `Store`."""
-        self._kept[client] = {name: tree.clone() for name, tree in memory.items()}
+        if os.getpid() != self._owner:
+            raise RuntimeError(f"the memory of {client!r} belongs to the process that this one was forked from")
+        place = self._places.get(client, len(self._places))
+        if place == len(self._blocks) * self._rows:
+            self._blocks.append({p: Tree(t.layout, shared(t.flat, self._rows)) for p, t in self._fresh.items()})
+        for part, row in self._at(place).items():
+            if memory[part].layout is not row.layout:
+                raise ValueError(f"{part}: the memory of a client changed from {row} to {memory[part]}")
+            row.flat.copy_(memory[part].flat)
+        self._places[client] = place
+
+    def _at(self, place: int) -> Slots:
+        block, row = divmod(place, self._rows)
+        return {part: Tree(t.layout, t.flat[row]) for part, t in self._blocks[block].items()}
 
     def __contains__(self, client: str) -> bool:
-        return client in self._kept
+        return client in self._places
 
     def __iter__(self) -> Iterator[str]:
         """See `Store`."""
-        return iter(self._kept)
+        return iter(self._places)
 
     def save(self) -> dict[str, Tensor]:
-        """See `Store`: the memories themselves, by `pack`."""
-        return pack(self._kept)
+        """See `Store`: ``part/NAME`` (clients, values), and ``clients``, their names as JSON bytes."""
+        names = bytearray(json.dumps(list(self._places)).encode())
+        saved = {"clients": torch.frombuffer(names, dtype=torch.uint8)}
+        for part in self._fresh if self._blocks else ():
+            rows = [b[part].flat[: len(self._places) - i * self._rows] for i, b in enumerate(self._blocks)]
+            saved[f"part/{part}"] = torch.cat(rows)
+        return saved
 
     def saved(self) -> None:
         """See `Store`."""
@@ -93,25 +131,17 @@ class RamStore:
         """
         if "segments" in tensors:
             raise UsageError("this run keeps its memories on disk: resume it with memory='disk', or 'auto'")
-        self._kept = {}
+        self._blocks, self._places = [], {}
         for client, memory in unpack(tensors, self._fresh):
             self.put(client, memory)
 
 
-def pack(memories: Mapping[str, Slots]) -> dict[str, Tensor]:
-    """Return memories as few tensors: ``part/NAME`` (clients, values), and ``clients``, their names as JSON bytes."""
-    rows: dict[str, list[Tensor]] = {}
-    for memory in memories.values():
-        for part, tree in memory.items():
-            rows.setdefault(f"part/{part}", []).append(tree.flat)
-    names = bytearray(json.dumps(list(memories)).encode())
-    return {"clients": torch.frombuffer(names, dtype=torch.uint8)} | {
-        p: torch.stack(flats) for p, flats in rows.items()
-    }
+def unpack(saved: Mapping[str, Tensor], fresh: Slots) -> Iterator[tuple[str, Slots]]:
+    """Iterate over the clients and memories of what `RamStore.save` returned, in the form of `fresh`; views."""
+    for row, client in enumerate(json.loads(saved["clients"].numpy().tobytes()) if saved else []):
+        yield client, {part: Tree(tree.layout, saved[f"part/{part}"][row]) for part, tree in fresh.items()}
 
 
-def unpack(packed: Mapping[str, Tensor], fresh: Slots) -> Iterator[tuple[str, Slots]]:
-    """Iterate over the clients and memories of `pack`, with the names, shapes and device of `fresh`; views."""
-    for row, client in enumerate(json.loads(packed["clients"].numpy().tobytes()) if packed else []):
-        flats = {part: packed[f"part/{part}"][row] for part in fresh}
-        yield client, {part: Tree(tree.layout, flats[part].to(tree.flat.device)) for part, tree in fresh.items()}
+def nbytes(memory: Slots) -> int:
+    """Return the bytes of one memory."""
+    return sum(tree.nbytes for tree in memory.values())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import mmap
 import multiprocessing
 import signal
 import traceback
@@ -18,7 +18,7 @@ import torch
 from idiolect.client import Assignment, Learner, Outcome, Slots, client_round
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
-from idiolect.engine.heap import keep_freed_memory
+from idiolect.engine.heap import keep_freed_memory, shared
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import NoBatches
 from idiolect.errors import UsageError
@@ -109,6 +109,7 @@ class _Crew:
         self.scores = scores
         self._desks = _desks(federation, 2 * workers + 2)
         self._workers: list[_Worker] = []
+        gc.freeze()  # a collection would write to every object, and so copy all that is shared with the workers
         fork = multiprocessing.get_context("fork")
         for _ in range(workers):
             ours, theirs = fork.Pipe()
@@ -125,6 +126,7 @@ class _Crew:
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
+        gc.unfreeze()
 
     def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Desk, list[float]]]:
         """Have all clients worked on; give each result in order, good until the next is asked for."""
@@ -183,13 +185,7 @@ def _desks(federation: Federation, count: int) -> list[_Desk]:
 
 def _shared(like: Slots) -> Slots:
     """Return slots of the same form in memory that forked processes share; their values are not set."""
-
-    def place(tree: Tree) -> Tree:
-        if not tree.nbytes:
-            return tree
-        return Tree(tree.layout, torch.frombuffer(mmap.mmap(-1, tree.nbytes), dtype=tree.flat.dtype))
-
-    return {part: place(tree) for part, tree in like.items()}
+    return {part: Tree(tree.layout, shared(tree.flat)) for part, tree in like.items()}
 
 
 class _OnDesk:

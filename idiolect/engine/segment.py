@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
@@ -14,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from idiolect.client import Slots
-from idiolect.engine.memory import pack
+from idiolect.engine.memory import RamStore
 from idiolect.errors import UsageError
 from idiolect.report import write_whole
 from idiolect.tree import Tree
@@ -23,13 +22,13 @@ _DAMAGED = (OSError, ValueError, LookupError, TypeError, ArithmeticError)
 """What reading a file with wrong bytes may raise."""
 
 
-def write_segment(path: Path, memories: Mapping[str, Slots]) -> int:
+def write_segment(path: Path, memories: RamStore) -> int:
     """Write memories as one safetensors file, whole or not at all; return the CRC-32 of the clients' names.
 
-    Beside the tensors of `pack` it holds ``crc32`` (clients,), over each client's name and values.
+    Beside the tensors of `RamStore.save` it holds ``crc32`` (clients,), over each client's name and values.
     """
-    sums = torch.tensor([_checksum(client, memory) for client, memory in memories.items()])
-    tensors = pack(memories)
+    sums = torch.tensor([_checksum(client, memories.get(client)) for client in memories])
+    tensors = memories.save()
     write_whole(path, save({**tensors, "crc32": sums}))
     return crc32(tensors["clients"].numpy().data)
 
