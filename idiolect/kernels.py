@@ -142,4 +142,3 @@ def _batch(step: Step) -> Batch:
     if isinstance(step, Lockstep):
         raise TypeError("explicit kernels differentiate one client at a time")
     return step
-

@@ -138,24 +138,6 @@ def layer_of(names: Scope, anatomy: Anatomy) -> str:
     return layers[0]
 
 
-def matrix_of(names: Scope, anatomy: Anatomy) -> str:
-    """Return the name of the weight matrix of the one layer whose tensors these are: a row for each output.
-
-    Raises:
-        UsageError: if they belong to none or to several layers, or to one without a matrix.
-
-    Example:
-        >>> from idiolect.anatomy import anatomy_of
-        >>> matrix_of(head, anatomy_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))))
-        '2.weight'
-    """
-    layer, found = layer_of(names, anatomy), names(anatomy)
-    matrices = [i.name for i in anatomy.items if i.name in found and len(i.shape) == 2]
-    if len(matrices) != 1:
-        raise UsageError(f"layer {layer!r} ({names}) has {len(matrices)} weight matrices: name a linear layer")
-    return matrices[0]
-
-
 def named(*prefixes: str) -> Scope:
     """Return the tensors of the layers (or the single tensors) with exactly these names.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from idiolect.part import Part, part, require
-from idiolect.parts.heads import shape_of
+from idiolect.parts.classes import classifier
 from idiolect.scope import Scope, head
 from idiolect.tree import EMPTY, Tree, pick, where
 from idiolect.words import Local, Look, Objective, Pass, Slot, Start, Term
@@ -54,7 +54,7 @@ def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = h
     require(lr is None or lr > 0, f"feature_alignment: lr must be above 0, got {lr}")
 
     def memory(start: Start) -> Tree:
-        _, classes, width = shape_of(names, start.anatomy)
+        _, classes, width = classifier(names, start.anatomy)
         flat = start.weights.flat
         return Tree.of({"means": flat.new_zeros(classes, width), "flag/trained": flat.new_zeros(1)})
 
@@ -62,12 +62,12 @@ def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = h
         trained = slot.memory["flag/trained"] > 0
         if not epochs or not trained.any():
             return weights, slot.memory
-        goal = Objective(shape_of(names, local.anatomy)[0], _to_class_means, pick(slot.memory, {"means"}))
+        goal = Objective(classifier(names, local.anatomy).layer, _to_class_means, pick(slot.memory, {"means"}))
         aligned = local.train(weights, only=~names, epochs=epochs, lr=lr, objective=goal)
         return where(trained, aligned, weights), slot.memory
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        layer, classes, width = shape_of(names, local.anatomy)
+        layer, classes, width = classifier(names, local.anatomy)
         counts = local.counts(classes)
 
         def of_classes(seen: Pass, y: Tensor, facts: Tree) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.part import Part, part, require
-from idiolect.parts.heads import equip, inside, shape_of
+from idiolect.parts.classes import classifier, equip
 from idiolect.scope import Scope, head
 from idiolect.tree import EMPTY, Tree, layout, overlay, pick
 from idiolect.words import Central, Local, Objective, Pass, Slot, Start, Term
@@ -84,10 +84,10 @@ def domain_bias(strength: float = 50.0, momentum: float = 1.0, names: Scope = he
             layer.register_forward_hook(_Shifted(momentum))
 
     def server(start: Start) -> Tree:
-        return Tree.of({"mean": start.weights.flat.new_zeros(shape_of(names, start.anatomy)[2])})
+        return Tree.of({"mean": start.weights.flat.new_zeros(classifier(names, start.anatomy).features)})
 
     def own(local: Local, name: str) -> str:
-        return inside(shape_of(names, local.anatomy)[0], f"{NAME}.{name}")
+        return classifier(names, local.anatomy).tensor(f"{NAME}.{name}")
 
     def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
         mean = own(local, "mean")
@@ -104,7 +104,7 @@ def domain_bias(strength: float = 50.0, momentum: float = 1.0, names: Scope = he
         def plain(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             return inner(seen, y)
 
-        layer = shape_of(names, local.anatomy)[0]
+        layer = classifier(names, local.anatomy).layer
         return Objective(layer, loss, slot.received) if local.round else Objective(layer, plain, EMPTY)
 
     def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from idiolect.anatomy import Anatomy
-from idiolect.errors import UsageError
 from idiolect.part import Part, part, require
-from idiolect.scope import Scope, head, layer_of, matrix_of
+from idiolect.parts.classes import classifier, of_class
+from idiolect.scope import Scope, head
 from idiolect.tree import Tree, layout, pick
 from idiolect.words import Central, Local, Look, Objective, Pass, Slot, Start, Term
 
@@ -45,7 +45,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
     require(strength >= 0, f"aligned_features: strength must be at least 0, got {strength}")
 
     def server(start: Start) -> Tree:
-        sums = start.weights[matrix_of(names, start.anatomy)]
+        sums = start.weights[classifier(names, start.anatomy).tensor("weight")]
         return Tree.of({"sums": torch.zeros_like(sums), "counts": sums.new_zeros(len(sums))})
 
     def objective(local: Local, slot: Slot) -> Objective:
@@ -57,7 +57,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             return inner(seen, y) + weight * F.mse_loss(seen.features, facts["targets"][y])
 
-        return Objective(layer_of(names, local.anatomy), loss, facts)
+        return Objective(classifier(names, local.anatomy).layer, loss, facts)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         return slot.memory, pick(local.total(local.end, class_sums(names, local.anatomy)), slot.received)
@@ -77,15 +77,13 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
 
 def class_sums(names: Scope, anatomy: Anatomy) -> Look:
     """Look at what a head is given: the sum for each class, how many examples it has, and the sum of all squares."""
-    classes, width = anatomy.layout.shape_of[matrix_of(names, anatomy)]
+    layer, classes, width = classifier(names, anatomy)
 
     def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
-        if y.is_floating_point():
-            raise UsageError("the method sums features of each class: it needs class labels as targets")
-        members = (y[:, None] == torch.arange(classes, device=y.device)).to(seen.features.dtype)
+        members = of_class(y, classes).to(seen.features.dtype)
         return {"sums": members.T @ seen.features, "counts": members.sum(0), "squares": seen.features.square().sum()}
 
-    return Look(layer_of(names, anatomy), sums, {"sums": (classes, width), "counts": (classes,), "squares": ()})
+    return Look(layer, sums, {"sums": (classes, width), "counts": (classes,), "squares": ()})
 
 
 def _means(sums: Tree) -> Tensor:

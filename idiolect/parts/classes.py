@@ -1,4 +1,4 @@
-"""What parts that look at classes have in common: the layer that tells them apart, and who is of which."""
+"""What parts that look at features and classes have in common: the head, and who is of which class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from idiolect.anatomy import Anatomy, anatomy_of
+from idiolect.anatomy import Anatomy, Private, anatomy_of
 from idiolect.errors import UsageError
 from idiolect.scope import Scope, layer_of
 
@@ -53,6 +53,16 @@ def layer_in(module: nn.Module, names: Scope) -> nn.Linear:
     if not isinstance(found, nn.Linear):
         raise UsageError(f"{names} must be a linear layer from features to classes, not {type(found).__name__}")
     return found
+
+
+def equip(module: nn.Module, names: Scope, name: str) -> tuple[nn.Linear, Private] | None:
+    """Give the layer that `classifier` finds a private module of this name; None if it has it already."""
+    layer = layer_in(module, names)
+    if hasattr(layer, name):
+        return None
+    own = Private()
+    layer.add_module(name, own)
+    return layer, own
 
 
 def of_class(y: Tensor, classes: int) -> Tensor:

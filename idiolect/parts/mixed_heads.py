@@ -6,8 +6,9 @@ import torch
 
 from idiolect.part import Part, part
 from idiolect.parts.class_means import class_sums
+from idiolect.parts.classes import classifier
 from idiolect.parts.simplex import smallest_on_simplex
-from idiolect.scope import Scope, head, matrix_of
+from idiolect.scope import Scope, head
 from idiolect.tree import Tree, layout, overlay, pick
 from idiolect.words import Central, Local, Slot, Start
 
@@ -49,7 +50,7 @@ def mixed_heads(names: Scope = head) -> Part:
     """
 
     def mail(start: Start) -> Tree:
-        matrix_of(names, start.anatomy)
+        classifier(names, start.anatomy)
         return pick(start.weights, names(start.anatomy))
 
     def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.part import Part, part, require
-from idiolect.parts.heads import equip, inside, shape_of
+from idiolect.parts.classes import classifier, equip
 from idiolect.rng import uniform_hash
 from idiolect.scope import Scope, head
 from idiolect.tree import Tree, combine, layout
@@ -90,8 +90,9 @@ def nearest_neighbours(
             layer.register_forward_hook(_Vote(neighbours, share, scale))
 
     def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
-        layer, _, width = shape_of(names, local.anatomy)
-        seen = local.each(weights, Look(layer, _one, {"features": (width,), "label": ()}))
+        found = classifier(names, local.anatomy)
+        width = found.features
+        seen = local.each(weights, Look(found.layer, _one, {"features": (width,), "label": ()}))
         features, label = seen["features"], seen["label"]
         dice = uniform_hash(local.seed, label.shape[-1], torch.float64)
         kept = dice.masked_fill(label == 0, 1.0).topk(min(capacity, label.shape[-1]), largest=False).indices
@@ -99,7 +100,7 @@ def nearest_neighbours(
         features = F.pad(features.gather(-2, kept[..., None].expand(*kept.shape, width)), (0, 0, 0, room))
         label = F.pad(label.gather(-1, kept), (0, room)) - 1
         where = layout(
-            (inside(layer, f"{NAME}.features"), inside(layer, f"{NAME}.labels")),
+            (found.tensor(f"{NAME}.features"), found.tensor(f"{NAME}.labels")),
             (torch.Size((capacity, width)), torch.Size((capacity,))),
         )
         store = Tree(where, torch.cat([features.flatten(-2), label], dim=-1))

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from idiolect.part import Part, part, require
-from idiolect.scope import Scope, head, matrix_of
+from idiolect.parts.classes import classifier
+from idiolect.scope import Scope, head
 from idiolect.tree import EMPTY, Tree, combine, overlay, pick, where
 from idiolect.words import Arrival, Central, Local, Slot, Start
 
@@ -53,7 +54,7 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
 
     def memory(start: Start) -> Tree:
         require(names(start.anatomy) <= set(start.shared), f"similar_bodies: compares {names}, which is not exchanged")
-        matrix_of(names, start.anatomy)
+        classifier(names, start.anatomy)
         own = pick(start.weights, names(start.anatomy))
         return Tree.of({**own, "flag/told": own.flat.new_zeros(1)})
 
@@ -73,7 +74,7 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
     def confer(central: Central, uploads: Tree) -> Tree:
         if central.round < warmup:
             return EMPTY
-        rows = F.normalize(uploads[matrix_of(names, central.anatomy)], dim=-1)
+        rows = F.normalize(uploads[classifier(names, central.anatomy).tensor("weight")], dim=-1)
         alike = torch.einsum("icd,jcd->ij", rows, rows) / rows.shape[1]
         alike = alike.clamp(0, _ALIKE).fill_diagonal_(_ALIKE)
         shares = -torch.log1p(-alike)

@@ -46,7 +46,8 @@ def add_spread(names: Scope, module: nn.Module) -> None:
 def normal(seen: Pass, found: Classifier) -> Normal:
     """Return the Gaussian of each example's features, ``(b, d)`` twice."""
     weight, bias = (seen.weights[found.tensor(f"spread.{name}")] for name in ("weight", "bias"))
-    return seen.features, F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
+    deviation: Tensor = F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
+    return seen.features, deviation
 
 
 def key_of(local: Local) -> Tensor:

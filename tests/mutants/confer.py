@@ -168,8 +168,8 @@ MUTANTS = [
     Mutant(
         "pFedSim: cosines over classes",
         "parts/similar.py",
-        "uploads[matrix_of(names, central.anatomy)], dim=-1)",
-        "uploads[matrix_of(names, central.anatomy)], dim=-2)",
+        'uploads[classifier(names, central.anatomy).tensor("weight")], dim=-1)',
+        'uploads[classifier(names, central.anatomy).tensor("weight")], dim=-2)',
         AGREES,
         "pfedsim",
     ),
