@@ -233,7 +233,8 @@ class Model:
 
         def seen(outputs: Tensor, features: Features) -> T:
             full = {n: self._full(f) for n, f in features.items()}
-            return then(about(module, before, self._full(outputs), full, under))
+            with torch.autocast(self.device.type, enabled=False):  # what parts compute is not rounded
+                return then(about(module, before, self._full(outputs), full, under))
 
         with self._precision():
             return inside(module, state, x, layers, seen)

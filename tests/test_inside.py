@@ -162,6 +162,21 @@ def test_facts_per_client_and_facts_for_all(model, stack):
             close(found.buffers.flat[k], expected.buffers.flat, 1e-12)
 
 
+def test_in_mixed_precision_the_pass_is_rounded_and_the_loss_is_not():
+    mixed, x = Model(network().float(), mixed=True), examples("ada", 8)[0].float()
+    shown = {}
+
+    def loss(inner, seen, y, facts):
+        exact = seen.features @ seen.weights["6.weight"].T + seen.weights["6.bias"]
+        close(seen.layer(seen.features), exact, 1e-6)
+        shown["gap"] = (seen.outputs - exact).abs().max()
+        close(seen.under(seen.weights).outputs, mixed.predict(mixed.initial, x), 1e-6)
+        return inner(seen, y)
+
+    mixed.grad(mixed.initial, Batch(x, examples("ada", 8)[1]), objectives=[Objective(HEAD, loss)])
+    assert shown["gap"] > 1e-4
+
+
 def moments(seen, y, facts):
     return {"count": seen.features.new_ones(1) * len(y), "sum": facts["by"] * seen.features.sum(0)}
 

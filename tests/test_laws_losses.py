@@ -12,6 +12,7 @@ from idiolect.client import client_round
 from idiolect.describe import describe
 from idiolect.engine.federation import Federation
 from idiolect.model import Model
+from idiolect.rng import normal_hash
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, federation, network
 from idiolect.tree import combine, vectors
@@ -232,6 +233,20 @@ def test_noise_is_of_the_client_and_the_step():
         assert made.personal("a")["2.noise.steps"].item() == rounds
 
 
+def test_hashed_normal_numbers():
+    """Moments of a standard normal, in any form asked for: a row for each seed, odd counts, single precision."""
+    seeds = torch.tensor([[5], [6]])
+    rows = normal_hash(seeds, 20_001, torch.float64)
+    assert rows.shape == (2, 1, 20_001)
+    assert torch.equal(rows[1, 0], normal_hash(torch.tensor(6), 20_001, torch.float64))
+    z = rows[0, 0]
+    moments = [float(m) for m in (z.mean(), z.square().mean(), z.pow(3).mean(), z.pow(4).mean())]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.15)
+    assert torch.corrcoef(torch.stack([z, rows[1, 0]]))[0, 1].abs() < 0.03
+    assert torch.corrcoef(torch.stack([z[:10_000], z[10_001:]]))[0, 1].abs() < 0.03
+    assert torch.isfinite(normal_hash(torch.arange(50), 1000, torch.float32)).all()
+
+
 def test_both_passes_of_sam_see_the_same_noise():
     exchange, gaussians = parts.share(~scope.head), parts.class_gaussians(0.1, 2)
     plain = played(Method((exchange, gaussians)), rounds=2)
@@ -254,6 +269,13 @@ def test_gaussians_by_hand():
     assert torch.allclose(slot["deviation"][0], torch.full((4,), 0.75 + 0.25 / precision**0.5).double(), atol=1e-12)
     assert not slot["mean"][2].any()
     assert (slot["deviation"][2] == 1).all()
+    made.clients = {
+        name: ClientData(train=(data.train.x[[0]], data.train.y[[0]])) for name, data in made.clients.items()
+    }
+    made.play()
+    after = made.server["class_gaussians"]
+    assert not torch.equal(after["mean"][0], slot["mean"][0])
+    assert all(torch.equal(after[name][1:], slot[name][1:]) for name in ("mean", "deviation"))
 
 
 def test_the_direction_of_the_divergence():

@@ -11,14 +11,10 @@ from torch import Tensor
 
 from idiolect.part import Part, part, require
 from idiolect.parts.classes import classifier, of_class
-from idiolect.parts.spread import add_spread, divergence, normal
-from idiolect.rng import normal_hash
+from idiolect.parts.spread import add_spread, count_steps, divergence, key_of, noise, normal
 from idiolect.scope import Scope, head
-from idiolect.tree import Tree, combine, layout, overlay, vectors
-from idiolect.words import Central, GradFn, Gradient, Local, Look, Objective, Pass, Slot, Start, Step, Term
-
-KEY_BITS = 24
-"""Of a client's seed: what a float of 32 bits holds exactly."""
+from idiolect.tree import Tree, combine, layout, vectors
+from idiolect.words import Central, Local, Look, Objective, Pass, Slot, Start, Term
 
 
 @part
@@ -77,32 +73,20 @@ def class_gaussians(
         like = start.weights.flat
         return Tree.of({"mean": like.new_zeros(classes, features), "deviation": like.new_ones(classes, features)})
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        steps = local.anatomy.layout.only({classifier(layer, local.anatomy).tensor("noise.steps")})
-
-        def counted(at: Tree, step: Step) -> Gradient:
-            out = grad(at, step)
-            return out._replace(buffers=overlay(out.buffers, combine(steps, at) + 1.0))
-
-        return counted
-
     def objective(local: Local, slot: Slot) -> Objective:
         found = classifier(layer, local.anatomy)
-        steps = found.tensor("noise.steps")
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             z, sigma = normal(seen, found)
-            key = facts["seed"].long() + (seen.weights[steps].long() << KEY_BITS)
-            noise = normal_hash(key[0], samples * z.numel(), z.dtype).view(samples, *z.shape)
-            fits = [inner(seen._replace(outputs=seen.layer(z + sigma * draw)), y) for draw in noise]
+            draws = noise(seen, found, facts["seed"], samples)
+            fits = [inner(seen._replace(outputs=seen.layer(z + sigma * draw)), y) for draw in draws]
             own = of_class(y, found.classes).to(z.dtype)
             of_classes = own @ facts["mean"], own @ facts["deviation"]
             pair = (of_classes, (z, sigma)) if kl == "code" else ((z, sigma), of_classes)
             return torch.stack(fits).mean() + strength * divergence(*pair).mean()
 
         where = layout((*slot.received, "seed"), (*slot.received.layout.shapes, torch.Size((1,))))
-        seed = (local.seed % 2**KEY_BITS)[..., None].to(local.start.flat.dtype)
-        return Objective(found.layer, loss, combine(where, slot.received, vectors(seed=seed)))
+        return Objective(found.layer, loss, combine(where, slot.received, vectors(seed=key_of(local))))
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         found = classifier(layer, local.anatomy)
@@ -124,7 +108,7 @@ def class_gaussians(
     return Part(
         attach=partial(add_spread, layer),
         server=server,
-        gradient=gradient,
+        gradient=partial(count_steps, layer),
         objective=objective,
         finish=finish,
         aggregate=aggregate,

@@ -6,12 +6,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.anatomy import Private
-from idiolect.parts.classes import Classifier, layer_in
+from idiolect.parts.classes import Classifier, classifier, layer_in
+from idiolect.rng import normal_hash
 from idiolect.scope import Scope
-from idiolect.words import Pass
+from idiolect.tree import Tree, combine, overlay
+from idiolect.words import GradFn, Gradient, Local, Pass, Slot, Step
 
 SMALLEST = 1e-4
 """No standard deviation of a feature is below this."""
+
+KEY_BITS = 24
+"""Of a client's seed: what a float of 32 bits holds exactly."""
 
 Normal = tuple[Tensor, Tensor]
 """Means and standard deviations."""
@@ -44,10 +49,35 @@ def normal(seen: Pass, found: Classifier) -> Normal:
     return seen.features, F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
 
 
+def key_of(local: Local) -> Tensor:
+    """Return what the noise of a client's round depends on, ``(..., 1)``, as a fact for an objective."""
+    return (local.seed % (1 << KEY_BITS))[..., None].to(local.start.flat.dtype)
+
+
+def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
+    """Return ``(samples, b, d)`` standard normal numbers, a hash of the key and of the count of steps."""
+    steps = seen.weights[found.tensor("noise.steps")]
+    seed = key.long() + (steps.long() << KEY_BITS)
+    drawn = normal_hash(seed[0], samples * seen.features.numel(), seen.features.dtype)
+    return drawn.view(samples, *seen.features.shape)
+
+
+def count_steps(names: Scope, grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    """Return the gradient, which also counts its step."""
+    steps = local.anatomy.layout.only({classifier(names, local.anatomy).tensor("noise.steps")})
+
+    def counted(at: Tree, step: Step) -> Gradient:
+        out = grad(at, step)
+        return out._replace(buffers=overlay(out.buffers, combine(steps, at) + 1.0))
+
+    return counted
+
+
 def divergence(p: Normal, q: Normal) -> Tensor:
     """Return the Kullback-Leibler divergence of p from q, summed over the last axis.
 
     Example:
+        >>> import torch
         >>> unit, wide = [(torch.zeros(2), torch.full((2,), s)) for s in (1.0, 2.0)]
         >>> divergence(unit, unit).item(), round(divergence(unit, wide).item(), 4)
         (0.0, 0.6363)
