@@ -74,6 +74,30 @@ def count_steps(names: Scope, grad: GradFn, local: Local, slot: Slot) -> GradFn:
     return counted
 
 
+def key_of(local: Local) -> Tensor:
+    """Return what the noise of a client's round depends on, ``(..., 1)``, as a fact for an objective."""
+    return (local.seed % (1 << KEY_BITS))[..., None].to(local.start.flat.dtype)
+
+
+def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
+    """Return ``(samples, b, d)`` standard normal numbers, a hash of the key and of the count of steps."""
+    steps = seen.weights[found.tensor("noise.steps")]
+    seed = key.long() + (steps.long() << KEY_BITS)
+    drawn = normal_hash(seed[0], samples * seen.features.numel(), seen.features.dtype)
+    return drawn.view(samples, *seen.features.shape)
+
+
+def count_steps(names: Scope, grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    """Return the gradient, which also counts its step."""
+    steps = local.anatomy.layout.only({classifier(names, local.anatomy).tensor("noise.steps")})
+
+    def counted(at: Tree, step: Step) -> Gradient:
+        out = grad(at, step)
+        return out._replace(buffers=overlay(out.buffers, combine(steps, at) + 1.0))
+
+    return counted
+
+
 def divergence(p: Normal, q: Normal) -> Tensor:
     """Return the Kullback-Leibler divergence of p from q, summed over the last axis.
 
