@@ -223,7 +223,7 @@ def test_means_are_of_all_examples_and_classes_without_any_are_zero():
 
 def test_head_and_body_take_turns():
     """The head alone before, the body alone after; statistics stand still with the body."""
-    method = Method((parts.share(), parts.head_then_body(epochs=2, lr=0.3)))
+    method = Method((parts.share(), parts.head_first(epochs=2, lr=0.3, freeze_statistics=True), parts.freeze()))
     made = federation(method)
     head_names = scope.head(made.model.anatomy)
     before = made.server["share"]
@@ -250,7 +250,10 @@ def test_head_and_body_take_turns():
             lambda: federation(Method((parts.share(~scope.head), parts.similar_bodies()))),
             "head, which is not exchanged",
         ),
-        (lambda: federation(methods.fedavg() + parts.similar_bodies(names=scope.named("0"))), "0 weight matrices"),
+        (
+            lambda: federation(methods.fedavg() + parts.similar_bodies(names=scope.named("0"))),
+            "linear layer from features",
+        ),
         (lambda: federation(methods.fedavg() + parts.similar_bodies(names=scope.everything)), "tensors of one layer"),
     ],
 )

@@ -245,7 +245,7 @@ def test_what_the_server_keeps_of_fisher_weights_is_not_sent():
         (lambda: parts.feature_alignment(lr=0.0), "lr must be above 0"),
         (
             lambda: federation(Method((parts.share(), parts.domain_bias(names=scope.batch_norm)))),
-            "no plain linear layer",
+            "must be a linear layer",
         ),
     ],
 )

@@ -8,7 +8,8 @@ from idiolect.parts import (
     aligned_features,
     attention,
     critical_mix,
-    head_then_body,
+    freeze,
+    head_first,
     mixed_heads,
     share,
     similar_bodies,
@@ -77,6 +78,7 @@ def fedpac(
         share(~names),
         mixed_heads(names),
         aligned_features(strength, names),
-        head_then_body(names, head_epochs, head_lr),
+        head_first(names, head_epochs, head_lr, freeze_statistics=True),
+        freeze(names),
     )
     return Method(parts, "FedPAC", weighting)

@@ -1,7 +1,6 @@
 """The ideas that methods are composed of."""
 
 from idiolect.parts.alignment import feature_alignment
-from idiolect.parts.alternate import head_then_body
 from idiolect.parts.attention import attention
 from idiolect.parts.bias import domain_bias
 from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
@@ -57,7 +56,6 @@ __all__ = [
     "flexible_sam",
     "freeze",
     "head_first",
-    "head_then_body",
     "meta_gradient",
     "mixed_heads",
     "model_contrast",

@@ -16,11 +16,11 @@ ABSENT = 1e-8
 """What a class without examples counts as, so that no shift is infinite."""
 
 
-def _shifted(layer: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local, Slot], Objective]:
+def _shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local, Slot], Objective]:
     """Return an objective on outputs to which a function of the client's counts of classes is added."""
 
     def objective(local: Local, slot: Slot) -> Objective:
-        found = classifier(layer, local.anatomy)
+        found = classifier(names, local.anatomy)
         counts = local.counts(found.classes).clamp(min=ABSENT)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
@@ -32,7 +32,7 @@ def _shifted(layer: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local
 
 
 @part
-def calibrated_logits(tau: float, layer: Scope = head) -> Part:
+def calibrated_logits(tau: float, names: Scope = head) -> Part:
     r"""Lower each class's output by a margin that grows as the class gets rarer on the client.
 
     .. math::  L = -\log \frac{e^{f_y - \tau n_y^{-1/4}}}{\sum_c e^{f_c - \tau n_c^{-1/4}}}
@@ -42,7 +42,7 @@ def calibrated_logits(tau: float, layer: Scope = head) -> Part:
 
     Args:
         tau: size of the margin, at least 0; 0 is the plain loss.
-        layer: the linear layer whose outputs the loss is given.
+        names: the linear layer whose outputs the loss is given.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
@@ -50,18 +50,18 @@ def calibrated_logits(tau: float, layer: Scope = head) -> Part:
 
     Example:
         >>> calibrated_logits(1.0)
-        calibrated_logits(tau=1.0, layer=head)
+        calibrated_logits(tau=1.0, names=head)
 
     Reference: Zhang et al., FedLC, ICML 2022.
     Differs:   there is no code of the authors; the sum is over all classes, as in public implementations. A class
         that is absent counts as 1e-8 examples, so its margin is 100 tau, where the formula has infinity.
     """
     require(tau >= 0, f"calibrated_logits: tau must be at least 0, got {tau}")
-    return Part(objective=_shifted(layer, lambda counts: -tau * counts**-0.25), neutral={"tau": 0.0})
+    return Part(objective=_shifted(names, lambda counts: -tau * counts**-0.25), neutral={"tau": 0.0})
 
 
 @part
-def balanced_softmax(layer: Scope = head) -> Part:
+def balanced_softmax(names: Scope = head) -> Part:
     r"""Train as if the client had as many examples of each class.
 
     .. math::  L = -\log \frac{n_y e^{f_y}}{\sum_c n_c e^{f_c}}
@@ -69,7 +69,7 @@ def balanced_softmax(layer: Scope = head) -> Part:
     where :math:`n_c` counts the client's training examples of class c. The model predicts without the counts.
 
     Args:
-        layer: the linear layer whose outputs the loss is given.
+        names: the linear layer whose outputs the loss is given.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
@@ -77,9 +77,9 @@ def balanced_softmax(layer: Scope = head) -> Part:
 
     Example:
         >>> balanced_softmax()
-        balanced_softmax(layer=head)
+        balanced_softmax(names=head)
 
     Reference: Ren et al., NeurIPS 2020; in federated learning Chen and Chao, FedRoD, ICLR 2022.
     Differs:   a class that is absent counts as 1e-8 examples instead of none.
     """
-    return Part(objective=_shifted(layer, lambda counts: counts.log()))
+    return Part(objective=_shifted(names, lambda counts: counts.log()))

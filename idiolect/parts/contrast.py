@@ -12,7 +12,7 @@ from idiolect.words import Local, Objective, Pass, Slot, Start, Term
 
 
 @part
-def model_contrast(strength: float, temperature: float = 0.5, layer: Scope = head) -> Part:
+def model_contrast(strength: float, temperature: float = 0.5, names: Scope = head) -> Part:
     r"""Pull features towards the received model's, and away from those of the client's last model.
 
     .. math::  L - \mu \log \frac{e^{\cos(z, z^t) / \tau}}{e^{\cos(z, z^t) / \tau} + e^{\cos(z, z_i^-) / \tau}}
@@ -24,7 +24,7 @@ def model_contrast(strength: float, temperature: float = 0.5, layer: Scope = hea
     Args:
         strength: :math:`\mu`, at least 0; 0 is the plain loss.
         temperature: :math:`\tau`, above 0.
-        layer: the layer whose input the features are.
+        names: the layer whose input the features are.
 
     Memory:    the client's last model.       Sends: nothing.       Receives: nothing.
     Cost:      two more passes without a gradient per step.
@@ -32,7 +32,7 @@ def model_contrast(strength: float, temperature: float = 0.5, layer: Scope = hea
 
     Example:
         >>> model_contrast(1.0)
-        model_contrast(strength=1.0, temperature=0.5, layer=head)
+        model_contrast(strength=1.0, temperature=0.5, names=head)
 
     Reference: Li, He and Song, MOON, CVPR 2021.
     Differs:   the authors put a projection of two layers before the head; here features are what the model's own
@@ -55,7 +55,7 @@ def model_contrast(strength: float, temperature: float = 0.5, layer: Scope = hea
             return inner(seen, y) - strength * facts["trained"].sum() * F.logsigmoid(near - far).mean()
 
         facts = vectors(start=local.start.flat, last=slot.memory["last"], trained=slot.memory["trained"])
-        return Objective(layer_of(layer, local.anatomy), loss, facts)
+        return Objective(layer_of(names, local.anatomy), loss, facts)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         trained = slot.memory["trained"].new_ones(slot.memory["trained"].shape)

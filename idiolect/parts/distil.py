@@ -20,7 +20,7 @@ def _not_true(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 @part
-def not_true_distillation(strength: float, temperature: float = 1.0, layer: Scope = head) -> Part:
+def not_true_distillation(strength: float, temperature: float = 1.0, names: Scope = head) -> Part:
     r"""Keep what the received model says of the classes that an example is not of.
 
     .. math::  L + \beta \sum_{c \neq y} q_c \log \frac{q_c}{p_c}, \qquad
@@ -32,7 +32,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, layer: Scop
     Args:
         strength: :math:`\beta`, at least 0; 0 is the plain loss.
         temperature: :math:`\tau`, above 0.
-        layer: the linear layer from features to classes.
+        names: the linear layer from features to classes.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      one more pass without a gradient per step.
@@ -40,7 +40,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, layer: Scop
 
     Example:
         >>> not_true_distillation(1.0)
-        not_true_distillation(strength=1.0, temperature=1.0, layer=head)
+        not_true_distillation(strength=1.0, temperature=1.0, names=head)
 
     Reference: Lee et al., FedNTD, NeurIPS 2022.
     Differs:   where some tensors are personal, the client's own belong to the model it learns from.
@@ -54,6 +54,6 @@ def not_true_distillation(strength: float, temperature: float = 1.0, layer: Scop
         return inner(seen, y) + strength * (q.exp() * (q - p)).sum(1).mean()
 
     def objective(local: Local, slot: Slot) -> Objective:
-        return Objective(classifier(layer, local.anatomy).layer, loss, local.start)
+        return Objective(classifier(names, local.anatomy).layer, loss, local.start)
 
     return Part(objective=objective, neutral={"strength": 0.0})

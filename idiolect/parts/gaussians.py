@@ -23,7 +23,7 @@ def class_gaussians(
     samples: int = 18,
     renewal: float = 1.0,
     kl: Literal["code", "bound"] = "code",
-    layer: Scope = head,
+    names: Scope = head,
 ) -> Part:
     r"""Make features Gaussian, and hold them near the Gaussian of their class, to which all clients contribute.
 
@@ -47,7 +47,7 @@ def class_gaussians(
         samples: J, draws of the features of an example in each step, at least 1.
         renewal: how far the means and standard deviations of classes go to the new ones each round, in (0, 1].
         kl: ``"code"`` as above, as the authors train; ``"bound"`` the other way round, as their theory has it.
-        layer: the linear layer from features to classes.
+        names: the linear layer from features to classes.
 
     Memory:    the number of steps taken.
     Sends:     two tensors, classes by features, both ways; and (V, v) with the body.
@@ -56,7 +56,7 @@ def class_gaussians(
 
     Example:
         >>> class_gaussians(1e-3, samples=4)
-        class_gaussians(strength=0.001, samples=4, renewal=1.0, kl='code', layer=head)
+        class_gaussians(strength=0.001, samples=4, renewal=1.0, kl='code', names=head)
 
     Reference: Zhang et al., FedCR, ICML 2023.
     Differs:   the authors map the last hidden layer to means and deviations; here the means are the features
@@ -69,12 +69,12 @@ def class_gaussians(
     require(kl in ("code", "bound"), f"class_gaussians: kl is 'code' or 'bound', not {kl!r}")
 
     def server(start: Start) -> Tree:
-        _, classes, features = classifier(layer, start.anatomy)
+        _, classes, features = classifier(names, start.anatomy)
         like = start.weights.flat
         return Tree.of({"mean": like.new_zeros(classes, features), "deviation": like.new_ones(classes, features)})
 
     def objective(local: Local, slot: Slot) -> Objective:
-        found = classifier(layer, local.anatomy)
+        found = classifier(names, local.anatomy)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             z, sigma = normal(seen, found)
@@ -89,7 +89,7 @@ def class_gaussians(
         return Objective(found.layer, loss, combine(where, slot.received, vectors(seed=key_of(local))))
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        found = classifier(layer, local.anatomy)
+        found = classifier(names, local.anatomy)
 
         def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
             z, sigma = normal(seen, found)
@@ -106,9 +106,9 @@ def class_gaussians(
         return Tree.of({name: torch.where(there, new, slot[name]) for name, new in renewed.items()})
 
     return Part(
-        attach=partial(add_spread, layer),
+        attach=partial(add_spread, names),
         server=server,
-        gradient=partial(count_steps, layer),
+        gradient=partial(count_steps, names),
         objective=objective,
         finish=finish,
         aggregate=aggregate,

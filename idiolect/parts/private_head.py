@@ -28,7 +28,7 @@ class PrivateHead(Private):
 
 
 @part
-def private_head(layer: Scope = head) -> Part:
+def private_head(names: Scope = head) -> Part:
     r"""Give every client a second head, which learns what the shared one gets wrong on the client's own examples.
 
     .. math::  L(g(z)) + L\big(\operatorname{sg}[g(z)] + p_i(\operatorname{sg}[z])\big)
@@ -41,15 +41,15 @@ def private_head(layer: Scope = head) -> Part:
     the loss of the run and of the parts that are listed after this one.
 
     Args:
-        layer: the linear layer that is the shared head.
+        names: the linear layer that is the shared head.
 
     Memory:    the private head.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
-    Raises:    UsageError: if `layer` is not one linear layer.
+    Raises:    UsageError: if `names` is not one linear layer.
 
     Example:
         >>> private_head()
-        private_head(layer=head)
+        private_head(names=head)
 
     Reference: Chen and Chao, FedRoD, ICLR 2022.
     Differs:   the private head begins at zero instead of at random or as a copy of the shared one. It is linear; the
@@ -57,13 +57,13 @@ def private_head(layer: Scope = head) -> Part:
     """
 
     def attach(module: nn.Module) -> None:
-        shared = layer_in(module, layer)
+        shared = layer_in(module, names)
         if not hasattr(shared, "private"):
             shared.private = PrivateHead(shared.weight)
             shared.register_forward_hook(shared.private.beside)  # a bound method: copies of the module keep their own
 
     def objective(local: Local, slot: Slot) -> Objective:
-        found = classifier(layer, local.anatomy)
+        found = classifier(names, local.anatomy)
         weight, bias = (found.tensor(f"private.{name}") for name in ("weight", "bias"))
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:

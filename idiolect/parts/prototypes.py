@@ -16,7 +16,7 @@ from idiolect.words import Arrival, Central, Local, Look, Objective, Pass, Slot,
 
 
 @part
-def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "uniform", layer: Scope = head) -> Part:
+def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "uniform", names: Scope = head) -> Part:
     r"""Pull the features of an example towards the mean feature of its class over all clients.
 
     .. math::  L + \frac{\lambda}{d} \lVert z - \bar c_y \rVert^2, \qquad
@@ -29,7 +29,7 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
     Args:
         strength: :math:`\lambda`, at least 0; 0 is the plain loss.
         weighting: clients that have a class count equally for its prototype, or by their examples of it.
-        layer: the linear layer from features to classes.
+        names: the linear layer from features to classes.
 
     Memory:    none.
     Sends:     prototypes and counts, one per class.      Receives: prototypes, and which there are.
@@ -38,7 +38,7 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
 
     Example:
         >>> prototypes(1.0)
-        prototypes(strength=1.0, weighting='uniform', layer=head)
+        prototypes(strength=1.0, weighting='uniform', names=head)
 
     Reference: Tan et al., FedProto, AAAI 2022.
     Differs:   the authors collect features during training, from models that differ, and forget the prototype of a
@@ -49,12 +49,12 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
     require(weighting in ("uniform", "samples"), f"prototypes: weighting is 'uniform' or 'samples', not {weighting!r}")
 
     def server(start: Start) -> Tree:
-        _, classes, features = classifier(layer, start.anatomy)
+        _, classes, features = classifier(names, start.anatomy)
         zeros = start.weights.flat.new_zeros
         return Tree.of({"prototypes": zeros(classes, features), "known": zeros(classes)})
 
     def objective(local: Local, slot: Slot) -> Objective:
-        found = classifier(layer, local.anatomy)
+        found = classifier(names, local.anatomy)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             own = of_class(y, found.classes).to(seen.features.dtype)
@@ -64,7 +64,7 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
         return Objective(found.layer, loss, slot.received)
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        name, classes, features = classifier(layer, local.anatomy)
+        name, classes, features = classifier(names, local.anatomy)
 
         def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
             own = of_class(y, classes).to(seen.features.dtype)

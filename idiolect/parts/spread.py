@@ -46,32 +46,7 @@ def add_spread(names: Scope, module: nn.Module) -> None:
 def normal(seen: Pass, found: Classifier) -> Normal:
     """Return the Gaussian of each example's features, ``(b, d)`` twice."""
     weight, bias = (seen.weights[found.tensor(f"spread.{name}")] for name in ("weight", "bias"))
-    deviation: Tensor = F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
-    return seen.features, deviation
-
-
-def key_of(local: Local) -> Tensor:
-    """Return what the noise of a client's round depends on, ``(..., 1)``, as a fact for an objective."""
-    return (local.seed % 2**KEY_BITS)[..., None].to(local.start.flat.dtype)
-
-
-def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
-    """Return ``(samples, b, d)`` standard normal numbers, a hash of the key and of the count of steps."""
-    steps = seen.weights[found.tensor("noise.steps")]
-    seed = key.long() + (steps.long() << KEY_BITS)
-    drawn = normal_hash(seed[0], samples * seen.features.numel(), seen.features.dtype)
-    return drawn.view(samples, *seen.features.shape)
-
-
-def count_steps(names: Scope, grad: GradFn, local: Local, slot: Slot) -> GradFn:
-    """Return the gradient, which also counts its step."""
-    steps = local.anatomy.layout.only({classifier(names, local.anatomy).tensor("noise.steps")})
-
-    def counted(at: Tree, step: Step) -> Gradient:
-        out = grad(at, step)
-        return out._replace(buffers=overlay(out.buffers, combine(steps, at) + 1.0))
-
-    return counted
+    return seen.features, F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
 
 
 def key_of(local: Local) -> Tensor:
