@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from idiolect import Method, Training, UsageError, methods, parts, scope
 from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
+from idiolect.engine.stacked import Stacked
 from idiolect.model import Model
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, network
@@ -83,7 +84,7 @@ def test_a_vector_on_features_is_a_bias_of_the_head():
 def test_the_features_of_clients_settle_where_they_are_nearest_to_the_consensus():
     """Without a loss but the regulariser, w goes to the least squares of w x against the consensus."""
     clients = held(a=([0.0, 2.0], [0, 1]), b=([3.0, 3.0], [0, 1]))
-    made = world(methods.feddbe(strength=0.5), clients, tiny(loss=no_loss))
+    made = world(methods.feddbe(strength=0.5, momentum=1.0), clients, tiny(loss=no_loss))
     for _ in range(60):
         made.play()
     assert made.server["share"]["0.weight"].item() == pytest.approx(2.0 * (1 + 3) / (1 + 9), abs=1e-5)
@@ -104,9 +105,8 @@ def test_neighbours_alone_and_the_model_alone():
     logits = plain.model.predict(plain.personal("dan"), x)
     found = model.model.predict(model.personal("dan"), x)
     assert torch.allclose(found, logits.log_softmax(1), atol=1e-12)
-    assert torch.allclose(
-        model.model.module(model.personal("dan")).train()(x).softmax(1).sum(1), torch.ones(1).double()
-    )
+    training = [made.model.module(made.personal("dan")).train()(x) for made in (model, plain)]
+    assert torch.equal(*training)
 
 
 def test_votes_by_hand():
@@ -188,6 +188,15 @@ def test_a_body_that_has_the_features_already_stays():
     made.play()
     names = set(made.server["share"])
     assert torch.allclose(pick(made.personal("a"), names).flat, made.server["share"].flat, atol=1e-12)
+
+
+def test_in_a_stack_too_a_client_that_has_not_trained_aligns_nothing():
+    made = federation(methods.fedas(), participation=0.5, engine=Stacked(4))
+    cohort = made.play().cohort
+    bodies = {}
+    list(made.engine.measure(made, list(SIZES), lambda _, c, own: bodies.update({c: own["0.weight"]}) or []))
+    stayed = {c for c, body in bodies.items() if torch.equal(body, made.server["share"]["0.weight"])}
+    assert stayed == set(SIZES) - set(cohort)
 
 
 def squares(outputs, y):

@@ -9,7 +9,7 @@ from idiolect.scope import Scope, everything, head
 
 
 @carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
-def feddbe(strength: float = 50.0, momentum: float = 1.0, weighting: Weighting = "samples") -> Method:
+def feddbe(strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = "samples") -> Method:
     """FedAvg whose clients shift their features by a vector of their own, which keeps the shared ones alike.
 
     Args:

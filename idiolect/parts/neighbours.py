@@ -57,8 +57,8 @@ def nearest_neighbours(
 
     Args:
         neighbours: how many have a vote, at least 1.
-        share: :math:`\lambda` in [0, 1]; 0 is the model alone, 1 the neighbours alone. Choose it by validation
-            examples, never by those that results are reported on.
+        share: :math:`\lambda` in [0, 1]; 0 is the model alone, 1 the neighbours alone, whose loss is infinite where
+            none has the right label. Choose it by validation examples, never by those that results are reported on.
         capacity: how many examples a client looks among, at least 1; where it has more, as many at random.
         scale: s, above 0: how far a neighbour's vote carries.
         names: the head, a linear layer, whose outputs are mixed. Nothing but a log-softmax may follow it.

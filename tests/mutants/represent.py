@@ -62,8 +62,8 @@ MUTANTS = [
         "parts/bias.py",
         "return outputs + F.linear(own.vector, here.weight)",
         "return outputs + F.linear(own.vector, here.weight) if layer.training else outputs",
-        ORACLES,
-        "dbe",
+        LAWS,
+        "bias_of_the_head",
     ),
     Mutant("kNN-Per: distances are not squared", "parts/neighbours.py", ".square() / (", " / (", ORACLES, "knnper"),
     Mutant(
@@ -139,8 +139,8 @@ MUTANTS = [
         "parts/alignment.py",
         "return where(trained, aligned, weights), slot.memory",
         "return aligned, slot.memory",
-        METHODS,
-        "FedAS-engines",
+        LAWS,
+        "in_a_stack",
     ),
     Mutant("FedAS: the head is aligned", "parts/alignment.py", "only=~names, ", "", ORACLES, "fedas"),
     Mutant(
