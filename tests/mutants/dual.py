@@ -33,7 +33,7 @@ MUTANTS = [
         "servers_dual",
     ),
     Mutant(
-        "FedDyn: the pull is anchored to the moving weights",
+        "FedDyn: the dual without the proximal term",
         DYNAMIC,
         "pull = pick(weights, slot.memory) - pick(local.shared, slot.memory) + slot.memory",
         "pull = slot.memory",
@@ -61,14 +61,6 @@ MUTANTS = [
         DYNAMIC,
         "return axpy(1.0, slot, central.new)",
         "return axpy(-1.0, slot, central.new)",
-        LAWS,
-        "twice_as_far",
-    ),
-    Mutant(
-        "FedDyn: statistics are shifted by the duals",
-        DYNAMIC,
-        'return pick(arrival.uploads["share"] - central.old, central.anatomy.names("weight"))',
-        'return pick(arrival.uploads["share"] - central.old, central.new)',
         LAWS,
         "twice_as_far",
     ),
