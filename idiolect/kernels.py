@@ -70,7 +70,7 @@ class Kernels:
         """
         where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
         gradient = Tree(where, weights.flat.new_empty(where.total))
-        buffers = combine(self.anatomy.buffers, weights).clone()
+        buffers = Tree(self.anatomy.buffers, combine(self.anatomy.buffers, weights).flat.clone())
         tensors = (*weights.tensors[: len(self.anatomy.trainable.names)], *buffers.tensors)
         targets: Sequence[Tensor | None] = gradient.tensors
         if only is not None:
@@ -129,7 +129,7 @@ class Kernels:
             logs = torch.log_softmax(outputs, 1)
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(loss.new_ones(()), logs, y, None, 1, -100, total)
-            return loss, aten._log_softmax_backward_data(d, logs, 1, logs.dtype)
+            return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
         torch.default_generator.manual_seed(batch.key)  # for a loss that draws, as in `Model`
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()

@@ -24,8 +24,7 @@ def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -
 
     def sharp(at: Tree, batch: Step) -> Gradient:
         here = grad(at, batch)
-        scale, up = ascent(here.gradient, at)
-        there = grad(axpy(scale, up, at), batch)
+        there = grad(axpy(*ascent(here.gradient, at), at), batch)
         return here._replace(gradient=there.gradient)
 
     return sharp
