@@ -193,16 +193,17 @@ def descend(
         step_(here, -lr * factor, move, _rows(out.buffers, live))
         return out.loss
 
-    for batch in steps:
-        step = batch._replace(frozen=True) if frozen else batch
-        live = slice(step.live) if isinstance(step, Lockstep) else ...
-        loss = plain(row, step, lr) if plain else take(step, live)
-        if live is ...:
-            taken.add_(1)
-            total.add_(loss)
-        else:
-            taken[live].add_(1)
-            total[live].add_(loss[live])
+    with torch.inference_mode(model.descend is not None):  # no graph is made: each operation costs less
+        for batch in steps:
+            step = batch._replace(frozen=True) if frozen else batch
+            live = slice(step.live) if isinstance(step, Lockstep) else ...
+            loss = plain(row, step, lr) if plain else take(step, live)
+            if live is ...:
+                taken.add_(1)
+                total.add_(loss)
+            else:
+                taken[live].add_(1)
+                total[live].add_(loss[live])
     return row, taken, total / taken[..., 0].clamp(min=1)
 
 

@@ -42,6 +42,10 @@ class Sink(NamedTuple):
         return found + [False] * (2 - len(found))
 
 
+NOWHERE = Sink((), 0.0, 1.0)
+"""For a layer without weights."""
+
+
 class Layer:
     """One step of a chain; without weights, unless its class says otherwise.
 

@@ -80,6 +80,7 @@ class Model:
         """The reference has no shorter way to a plain step than its gradient."""
         return None
 
+    @torch.inference_mode(False)
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
 
@@ -95,7 +96,7 @@ class Model:
             return self._in_step(weights, step, only)
         self._seed(step.key)
         row = weights.clone()  # a forward may work in place on what it is given
-        trainable, forward = self._forward(row, step.x.clone(), step.y, step.frozen, only)
+        trainable, forward = self._forward(row, step.x.clone(), step.y.clone(), step.frozen, only)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
         unused = only is not None and not loss.requires_grad  # the forward does not use these weights

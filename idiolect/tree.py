@@ -249,10 +249,16 @@ def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
     """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimiser, and new statistics."""
     if x.layout is y.layout and not tops:
         return Tree(y.layout, y.flat.addcmul(x.flat, a) if isinstance(a, Tensor) else y.flat.add(x.flat, alpha=a))
-    lead = _lead(t.flat for t in (y, x, *tops) if len(t))
-    after = Tree(y.layout, (y.flat if y.flat.shape[:-1] == lead else y.flat.expand(*lead, -1)).clone())
+    after = _own(y, x, *tops)
     step_(after, a, x, *tops)
     return after
+
+
+def _own(tree: Tree, *others: Tree) -> Tree:
+    """Return a copy of a tree with the leading axes that all have together."""
+    lead = _lead(t.flat for t in (tree, *others) if len(t))
+    flat = tree.flat if tree.flat.shape[:-1] == lead else tree.flat.expand(*lead, -1)
+    return Tree(tree.layout, flat.clone())
 
 
 def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
@@ -275,10 +281,19 @@ def _run(flat: Tensor, start: int, size: int) -> Tensor:
 
 
 def mix(share: float, x: Tree, y: Tree) -> Tree:
-    r"""Return :math:`s\,x + (1 - s)\,y` in one pass."""
-    if x.layout is not y.layout:
-        raise ValueError(f"cannot mix {x} with {y}: pick the names they share first")
-    return Tree(x.layout, torch.lerp(y.flat, x.flat, share))
+    r"""Return :math:`s\,x + (1 - s)\,y` on the names of `y`; the other tensors of `x` are kept.
+
+    Example:
+        >>> x = Tree.of({"w": torch.ones(2), "own": torch.ones(1)})
+        >>> mix(0.25, x, Tree.of({"w": torch.zeros(2)})).flat.tolist()
+        [0.25, 0.25, 1.0]
+    """
+    if x.layout is y.layout:
+        return Tree(x.layout, torch.lerp(y.flat, x.flat, share))
+    after = _own(x, y)
+    for new, old in _meetings(y, after):
+        old.lerp_(new, 1 - share)
+    return after
 
 
 def zeros_like(tree: Tree) -> Tree:

@@ -170,7 +170,9 @@ def flexible_sam(
         plain = torch.zeros_like(slot.memory.flat[..., :1])
         chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
-        return _uphill(grad, lambda g, at: (1 / (norm(g) + EPSILON), radius * g)) if rho or rho_larger else grad
+        return (
+            _uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
+        )
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         names = _candidates(local.anatomy, layers)
