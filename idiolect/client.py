@@ -22,7 +22,7 @@ from idiolect.optim import State
 from idiolect.part import Part
 from idiolect.scope import Scope
 from idiolect.training import Training
-from idiolect.tree import EMPTY, Tree, clip, layout, pick, step_
+from idiolect.tree import EMPTY, Tree, clip, clipping, layout, pick, step_
 from idiolect.words import Direct, GradFn, Gradient, Group, Local, Lockstep, Look, Objective, Slot, Step, Stream
 
 Slots = dict[str, Tree]
@@ -287,32 +287,36 @@ def descend(
     taken, total = torch.zeros_like(row.flat[..., :1]), torch.zeros_like(row.flat[..., 0])
     plain = model.descend if training.plain and grad is None and direct is None else None
     gradient, state = grad or model.grad, State()
-    for batch in steps:
-        step = batch._replace(frozen=True) if frozen else batch
-        live = slice(step.live) if isinstance(step, Lockstep) else ...
-        if plain:
-            loss = plain(row, step, lr)
-        else:
-            out = gradient(row, step)
-            direction = direct(out.gradient, row) if direct else out.gradient
-            here = _rows(row, live)
-            state = state or training.optimiser.init(direction)
-            of_live = {name: _rows(tree, live) for name, tree in state.items()}
-            move, after = _move(model, training, _rows(direction, live), here, of_live)
-            state = {name: _over(tree, state[name]) for name, tree in after.items()}
-            step_(here, -lr, move, _rows(out.buffers, live))
-            loss = out.loss
-        if live is ...:
-            taken.add_(1)
-            total.add_(loss)
-        else:
-            taken[live].add_(1)
-            total[live].add_(loss[live])
+
+    def take(step: Step, live: slice | EllipsisType) -> Tensor:
+        """Take a step; what it makes is let go when it ends, so that the next one finds room in the cache."""
+        nonlocal state
+        out = gradient(row, step)
+        direction = direct(out.gradient, row) if direct else out.gradient
+        state = state or training.optimiser.init(direction)
+        of_live = {name: _rows(tree, live) for name, tree in state.items()}
+        here = _rows(row, live)
+        move, factor, after = _move(model, training, _rows(direction, live), here, of_live)
+        state = {name: _over(tree, state[name]) for name, tree in after.items()}
+        step_(here, -lr * factor, move, _rows(out.buffers, live))
+        return out.loss
+
+    with torch.inference_mode(model.descend is not None):  # no graph is made: each operation costs less
+        for batch in steps:
+            step = batch._replace(frozen=True) if frozen else batch
+            live = slice(step.live) if isinstance(step, Lockstep) else ...
+            loss = plain(row, step, lr) if plain else take(step, live)
+            if live is ...:
+                taken.add_(1)
+                total.add_(loss)
+            else:
+                taken[live].add_(1)
+                total[live].add_(loss[live])
     return row, taken, total / taken[..., 0].clamp(min=1)
 
 
 def _rows(tree: Tree, which: slice | EllipsisType) -> Tree:
-    return Tree(tree.layout, tree.flat[which])
+    return tree if which is ... else Tree(tree.layout, tree.flat[which])
 
 
 def _over(first: Tree, whole: Tree) -> Tree:
@@ -322,13 +326,17 @@ def _over(first: Tree, whole: Tree) -> Tree:
     return Tree(whole.layout, torch.cat([first.flat, whole.flat[len(first.flat) :]]))
 
 
-def _move(model: Learner, training: Training, direction: Tree, weights: Tree, state: State) -> tuple[Tree, State]:
-    """Return what the optimiser takes off the weights, before the learning rate, and its state after it."""
+def _move(
+    model: Learner, training: Training, direction: Tree, weights: Tree, state: State
+) -> tuple[Tree, Tensor | float, State]:
+    """Return what the optimiser takes off the weights, before the learning rate and a factor; the factor; its state."""
     if training.clip is not None:
+        if training.bare:  # clipped within the step
+            return direction, clipping(direction, training.clip), state
         direction = clip(direction, training.clip)
     decay = training.decay(model.anatomy, direction)
     if isinstance(decay, Tree) or decay != 0:
         direction = direction + pick(weights, direction) * decay
     move, after = training.optimiser.move(direction, state)
     rate = training.rate(model.anatomy, direction)
-    return (move * rate if isinstance(rate, Tree) or rate != 1 else move), after
+    return (move * rate if isinstance(rate, Tree) or rate != 1 else move), 1.0, after

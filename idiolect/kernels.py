@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idiolect.anatomy import Anatomy
 from idiolect.chain import NotAChainError, read
-from idiolect.layers import Layer, Sink, aten
+from idiolect.layers import NOWHERE, Layer, Sink, aten
 from idiolect.model import Model, is_plain_cross_entropy
 from idiolect.tree import Tree, combine
 from idiolect.words import Batch, Gradient, Lockstep, Step
@@ -52,10 +52,11 @@ class Kernels:
             raise NotAChainError("in mixed precision" if model.mixed else "on a GPU")
         self.anatomy: Anatomy = model.anatomy
         self._loss, self._cross_entropy = model.loss, is_plain_cross_entropy(model.loss)
-        self._layers = read(model.module(model.initial))
         place = {name: i for i, name in enumerate(self.anatomy.layout.names)}
-        self._places = [[place[name] for name in layer.names] for layer in self._layers]
-        self._lowest = next(i for i, layer in enumerate(self._layers) if layer.weights)
+        self._one = torch.ones((), dtype=model.dtype)
+        layers = read(model.module(model.initial))
+        self._chain = [(layer, [place[name] for name in layer.names]) for layer in layers]
+        self._lowest = next(i for i, layer in enumerate(layers) if layer.weights)
 
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
         """Differentiate the mean loss of a batch in training mode; pure, like `Model.grad`.
@@ -70,7 +71,7 @@ class Kernels:
         """
         where = self.anatomy.trainable if only is None else self.anatomy.trainable.only(only)
         gradient = Tree(where, weights.flat.new_empty(where.total))
-        buffers = combine(self.anatomy.buffers, weights).clone()
+        buffers = Tree(self.anatomy.buffers, combine(self.anatomy.buffers, weights).flat.clone())
         tensors = (*weights.tensors[: len(self.anatomy.trainable.names)], *buffers.tensors)
         targets: Sequence[Tensor | None] = gradient.tensors
         if only is not None:
@@ -99,7 +100,7 @@ class Kernels:
             weights: the whole row, (P,).
             x: (b, ...) inputs.
         """
-        for layer, places in zip(self._layers, self._places, strict=True):
+        for layer, places in self._chain:
             x = layer.predict(x, [weights.tensors[i] for i in places])
         return x
 
@@ -108,17 +109,18 @@ class Kernels:
     ) -> Tensor:
         """Go forward and back; each target becomes ``beta * target + alpha * gradient``. Return the loss."""
         x, train = batch.x, not batch.frozen
-        done: list[tuple[Layer, Any, list[Tensor], Sink]] = []
-        for layer, places in zip(self._layers, self._places, strict=True):
+        done: list[tuple[Layer, Any, list[Tensor], list[int]]] = []
+        for layer, places in self._chain:
             own = [tensors[i] for i in places]
             x, kept = layer.forward(x, own, train)
-            done.append((layer, kept, own, Sink([targets[i] for i in places[: layer.weights]], beta, alpha)))
+            done.append((layer, kept, own, places))
         loss, d = self._differentiate(x, batch)
         lowest = self._lowest
-        while lowest < len(done) and all(target is None for target in done[lowest][3].targets):
+        while lowest < len(done) and all(targets[i] is None for i in done[lowest][3][: done[lowest][0].weights]):
             lowest += 1
         for i in range(len(done) - 1, lowest - 1, -1):
-            layer, kept, own, sink = done.pop()
+            layer, kept, own, places = done.pop()
+            sink = Sink([targets[i] for i in places[: layer.weights]], beta, alpha) if layer.weights else NOWHERE
             d = layer.backward(d, kept, own, sink, i > lowest)
         return loss
 
@@ -128,12 +130,12 @@ class Kernels:
         if self._cross_entropy and outputs.dim() == 2 and y.dim() == 1 and not y.is_floating_point():
             logs = torch.log_softmax(outputs, 1)
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
-            d = aten.nll_loss_backward(loss.new_ones(()), logs, y, None, 1, -100, total)
-            return loss, aten._log_softmax_backward_data(d, logs, 1, logs.dtype)
+            d = aten.nll_loss_backward(self._one, logs, y, None, 1, -100, total)
+            return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
         torch.default_generator.manual_seed(batch.key)  # for a loss that draws, as in `Model`
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            loss = self._loss(leaf.clone(), y)  # a loss may work in place on what it is given
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = outputs.clone().requires_grad_()
+            loss = self._loss(leaf.clone(), y.clone())  # a loss may work in place on what it is given
             (d,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), d
 

@@ -42,6 +42,10 @@ class Sink(NamedTuple):
         return found + [False] * (2 - len(found))
 
 
+NOWHERE = Sink((), 0.0, 1.0)
+"""For a layer without weights."""
+
+
 class Layer:
     """One step of a chain; without weights, unless its class says otherwise.
 
@@ -71,14 +75,21 @@ class Layer:
 
 
 class _Linear(Layer):
-    """``x W' + b`` on the last axis."""
+    """``x W' + b`` on the last axis.
+
+    A few examples times weights that leave the cache are multiplied as ``(W x')'``, up to twice as fast.
+    """
 
     def __init__(self, module: nn.Linear) -> None:
         self.names = _present(module, "weight", "bias")
         self.weights = len(self.names)
         self.width = module.out_features
+        self.large = module.weight.numel() >= 2**19
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
+        if self.large and x.dim() == 2 and 8 <= len(x) <= 64:
+            y = own[0].mm(x.t()) if self.weights == 1 else torch.addmm(own[1][:, None], own[0], x.t())
+            return y.t().contiguous(), x
         return F.linear(x, *own), x
 
     def backward(self, d: Tensor, kept: Tensor, own: Own, sink: Sink, inward: bool) -> Tensor:
@@ -148,8 +159,8 @@ class _BatchNorm(Layer):
             if x.numel() == self.channels:
                 raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
             own[-1].add_(1)
-        scale = own[:2] if self.affine else (None, None)
-        y, mean, spread = aten.native_batch_norm(x, *scale, own[-3], own[-2], train, self.momentum, self.eps)
+        scale, shift = own[:2] if self.affine else (None, None)
+        y, mean, spread = torch.native_batch_norm(x, scale, shift, own[-3], own[-2], train, self.momentum, self.eps)
         return y, (x, mean, spread, train)
 
     def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401

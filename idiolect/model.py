@@ -101,6 +101,7 @@ class Model:
         twin.home = self.home
         return twin
 
+    @torch.inference_mode(False)
     def grad(
         self,
         weights: Tree,
@@ -123,7 +124,7 @@ class Model:
             return self._in_step(weights, step, only, objectives)
         self._seed(step.key)
         row = weights.clone()  # a forward may work in place on what it is given
-        trainable, forward = self._forward(row, step.x.clone(), step.y, step.frozen, only, objectives)
+        trainable, forward = self._forward(row, step.x.clone(), step.y.clone(), step.frozen, only, objectives)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
         unused = only is not None and not loss.requires_grad  # the forward does not use these weights

@@ -65,7 +65,12 @@ class Training:
     @property
     def plain(self) -> bool:
         """Whether a step is the gradient times the learning rate and nothing else."""
-        return self.optimiser == SGD() and self.clip is None and not self.groups
+        return self.bare and self.clip is None
+
+    @property
+    def bare(self) -> bool:
+        """Whether a step is the direction, clipped or not, times the learning rate."""
+        return self.optimiser == SGD() and not self.groups
 
     def decay(self, anatomy: Anatomy, like: Tree) -> Tree | float:
         """Return the weight decay of each value: one number where all are alike."""

@@ -240,9 +240,9 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
         >>> overlay(base, Tree.of({"b": torch.ones(1)})).flat.tolist()
         [0.0, 0.0, 1.0]
     """
-    if tops and tops[-1].layout is base.layout:
-        return tops[-1]
-    return step(base, 0.0, EMPTY, *tops)
+    for top in tops:
+        _places(top.layout, base.layout)  # or it raises
+    return combine(base.layout, base, *tops)
 
 
 def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
@@ -258,26 +258,53 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
 
 def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
     """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimiser, and new statistics."""
-    after = Tree(y.layout, y.flat.expand(*_lead(t.flat for t in (y, x, *tops) if len(t)), -1).clone())
+    if x.layout is y.layout and not tops:
+        return Tree(y.layout, y.flat.addcmul(x.flat, a) if isinstance(a, Tensor) else y.flat.add(x.flat, alpha=a))
+    after = _own(y, x, *tops)
     step_(after, a, x, *tops)
     return after
 
 
+def _own(tree: Tree, *others: Tree) -> Tree:
+    """Return a copy of a tree with the leading axes that all have together."""
+    lead = _lead(t.flat for t in (tree, *others) if len(t))
+    flat = tree.flat if tree.flat.shape[:-1] == lead else tree.flat.expand(*lead, -1)
+    return Tree(tree.layout, flat.clone())
+
+
 def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
     """Do what `step` returns to `y` itself."""
-    for start, place, size in _places(x.layout, y.layout):
-        new, old = x.flat.narrow(-1, start, size), y.flat.narrow(-1, place, size)
+    for new, old in _meetings(x, y):
         old.addcmul_(new, a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
     for top in tops:
-        for start, place, size in _places(top.layout, y.layout):
-            y.flat.narrow(-1, place, size).copy_(top.flat.narrow(-1, start, size))
+        for new, old in _meetings(top, y):
+            old.copy_(new)
+
+
+def _meetings(part: Tree, whole: Tree) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the runs of a part with the places in the whole that they belong to."""
+    for start, place, size in _places(part.layout, whole.layout):
+        yield _run(part.flat, start, size), _run(whole.flat, place, size)
+
+
+def _run(flat: Tensor, start: int, size: int) -> Tensor:
+    return flat if size == flat.shape[-1] else flat.narrow(-1, start, size)
 
 
 def mix(share: float, x: Tree, y: Tree) -> Tree:
-    r"""Return :math:`s\,x + (1 - s)\,y` in one pass."""
-    if x.layout is not y.layout:
-        raise ValueError(f"cannot mix {x} with {y}: pick the names they share first")
-    return Tree(x.layout, torch.lerp(y.flat, x.flat, share))
+    r"""Return :math:`s\,x + (1 - s)\,y` on the names of `y`; the other tensors of `x` are kept.
+
+    Example:
+        >>> x = Tree.of({"w": torch.ones(2), "own": torch.ones(1)})
+        >>> mix(0.25, x, Tree.of({"w": torch.zeros(2)})).flat.tolist()
+        [0.25, 0.25, 1.0]
+    """
+    if x.layout is y.layout:
+        return Tree(x.layout, torch.lerp(y.flat, x.flat, share))
+    after = _own(x, y)
+    for new, old in _meetings(y, after):
+        old.lerp_(new, 1 - share)
+    return after
 
 
 def zeros_like(tree: Tree) -> Tree:
@@ -293,7 +320,12 @@ def norm(tree: Tree) -> Tensor:
 
 def clip(tree: Tree, largest: float) -> Tree:
     r"""Scale a tree by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, PyTorch's rule of clipping."""
-    return tree * (largest / (norm(tree) + 1e-6)).clamp(max=1.0)
+    return tree * clipping(tree, largest)
+
+
+def clipping(tree: Tree, largest: float) -> Tensor:
+    """Return the factor that `clip` scales by, shape ``(1,)`` (``(..., 1)`` for a stack)."""
+    return (largest / (norm(tree) + 1e-6)).clamp(max=1.0)
 
 
 def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:

@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from idiolect.client import descend
 from idiolect.errors import UsageError
 from idiolect.kernels import Kernels, NotAChainError
 from idiolect.model import Model
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
+from idiolect.training import Training
 from idiolect.tree import Tree, step
 from idiolect.words import Batch, Lockstep
 
@@ -116,6 +118,11 @@ NETWORKS = {
     "one layer": (lambda: nn.Linear(5, 10), (3, 5)),
     "no biases": (lambda: nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 10, bias=False)), (3, 5)),
     "batch of one": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 10)), (1, 5)),
+    "a large layer": (lambda: nn.Sequential(nn.Linear(800, 700), nn.ReLU(), nn.Linear(700, 10)), (9, 800)),
+    "a large layer, no bias": (
+        lambda: nn.Sequential(nn.Linear(5, 800), nn.ReLU(), nn.Linear(800, 700, bias=False), nn.Linear(700, 10)),
+        (9, 5),
+    ),
     "nested": (
         lambda: nn.Sequential(
             nn.Sequential(nn.Linear(5, 7), nn.Sequential(nn.ReLU())), nn.Dropout(0.0), nn.Linear(7, 10),
@@ -356,6 +363,34 @@ def test_results_may_be_used_under_autograd():
     out.loss.mul_(2)
     assert leaf.grad.isfinite()
     assert not out.loss.requires_grad
+
+
+@pytest.mark.parametrize("clipped", [None, 0.1])
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_a_descent_gives_ordinary_tensors(loss, clipped):
+    """Kernels descend in inference mode; what comes out may still be moved in place, or be part of a graph."""
+    torch.manual_seed(10)
+    model, kernels, weights = prepared(mlp((6,), 4), loss)
+    batches = [Batch(torch.randn(5, 6, dtype=torch.float64), torch.randint(4, (5,))) for _ in range(3)]
+    training = Training(clip=clipped)
+    expected, found = (descend(learner, training, weights, batches, 0.1) for learner in (model, kernels))
+    same_tree(found[0], expected[0])
+    for tensor in (found[0].flat, *found[1:]):
+        assert not tensor.is_inference()
+    assert torch.equal(found[1], expected[1])
+    close(found[2], expected[2])
+
+
+def test_autograd_works_in_the_midst_of_a_descent():
+    """A part may ask for the gradient of another loss, which kernels do not know, at weights of its own making."""
+    model, _kernels, weights = prepared(mlp((6,), 4))
+    batch = Batch(torch.randn(5, 6, dtype=torch.float64), torch.randint(4, (5,)))
+    expected = model.grad(weights, batch)
+    with torch.inference_mode():
+        there, drawn = weights.clone(), Batch(batch.x.clone(), batch.y.clone())
+        assert there.flat.is_inference()
+        found = model.grad(there, drawn)
+    same_tree(found.gradient, expected.gradient)
 
 
 def test_single_precision():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idiolect.part import Part, part, require
-from idiolect.tree import Tree, mix, overlay, pick, zeros_like
+from idiolect.tree import Tree, mix, pick, zeros_like
 from idiolect.words import Arrival, Central, Local, Slot, Start
 
 
@@ -40,8 +40,7 @@ def server_momentum(alpha: float) -> Part:
         return zeros_like(pick(start.shared, start.anatomy.names("weight")))
 
     def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        known = pick(slot.received, direction)
-        return overlay(direction, mix(alpha, pick(direction, known), known))
+        return mix(alpha, direction, pick(slot.received, direction))
 
     def arrive(central: Central, arrival: Arrival) -> Tree:
         moved = central.old - arrival.uploads["share"]

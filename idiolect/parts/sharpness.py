@@ -24,8 +24,7 @@ def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -
 
     def sharp(at: Tree, batch: Step) -> Gradient:
         here = grad(at, batch)
-        scale, up = ascent(here.gradient, at)
-        there = grad(axpy(scale, up, at), batch)
+        there = grad(axpy(*ascent(here.gradient, at), at), batch)
         return here._replace(gradient=there.gradient)
 
     return sharp
@@ -191,7 +190,9 @@ def flexible_sam(
         plain = torch.zeros_like(slot.memory.flat[..., :1])
         chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
-        return _uphill(grad, lambda g, at: (1 / (norm(g) + EPSILON), radius * g)) if rho or rho_larger else grad
+        return (
+            _uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
+        )
 
     def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
         names = _candidates(local.anatomy, layers)

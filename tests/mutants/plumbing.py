@@ -6,8 +6,8 @@ MUTANTS = [
     Mutant(
         "MoFedSAM: shares of gradient and direction swapped",
         "parts/momentum.py",
-        "mix(alpha, pick(direction, known), known)",
-        "mix(1 - alpha, pick(direction, known), known)",
+        "mix(alpha, direction,",
+        "mix(1 - alpha, direction,",
         ORACLES,
         "mofedsam",
     ),
