@@ -28,7 +28,7 @@ class Method:
         >>> from idiolect.parts import share, sam
         >>> from idiolect.scope import everything
         >>> Method((share(everything),), "FedAvg") + sam(rho=0.05)
-        Method((share(names=everything, variance='mean'), sam(rho=0.05)), 'FedAvg + sam', 'samples')
+        Method((share(names=everything, variance='mean'), sam(rho=0.05, names=None)), 'FedAvg + sam', 'samples')
 
     Raises:
         UsageError: if no part or several share weights, `share` is not first, or two parts have one name.
