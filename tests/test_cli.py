@@ -129,7 +129,7 @@ def test_describe_tells_arguments_formulas_and_sizes(capsys):
 def test_describe_takes_what_nobody_has_named(capsys):
     assert cli.main(["describe", "fedbn + sam(0.1)", "--model", "mlp"]) == 0
     text = capsys.readouterr().out
-    assert "sam(rho=0.1)" in text
+    assert "sam(rho=0.1, names=None)" in text
     assert "share(names=~batch_norm" in text
     assert "On mlp for digits" in text
 
