@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "private weights do not count as personal",
         "evaluation.py",
-        'names = anatomy.names("weight") | anatomy.names("statistic")',
-        "names = anatomy.exchangeable",
+        'names = frozenset(one) - federation.model.anatomy.names("counter")',
+        "names = federation.model.anatomy.exchangeable",
         INSIDE,
     ),
     Mutant(
