@@ -69,6 +69,43 @@ class Learner(Protocol):
         ...
 
 
+class Counted:
+    """A learner that counts the gradients it takes.
+
+    Args:
+        model: the learner.
+        none: (..., 1) zeros; a stack has a row for each client.
+    """
+
+    def __init__(self, model: Learner, none: Tensor) -> None:
+        self.anatomy, self.way, self.predict, self.observe = model.anatomy, model.way, model.predict, model.observe
+        self.descend = self._descend if model.descend else None
+        self._model, self._in_stack, self._alone = model, none, 0
+
+    @property
+    def gradients(self) -> Tensor:
+        """(..., 1) how many each client took."""
+        return self._in_stack + self._alone
+
+    def grad(
+        self, weights: Tree, step: Step, only: Container[str] | None = None, objectives: Sequence[Objective] = ()
+    ) -> Gradient:
+        """See `Learner`."""
+        self._count(step)
+        return self._model.grad(weights, step, only, objectives)
+
+    def _descend(self, row: Tree, step: Step, rate: float) -> Tensor:
+        assert self._model.descend
+        self._count(step)
+        return self._model.descend(row, step, rate)
+
+    def _count(self, step: Step) -> None:
+        if isinstance(step, Lockstep):
+            self._in_stack[: step.live] += 1
+        else:
+            self._alone += 1
+
+
 class Outcome(NamedTuple):
     """What a client's round gives."""
 
@@ -78,6 +115,8 @@ class Outcome(NamedTuple):
     """(1,) local steps taken."""
     loss: Tensor
     """() mean training loss over those steps."""
+    gradients: Tensor
+    """(1,) gradients taken in the round, in local training and beside it."""
 
 
 class Assignment(NamedTuple):
@@ -94,6 +133,7 @@ class Assignment(NamedTuple):
 
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
     """Train one client for one round. Nothing it is given is changed."""
+    model = Counted(model, work.received["share"].flat.new_zeros(*work.seed.shape, 1))
     weights, memory, local = _begin(method, model, training, work)
     slots = {p.name: _slot(p, memory, work) for p in method.parts}
     objectives = [p.objective(local, slots[p.name]) for p in method.parts if p.objective]
@@ -111,7 +151,7 @@ def client_round(method: Method, model: Learner, training: Training, work: Assig
     uploads: Slots = {}
     for part in method.parts:
         memory[part.name], uploads[part.name] = part.finish(local, slots[part.name])
-    return Outcome(uploads, memory, steps, loss)
+    return Outcome(uploads, memory, steps, loss, model.gradients)
 
 
 def deployed(method: Method, model: Learner, training: Training, work: Assignment) -> Tree:

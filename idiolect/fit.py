@@ -153,6 +153,7 @@ def _play(run: Run, evaluating: bool) -> dict[str, Any]:
         "train_loss": played.loss,
         "bytes_up": played.bytes_up,
         "bytes_down": played.bytes_down,
+        "gradients": played.gradients,
     }
     if played.dropped:
         record["dropped"] = played.dropped

@@ -44,6 +44,7 @@ class World:
             "train_loss": 2.3 * 0.8**t,
             "bytes_up": self.bytes_up * len(cohort),
             "bytes_down": 2 * self.bytes_up * len(cohort),
+            "gradients": 9 * len(cohort),
         }
         if t % self.every == 0 or t == self.rounds:
             record |= self._evaluation(t, rng, sizes, level)
@@ -101,6 +102,7 @@ def plain_record(round=1, test=0.9, val=None, generalised=None, clients=None, co
         "train_loss": 1.5,
         "bytes_up": 600,
         "bytes_down": 800,
+        "gradients": 30,
         "personalised": {"test": view(test), "val": None if val is None else view(val)},
         "generalised": None if generalised is None else {"test": view(generalised)},
         "clients": {c: {"personalised": {"accuracy": v}, "generalised": None} for c, v in (clients or {}).items()},

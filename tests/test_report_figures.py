@@ -49,7 +49,9 @@ def test_one_seed_has_no_band_and_no_shared_model_no_dashes():
 
 
 def test_nothing_to_draw_is_no_figure():
-    methods = by_label([RunSummary("FedBN", 0, [{"round": 1, "cohort": [], "bytes_up": 0, "bytes_down": 0}])])
+    methods = by_label(
+        [RunSummary("FedBN", 0, [{"round": 1, "cohort": [], "bytes_up": 0, "bytes_down": 0, "gradients": 0}])]
+    )
     assert [draw(methods) for draw in (curves, distribution, gain, traffic)] == [None] * 4
     assert holding({}, None) is None
     assert chosen_layers([make_run()]) is None

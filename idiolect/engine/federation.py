@@ -33,6 +33,8 @@ class Round(NamedTuple):
     """Training loss, mean over the clients whose upload counted."""
     bytes_up: int
     bytes_down: int
+    gradients: int
+    """Gradients that the clients took whose upload counted."""
     dropped: dict[str, str]
     """Client to the reason its upload did not count."""
 
@@ -122,11 +124,12 @@ class Federation:
     def play(self) -> Round:
         """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
         cohort, lr, sent = self.cohort(), self.lr, self.sent("train")
-        played = Round(cohort, lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in sent.values()), {})
+        played = Round(cohort, lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in sent.values()), 0, {})
         longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train.y))
         shared, population = sent["share"], len(self.clients)
         central = Central(self.model.anatomy, shared, shared, lr, len(cohort) / population, self.round)
         losses: list[float] = []
+        gradients: list[int] = []
         counted: list[str] = []
         ups: list[int] = []
 
@@ -139,6 +142,7 @@ class Federation:
                     continue
                 self.memory.put(client, outcome.memory)
                 losses.append(float(outcome.loss))
+                gradients.append(int(outcome.gradients))
                 counted.append(client)
                 yield Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps)
             if not losses:
@@ -151,7 +155,12 @@ class Federation:
         self.server, mail = server_round(self.method, self.server, arrivals(), central, population)
         self.round += 1
         told = sum(self._deliver(client, letters) for client, letters in zip(counted, mail, strict=True))
-        return played._replace(loss=sum(losses) / len(losses), bytes_up=sum(ups), bytes_down=played.bytes_down + told)
+        return played._replace(
+            loss=sum(losses) / len(losses),
+            bytes_up=sum(ups),
+            bytes_down=played.bytes_down + told,
+            gradients=sum(gradients),
+        )
 
     def _deliver(self, client: str, letters: Slots) -> int:
         """Put what the server tells a client alone with the client's memory; return its bytes."""

@@ -55,9 +55,9 @@ class Processes:
 
     def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        for desk, (steps, loss) in self._each(federation, clients, None):
-            like = desk.received["share"].flat
-            yield Outcome(desk.uploads, desk.after, like.new_tensor([steps]), like.new_tensor(loss))
+        for desk, numbers in self._each(federation, clients, None):
+            steps, loss, gradients = desk.received["share"].flat.new_tensor(numbers)
+            yield Outcome(desk.uploads, desk.after, steps[None], loss, gradients[None])
 
     def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`."""
@@ -230,7 +230,7 @@ def _answer(
         for places, trees in ((desk.uploads, out.uploads), (desk.after, out.memory)):
             for part, tree in trees.items():
                 places[part].flat.copy_(tree.flat)
-        return [float(out.steps), float(out.loss)]
+        return [float(out.steps), float(out.loss), float(out.gradients)]
     except UsageError as error:
         return {"usage": str(error)}
     except BaseException:

@@ -53,7 +53,7 @@ class Stacked:
             out = federation.train(work)
             count = len(work.seed)
             uploads, memory = _apart(out.uploads, count), _apart(out.memory, count)
-            return [Outcome(*rows) for rows in zip(uploads, memory, out.steps, out.loss, strict=True)]
+            return [Outcome(*rows) for rows in zip(uploads, memory, out.steps, out.loss, out.gradients, strict=True)]
 
         return self._each(federation, clients, "train", trained)
 

@@ -41,9 +41,9 @@ def write_report(
 
     Example:
         >>> import tempfile
-        >>> summary = {"mean": 0.9, "std": 0.1, "worst_decile": 0.8}
+        >>> view = {"test": {"accuracy": {"mean": 0.9, "std": 0.1, "worst_decile": 0.8}}}
         >>> record = {"round": 1, "cohort": ["a", "b"], "seconds": 2.0, "bytes_up": 600, "bytes_down": 800,
-        ...           "personalised": {"test": {"accuracy": summary}}, "generalised": None}
+        ...           "gradients": 6, "personalised": view, "generalised": None}
         >>> file = Path(tempfile.mkdtemp()) / "report.html"
         >>> write_report(file, "First run", [RunSummary("FedBN", 0, [record])], {}, None, {"seed": "0"}, {})
         >>> "First run" in file.read_text(encoding="utf-8")
