@@ -43,7 +43,9 @@ class Mean:
             self._sum = torch.zeros_like(tree.flat, dtype=torch.float64)
         if tree.layout is not self._layout:
             raise ValueError(f"cannot average {tree} with {Tree(self._layout, self._sum)}")
-        self._sum.add_(tree.flat, alpha=weight)
+        block = 2**15 if tree.flat.is_cpu else max(1, len(tree.flat))  # a CPU first copies it to float64: in the cache
+        for total, values in zip(torch.split(self._sum, block), torch.split(tree.flat, block), strict=True):
+            total.add_(values, alpha=weight)
         self._weight += weight
 
     def result(self) -> Tree:
