@@ -5,105 +5,28 @@ The same lines run a stack of clients: trees then have an axis of clients first,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from types import EllipsisType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from idiolect.anatomy import Anatomy
 from idiolect.errors import UsageError
+from idiolect.learner import Counted, Learner
 from idiolect.method import Method
 from idiolect.optim import State
 from idiolect.part import Part
 from idiolect.scope import Scope
+from idiolect.survey import Survey
 from idiolect.training import Training
-from idiolect.tree import EMPTY, Tree, clip, clipping, layout, pick, step_
-from idiolect.words import Direct, GradFn, Gradient, Group, Local, Lockstep, Look, Objective, Slot, Step, Stream
+from idiolect.tree import EMPTY, Tree, clip, clipping, pick, stacked, step_
+from idiolect.words import Direct, GradFn, Local, Lockstep, Objective, Slot, Step, Stream
 
 Slots = dict[str, Tree]
 """One tree per part, by its name."""
-
-
-class Learner(Protocol):
-    """A model as local training sees it: how it is differentiated is its own affair."""
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """What the model is made of."""
-        ...
-
-    @property
-    def way(self) -> str:
-        """How gradients are made, for the record: two runs that differ in it differ by rounding."""
-        ...
-
-    def grad(
-        self,
-        weights: Tree,
-        step: Step,
-        only: Container[str] | None = None,
-        objectives: Sequence[Objective] = (),
-    ) -> Gradient:
-        """Differentiate the mean loss in all trainable weights, or in those named; pure.
-
-        Objectives change the loss, the first one last.
-        """
-        ...
-
-    def observe(self, weights: Tree, step: Step, look: Look) -> Tree:
-        """Return the sums of a look over a batch, in evaluation mode."""
-        ...
-
-    def predict(self, weights: Tree, x: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode, without a graph."""
-        ...
-
-    @property
-    def descend(self) -> Callable[[Tree, Step, float], Tensor] | None:
-        """Plain gradient descent in place, (weights, step, rate) -> loss, if the learner has a faster way to it."""
-        ...
-
-
-class Counted:
-    """A learner that counts the gradients it takes.
-
-    Args:
-        model: the learner.
-        none: (..., 1) zeros; a stack has a row for each client.
-    """
-
-    def __init__(self, model: Learner, none: Tensor) -> None:
-        self.anatomy, self.way, self.predict, self.observe = model.anatomy, model.way, model.predict, model.observe
-        self.descend = self._descend if model.descend else None
-        self._model, self._in_stack, self._alone = model, none, 0
-
-    @property
-    def gradients(self) -> Tensor:
-        """(..., 1) how many each client took."""
-        return self._in_stack + self._alone
-
-    def grad(
-        self, weights: Tree, step: Step, only: Container[str] | None = None, objectives: Sequence[Objective] = ()
-    ) -> Gradient:
-        """See `Learner`."""
-        self._count(step)
-        return self._model.grad(weights, step, only, objectives)
-
-    def _descend(self, row: Tree, step: Step, rate: float) -> Tensor:
-        assert self._model.descend
-        self._count(step)
-        return self._model.descend(row, step, rate)
-
-    def _count(self, step: Step) -> None:
-        if isinstance(step, Lockstep):
-            self._in_stack[: step.live] += 1
-        else:
-            self._alone += 1
 
 
 class Outcome(NamedTuple):
@@ -201,10 +124,11 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
             grad = partial(model.grad, only=None if direct else names, objectives=[objective])
         rate = work.lr if lr is None else lr
         turn = chosen if some or direct else None
-        weights = _stacked(weights, work)
+        weights = stacked(weights, work.seed.shape)
         return descend(model, training, weights, steps, rate, grad, turn, freeze_statistics)[0]
 
     none = work.received["share"].flat.new_zeros(*work.seed.shape, 1)
+    survey = Survey(model, work.stream, none)
     local = Local(
         anatomy=model.anatomy,
         shared=work.received["share"],
@@ -217,88 +141,17 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         seed=work.seed,
         grad=model.grad,
         train=train,
-        total=partial(_total, model, work),
-        each=partial(_each, model, work),
-        counts=partial(_counts, work),
+        total=survey.total,
+        each=survey.each,
+        counts=survey.counts,
+        whole=survey.whole,
         round=work.round,
-        whole=partial(_whole, model, work),
     )
     for part in method.parts:
         slot = _slot(part, memory, work)
         weights, memory[part.name] = part.begin(replace(local, start=weights, end=weights), weights, slot)
-    weights = _stacked(weights, work)
+    weights = stacked(weights, work.seed.shape)
     return weights, memory, replace(local, start=weights, end=weights)
-
-
-def _stacked(weights: Tree, work: Assignment) -> Tree:
-    """Return weights with the axes of the stack, where they are the same for all of its clients."""
-    return Tree(weights.layout, weights.flat.expand(*work.seed.shape, -1))
-
-
-def _total(model: Learner, work: Assignment, weights: Tree, look: Look) -> Tree:
-    """Return the sums of a look over all examples; zero where there are none."""
-    where = layout(tuple(look.shapes), tuple(map(torch.Size, look.shapes.values())))
-    total = Tree(where, weights.flat.new_zeros(*work.seed.shape, where.total))
-    for step in work.stream.epochs(1):
-        total = total + model.observe(_stacked(weights, work), step, look)
-    return total
-
-
-def _each(model: Learner, work: Assignment, weights: Tree, look: Look) -> Tree:
-    """Return what a look sees of each example, and zeros after a client's last; no row where there are none."""
-    weights, taken = _stacked(weights, work), [0] * work.seed.numel()
-    pieces: list[tuple[slice, slice, Tree]] = []
-    for step in work.stream.epochs(1):
-        for group in step.groups if isinstance(step, Lockstep) else [Group(slice(1), step)]:
-            count, at = group.batch.y.shape[work.seed.dim()], taken[group.rows.start or 0]
-            part = step._replace(groups=(group,)) if isinstance(step, Lockstep) else step
-            shapes = {name: (count, *shape) for name, shape in look.shapes.items()}
-            seen = model.observe(weights, part, look._replace(shapes=shapes))
-            pieces.append((group.rows, slice(at, at + count), _rows(seen, group.rows) if work.seed.dim() else seen))
-            taken[group.rows] = [at + count] * len(taken[group.rows])
-    whole = {name: weights.flat.new_zeros(len(taken), max(taken), *shape) for name, shape in look.shapes.items()}
-    for rows, examples, seen in pieces:
-        for name, tensor in seen.items():
-            whole[name][rows, examples] = tensor
-    where = layout(tuple(whole), tuple(t.shape[1:] for t in whole.values()))
-    return Tree(where, torch.cat([t.reshape(*work.seed.shape, t[0].numel()) for t in whole.values()], dim=-1))
-
-
-def _counts(work: Assignment, classes: int) -> Tensor:
-    """Return how many examples of each class there are, ``(..., classes)``, in the dtype of the weights."""
-    total = work.received["share"].flat.new_zeros(*work.seed.shape, classes)
-    for step in work.stream.epochs(1):
-        for rows, batch in step.groups if isinstance(step, Lockstep) else [(..., step)]:
-            if batch.y.is_floating_point() or batch.y.dim() != total.dim():
-                raise UsageError("the method counts examples by class: it needs one class label per example as target")
-            total[rows] += one_hot(batch.y, classes).sum(-2)
-    return total
-
-
-def _whole(model: Learner, work: Assignment, weights: Tree, *, only: Scope | None = None) -> Gradient:
-    """Return the mean loss of all examples and its gradient, batch by batch; zero where there are none."""
-    weights, names = _stacked(weights, work), None if only is None else only(model.anatomy)
-    where = model.anatomy.trainable if names is None else model.anatomy.trainable.only(names)
-    gradient = weights.flat.new_zeros(*work.seed.shape, where.total)
-    loss, seen = torch.zeros_like(weights.flat[..., :1]), torch.zeros_like(weights.flat[..., :1])
-    for step in work.stream.epochs(1):
-        out = model.grad(weights, step._replace(frozen=True), only=names)
-        count = _examples(step, seen)
-        gradient += count * out.gradient.flat
-        loss += count * out.loss[..., None]
-        seen += count
-    seen = seen.clamp(min=1)
-    return Gradient(Tree(where, gradient / seen), pick(weights, model.anatomy.buffers.starts), (loss / seen)[..., 0])
-
-
-def _examples(step: Step, like: Tensor) -> Tensor:
-    """Return how many examples each client has in a step, ``(..., 1)``."""
-    if not isinstance(step, Lockstep):
-        return torch.full_like(like, len(step.y))
-    counts = torch.zeros_like(like)
-    for rows, batch in step.groups:
-        counts[rows] = batch.y.shape[1]
-    return counts
 
 
 def descend(

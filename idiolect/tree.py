@@ -307,6 +307,11 @@ def mix(share: float, x: Tree, y: Tree) -> Tree:
     return after
 
 
+def stacked(tree: Tree, lead: torch.Size) -> Tree:
+    """Return a tree with the leading axes of a stack, for whose rows it is the same where it has none; a view."""
+    return Tree(tree.layout, tree.flat.expand(*lead, -1))
+
+
 def zeros_like(tree: Tree) -> Tree:
     """Return a tree of zeros with the same names."""
     return Tree(tree.layout, torch.zeros_like(tree.flat))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idiolect.client import Learner
+from idiolect.learner import Learner
 from idiolect.model import Loss
 from idiolect.tree import Tree
 

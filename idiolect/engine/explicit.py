@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Sequence
 from torch import Tensor
 
 from idiolect.anatomy import Anatomy
-from idiolect.client import Learner
 from idiolect.kernels import Kernels, NotAChainError
+from idiolect.learner import Learner
 from idiolect.model import Model
 from idiolect.tree import Tree
 from idiolect.words import Gradient, Look, Objective, Step

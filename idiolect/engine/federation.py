@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, Learner, Outcome, Slots, client_round, deployed, mail_of
+from idiolect.client import Assignment, Outcome, Slots, client_round, deployed, mail_of
 from idiolect.data import ClientData
 from idiolect.engine.memory import RamStore, Store
 from idiolect.engine.one_by_one import Engine, OneByOne
 from idiolect.engine.stream import Shuffled
 from idiolect.errors import UsageError
+from idiolect.learner import Learner
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.rng import derive, stream

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from idiolect.client import Learner, Outcome
+from idiolect.client import Outcome
+from idiolect.learner import Learner
 from idiolect.model import Model
 from idiolect.tree import Tree
 

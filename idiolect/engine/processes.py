@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, Learner, Outcome, Slots, client_round
+from idiolect.client import Assignment, Outcome, Slots, client_round
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
 from idiolect.engine.heap import keep_freed_memory, shared
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import NoBatches
 from idiolect.errors import UsageError
+from idiolect.learner import Learner
 from idiolect.model import Model
 from idiolect.tree import Tree
 

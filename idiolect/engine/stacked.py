@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from idiolect.client import Assignment, Learner, Outcome, Slots
+from idiolect.client import Assignment, Outcome, Slots
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import Shuffled
+from idiolect.learner import Learner
 from idiolect.model import Model
 from idiolect.tree import Tree
 from idiolect.words import Batch, Group, Lockstep

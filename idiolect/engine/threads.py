@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from idiolect.client import Assignment, Learner, Outcome
+from idiolect.client import Assignment, Outcome
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
 from idiolect.engine.heap import keep_freed_memory
 from idiolect.engine.one_by_one import Score
+from idiolect.learner import Learner
 from idiolect.model import Model
 
 T = TypeVar("T")

@@ -176,7 +176,7 @@ MUTANTS = [
     Mutant("Fisher: all fitted", "parts/fisher.py", ".clamp(min=LEAST)", "", LAWS, "unless_nobody"),
     Mutant(
         "each: examples overwrite those of the batch before",
-        "client.py",
+        "survey.py",
         "taken[group.rows] = [at + count] * len(taken[group.rows])",
         "taken[group.rows] = [count] * len(taken[group.rows])",
         PRIVATE,

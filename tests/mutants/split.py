@@ -178,7 +178,7 @@ MUTANTS = [
     ),
     Mutant(
         "whole: batches count alike",
-        "client.py",
+        "survey.py",
         "return torch.full_like(like, len(step.y))",
         "return torch.ones_like(like)",
         WORDS,
@@ -186,7 +186,7 @@ MUTANTS = [
     ),
     Mutant(
         "whole: clients of a stack that are done count on",
-        "client.py",
+        "survey.py",
         "counts[rows] = batch.y.shape[1]",
         "counts += batch.y.shape[1]",
         WORDS,
@@ -194,7 +194,7 @@ MUTANTS = [
     ),
     Mutant(
         "whole: normalised by the batch",
-        "client.py",
+        "survey.py",
         "model.grad(weights, step._replace(frozen=True), only=names)",
         "model.grad(weights, step, only=names)",
         WORDS,
