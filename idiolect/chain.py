@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from idiolect.anatomy import Private
 from idiolect.layers import Layer, View, arrange, layer_of
 
 
@@ -48,8 +49,9 @@ def read(module: nn.Module) -> list[Layer]:
         raise NotAChainError(why)
     layers = [layer for layer in found if isinstance(layer, Layer)]
     held = [name for layer in layers for name in layer.names]
+    state = {f"{n}.{b}" for n, m in module.named_modules() if isinstance(m, Private) for b, _ in m.named_buffers()}
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    if odd := next((name for name, _ in tensors if name not in held), None):
+    if odd := next((name for name, _ in tensors if name not in held and name not in state), None):
         raise NotAChainError(f"tensor {odd!r} belongs to no layer of the chain")
     if len(held) != len(set(held)):
         raise NotAChainError("a layer is used more than once")

@@ -118,7 +118,9 @@ def fit(
             chosen, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
         else:
             chosen, note = engine, repr(engine)
-        notes.append(f"clients are trained {note}")
+        own = ", ".join(p.name for p in method.parts if p.objective)
+        by_autograd = f", with the loss of {own} by autograd" if own and "explicit kernels" in note else ""
+        notes.append(f"clients are trained {note}{by_autograd}")
         keep = partial(disk.store_for, memory, directory, len(kept))
         federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen, keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))

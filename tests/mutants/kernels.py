@@ -42,7 +42,13 @@ MUTANTS = [
         "[0, 2] if self.images",
         KERNELS,
     ),
-    Mutant("chain: a tensor without a layer", "chain.py", "if name not in held), None)", "if False), None)", KERNELS),
+    Mutant(
+        "chain: a tensor without a layer",
+        "chain.py",
+        "if name not in held and name not in state), None)",
+        "if False), None)",
+        KERNELS,
+    ),
     Mutant("chain: hooks", "chain.py", "any(getattr(layer, hooks) for hooks in _HOOKS)", "False", KERNELS),
     Mutant(
         "chain: gradients switched off", "chain.py", "if mixed or not torch.is_grad_enabled():", "if mixed:", KERNELS
