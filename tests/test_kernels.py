@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idiolect.client import descend
+from idiolect.engine.stream import Shuffled
 from idiolect.errors import UsageError
 from idiolect.kernels import Kernels, NotAChainError
 from idiolect.model import Model
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
 from idiolect.training import Training
-from idiolect.tree import Tree, step
+from idiolect.tree import Tree, clip, step
 from idiolect.words import Batch, Lockstep
 
 TINY = 1e-12
@@ -365,20 +366,29 @@ def test_results_may_be_used_under_autograd():
     assert not out.loss.requires_grad
 
 
-@pytest.mark.parametrize("clipped", [None, 0.1])
+@pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)])
-def test_a_descent_gives_ordinary_tensors(loss, clipped):
+def test_a_descent_gives_ordinary_tensors(loss, clip):
     """Kernels descend in inference mode; what comes out may still be moved in place, or be part of a graph."""
     torch.manual_seed(10)
     model, kernels, weights = prepared(mlp((6,), 4), loss)
-    batches = [Batch(torch.randn(5, 6, dtype=torch.float64), torch.randint(4, (5,))) for _ in range(3)]
-    training = Training(clip=clipped)
-    expected, found = (descend(learner, training, weights, batches, 0.1) for learner in (model, kernels))
+    x, y = torch.randn(13, 6, dtype=torch.float64), torch.randint(4, (13,))
+    batches = Shuffled(x, y, 5, True, (0,)).epochs(1)
+    expected, found = (descend(learner, Training(clip=clip), weights, batches, 0.1) for learner in (model, kernels))
     same_tree(found[0], expected[0])
-    for tensor in (found[0].flat, *found[1:]):
-        assert not tensor.is_inference()
     assert torch.equal(found[1], expected[1])
     close(found[2], expected[2])
+    assert not any(tensor.is_inference() for tensor in (found[0].flat, *found[1:]))
+
+
+def test_clipping_within_the_step_is_clipping_before_it():
+    torch.manual_seed(10)
+    _model, kernels, weights = prepared(mlp((6,), 4))
+    batch = Batch(torch.randn(5, 6, dtype=torch.float64), torch.randint(4, (5,)))
+    out = kernels.grad(weights, batch)
+    for largest in (0.1, 100.0):
+        end, _, _ = descend(kernels, Training(clip=largest), weights, [batch], 0.1)
+        same_tree(end, step(weights, -0.1, clip(out.gradient, largest), out.buffers))
 
 
 def test_autograd_works_in_the_midst_of_a_descent():
