@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from idiolect import data, methods, models, optim, parts, scope
+from idiolect import data, methods, models, optim, own, parts, scope
 from idiolect.data import ByClient, ClientData, Dirichlet, Pool, Shift, Split, federate, load, read_table
 from idiolect.data.tables import SUFFIXES
 from idiolect.errors import UsageError, did_you_mean
@@ -153,8 +154,11 @@ def shift_of(experiment: Experiment) -> Shift | None:
     return shift
 
 
+_OWN = re.compile(r"\b([A-Za-z_][\w.]*):([A-Za-z_]\w*)")  # package.module:name
+
+
 def method_of(text: str) -> Method:
-    """Return the method an expression stands for.
+    """Return the method an expression stands for; ``module:name`` in it is a method or part of your own.
 
     Example:
         >>> method_of("fedbn + flexible_sam(0.05, 0.9, top=2)").name
@@ -163,7 +167,10 @@ def method_of(text: str) -> Method:
         Traceback (most recent call last):
         idiolect.errors.UsageError: 'sam(0.05)' is a Part, not a method; put a method first, as in fedavg + sam(0.05)
     """
-    method: Method = _read(text, METHODS, "method", Method)
+    names = dict(METHODS)
+    for module, name in _OWN.findall(text):
+        names[name] = own.load(module, name, "method")
+    method: Method = _read(_OWN.sub(r"\2", text), names, "method", Method)
     return method
 
 

@@ -40,6 +40,8 @@ class Method:
 
     def __post_init__(self) -> None:
         names = [p.name for p in self.parts]
+        if "" in names:
+            raise UsageError(f"{self.name}: a part has no name: mark the function that makes it with @part")
         twice = sorted({n for n in names if names.count(n) > 1})
         if names[:1] != ["share"]:
             raise UsageError(f"{self.name}: the first part must be share(...), got {names or 'no parts'}")

@@ -7,17 +7,15 @@ network predicts one number (a regression). Weights are PyTorch's default initia
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from idiolect.errors import UsageError, did_you_mean
+from idiolect import own
+from idiolect.errors import UsageError
 
 __all__ = ["digit_model", "fedfsa_cnn", "from_module", "mlp", "next_character", "small_cnn"]
 
@@ -203,17 +201,9 @@ def from_module(text: str, shape: Shape, classes: int | None) -> nn.Module:
         UsageError: if the module or function is not there, or what it returns is no `torch.nn.Module`.
     """
     module, _, name = text.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise UsageError(f"model: there is no module {error.name!r}; it is looked for in {here} first") from None
-    make: Callable[..., object] | None = getattr(found, name, None)
+    make = own.load(module, name, "model")
     if not callable(make):
-        raise UsageError(f"model: {module} has no function {name!r}{did_you_mean(name, vars(found))}")
+        raise UsageError(f"model: {module} has no function {name!r}")
     takes = inspect.signature(make).parameters
     model = make(**{k: v for k, v in (("shape", shape), ("classes", classes)) if k in takes})
     if not isinstance(model, nn.Module):

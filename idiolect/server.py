@@ -91,6 +91,8 @@ def server_round(
     for arrived, arrival in enumerate(arrivals, 1):  # noqa: B007 - the count is used below
         for part in method.parts:
             tree = part.arrive(central, arrival) if part.arrive else arrival.uploads[part.name]
+            if not isinstance(tree, Tree):
+                raise TypeError(f"{part.name}: arrive and finish give a Tree to send, not {type(tree).__name__}")
             if part.confer:
                 letters[part.name].append(tree.clone())  # what arrived may lie in memory that is used again
             else:
@@ -130,6 +132,8 @@ def _aggregate(part: Part, central: Central, slot: Tree, mean: Tree) -> Tree:
 
 def same_layout(part: Part, what: str, before: Tree, after: Tree) -> Tree:
     """Return what a part made in place of something; names, shapes and dtype must be as they were."""
+    if not isinstance(after, Tree):
+        raise TypeError(f"{part.name}: a hook on the server must return a Tree, not {type(after).__name__}")
     if after.layout is not before.layout or after.flat.dtype != before.flat.dtype:
         raise ValueError(f"{part.name}: changed {what} from {_form(before)} to {_form(after)}")
     return after
