@@ -69,8 +69,9 @@ class Part:
     In list order: `attach`, `broadcast`, `begin`, `direction`, `finish`, `aggregate` with `advance`, and `deploy`.
     The first listed `gradient` is the outermost, and so is the first `objective`. A part reads its own slot only;
     what it keeps and what it sends are what its functions return. The weights that `gradient` and `direction` are
-    given move with the next step: a part keeps no hold of them. Reductions run along the last axis (see `Tree`), so
-    that an engine may stack clients.
+    given move with the next step: a part keeps no hold of them, and differentiates through `Local.grad` alone, since
+    steps may run in inference mode. Reductions run along the last axis (see `Tree`), so that an engine may stack
+    clients.
 
     Attributes:
         attach: adds to a copy of the user's module what this part needs there: layers, `Private` tensors, hooks.
