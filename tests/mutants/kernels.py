@@ -68,4 +68,19 @@ MUTANTS = [
         KERNELS,
     ),
     Mutant("chain: chance", "chain.py", "if drawn() != before:", "if False:", KERNELS),
+    Mutant(
+        "clipping within the step: never",
+        "client.py",
+        "clipping(direction, training.clip), state",
+        "1.0, state",
+        KERNELS,
+    ),
+    Mutant("kernels: a large layer without its bias", "layers.py", "own[1][:, None]", "0 * own[1][:, None]", KERNELS),
+    Mutant(
+        "kernels: a loss sees targets of inference mode",
+        "kernels.py",
+        "leaf.clone(), y.clone())",
+        "leaf.clone(), y)",
+        KERNELS,
+    ),
 ]
