@@ -128,6 +128,18 @@ def test_other_dtypes_keep_their_bits(tmp_path, dtype):
     assert torch.equal(store.get("ada")["share"].flat.view(torch.uint8), values.flat.view(torch.uint8))
 
 
+def test_files_of_the_checkpoint_on_disk_stay_until_there_is_another(tmp_path):
+    store = DiskStore(FRESH, tmp_path / "memory")
+    store.put("ada", memory(1.0))
+    on_disk = store.save()
+    store.saved()
+    store.put("ada", memory(2.0))
+    store.save()  # and killed before it is on disk
+    again = DiskStore(FRESH, tmp_path / "memory")
+    again.load(on_disk)
+    same(again.get("ada"), memory(1.0))
+
+
 def test_files_are_bounded_by_what_is_live(tmp_path):
     """Thousands of puts, each of which makes a row stale."""
     store, dice = DiskStore(FRESH, tmp_path, segment_bytes=28 * 50), random.Random(0)

@@ -33,7 +33,7 @@ CATALOGUE = [
     RANDOM,
     methods.scaffold(),
     methods.ditto(strength=0.5),
-    methods.fedala(),
+    methods.fedala(share_of_batches=0.5),
     methods.fedbn() + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2) + parts.server_momentum(0.5),
     methods.fedbn() + parts.sam(0.1) + parts.control_variates(),
     # split, meta, clusters

@@ -190,7 +190,7 @@ MUTANTS = [
         "for number in self._checkpointed | set(self._segments)",
         "for number in set(self._segments)",
         "tests/test_memory.py",
-        "TestDisk",
+        "files_of_the_checkpoint",
     ),
     Mutant(
         "segments: rows of mostly stale files are forgotten",
