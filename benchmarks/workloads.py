@@ -76,6 +76,12 @@ def network(work: Workload) -> nn.Sequential:
     )  # fmt: skip
 
 
+def normalisation(net: nn.Module) -> set[str]:
+    """Return the names of all tensors of batch normalisation."""
+    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm1d)]
+    return {f"{name}.{own}" for name, layer in layers for own in layer.state_dict()}
+
+
 def examples(work: Workload) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return features ``(clients, examples, ...)`` and labels: noisy copies of one template per class."""
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import Tensor, multiprocessing
 from torch.nn.utils import parameters_to_vector
 
 from benchmarks.protocol import Game, Seat, serve
-from benchmarks.workloads import ALPHA, CLIP, RHO, RHO_LARGER, TOP, Workload, examples, network
+from benchmarks.workloads import ALPHA, CLIP, RHO, RHO_LARGER, TOP, Workload, examples, network, normalisation
 
 
 def cnn(p: list[Tensor], x: Tensor, _: Tensor) -> Tensor:
@@ -36,8 +36,9 @@ class Loop:
         named = dict(net.named_parameters())
         self.shapes = [p.shape for p in named.values()]
         self.sizes = [p.numel() for p in named.values()]
-        self.weight = ["weight" in name and "bn" not in name for name in named]
-        own = [torch.full((p.numel(),), "bn" in name) for name, p in named.items()]
+        personal = normalisation(net)
+        self.weight = [name.endswith("weight") and name not in personal for name in named]
+        own = [torch.full((p.numel(),), name in personal) for name, p in named.items()]
         self.own = torch.cat(own).nonzero()[:, 0]
         self.shared = parameters_to_vector(net.parameters()).detach().share_memory_()
         self.delta = torch.zeros_like(self.shared).share_memory_()

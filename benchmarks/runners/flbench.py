@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -41,13 +40,13 @@ def without_torchvision() -> None:
 
 
 def partition(work: Workload, folder: Path) -> None:
-    """Write which examples are whose, as FL-bench's generator does."""
+    """Write which examples are whose, where FL-bench looks for it; as JSON, which `prepare` makes it read."""
     rows = np.arange(work.clients * work.examples).reshape(work.clients, -1).tolist()
     every = list(range(work.clients))
     split = {"train": every, "val": [], "test": every, "total": work.clients}
     held = {"separation": split, "data_indices": [{"train": r, "val": [], "test": []} for r in rows]}
     folder.mkdir(parents=True)
-    (folder / "partition.pkl").write_bytes(pickle.dumps(held))
+    (folder / "partition.pkl").write_text(json.dumps(held))
     (folder / "args.json").write_text(json.dumps({"split": "sample"}))
 
 
@@ -79,6 +78,7 @@ def prepare(seat: Seat) -> Game:
     from src.utils.models import DecoupledModel
 
     base.FLBENCH_ROOT = home
+    base.pickle = SimpleNamespace(load=json.load)
     base.HydraConfig = SimpleNamespace(get=lambda: SimpleNamespace(runtime=SimpleNamespace(output_dir=str(home))))
     settings = OmegaConf.load(seat.checkout / "config" / "defaults.yaml")
     quiet = {"interval": -1, "train": False, "val": False, "test": False}

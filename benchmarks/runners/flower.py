@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.protocol import Game, Seat, serve
 from benchmarks.runners.bare import data
-from benchmarks.workloads import WORKLOADS, Workload, network
+from benchmarks.workloads import WORKLOADS, Workload, network, normalisation
 
 asked: queue.Queue[bool] = queue.Queue()
 """True for a round, False for the end."""
@@ -61,7 +61,7 @@ def prepare(seat: Seat) -> Game:
         steps = fit(WORKLOADS[name], net, x[me], y[me])
         after = net.state_dict()
         if WORKLOADS[name].batch_norm:
-            context.state["bn"] = ArrayRecord({k: v for k, v in after.items() if "bn" in k})
+            context.state["bn"] = ArrayRecord({k: after[k] for k in normalisation(net)})
         numbers = MetricRecord({"num-examples": len(y[me]), "steps": steps})
         return Message(RecordDict({"arrays": ArrayRecord(after), "metrics": numbers}), reply_to=message)
 

@@ -11,14 +11,15 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from benchmarks.protocol import Counter, Game, Seat, serve
 from benchmarks.runners.bare import data
-from benchmarks.workloads import ALPHA, CLIP, RHO, network
+from benchmarks.workloads import ALPHA, CLIP, RHO, network, normalisation
 
 
 def prepare(seat: Seat) -> Game:
     """FedAvg, FedBN where there is batch normalisation; FedFSA with one radius for all layers, as at first."""
     work, net, (x, y) = seat.work, network(seat.work), data(seat.work)
     shared = copy.deepcopy(net.state_dict())
-    personal = [{k: v.clone() for k, v in shared.items() if "bn" in k} for _ in range(work.clients)]
+    own = normalisation(net)
+    personal = [{k: v.clone() for k, v in shared.items() if k in own} for _ in range(work.clients)]
     delta = torch.zeros_like(parameters_to_vector(net.parameters()))
     rng, counter = np.random.default_rng(1), Counter()
 
@@ -47,7 +48,7 @@ def prepare(seat: Seat) -> Game:
                     lookahead(bx, by)
                 optimiser.step()
         after = {k: v.clone() for k, v in net.state_dict().items()}
-        personal[client] = {k: v for k, v in after.items() if "bn" in k}
+        personal[client] = {k: v for k, v in after.items() if k in own}
         return after
 
     def weights() -> torch.Tensor:
@@ -55,7 +56,7 @@ def prepare(seat: Seat) -> Game:
 
     def one_round() -> None:
         before, after = weights(), [train(c) for c in rng.permutation(work.clients)[: work.per_round]]
-        shared.update({k: torch.stack([a[k] for a in after]).mean(0) for k in shared if "bn" not in k})
+        shared.update({k: torch.stack([a[k] for a in after]).mean(0) for k in shared if k not in own})
         delta.copy_((before - weights()) / (work.lr * work.steps_per_client))
 
     return Game(lambda: counter.during(one_round), weights)
