@@ -271,7 +271,7 @@ def test_workers_do_not_hold_on_to_what_clients_remembered():
     grown = taken(run.engine) - before
     run.engine.close()
     assert store.nbytes > 35e6
-    assert grown < store.nbytes / 8
+    assert grown < store.nbytes / 2  # either bug takes all of it; the heap of a long test run moves by some MB
 
 
 def test_garbage_is_collected_again_once_the_workers_are_gone():
