@@ -58,7 +58,7 @@ def measure(clients: int, rounds: int) -> dict[str, float]:
     engine = Processes(2)
     share = min(1.0, 50 / clients)
     made = Federation(
-        Model(network(work)), fedbn(), training, dict.fromkeys(map(str, range(clients)), held), 10**6, share, 0, engine
+        Model(network(work)), fedbn(), training, 10**6, share, 0, dict.fromkeys(map(str, range(clients)), held), engine
     )
     for client in made.clients:  # everybody has trained once: the state is as large as it gets
         made.memory.put(client, made.memory.get(client))

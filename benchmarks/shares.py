@@ -77,7 +77,7 @@ def federation(name: str, workers: int) -> Federation:
     }
     training = Training(work.lr, work.epochs, work.batch)
     made, share = method(Seat(work, "fedavg", "", None)), work.per_round / work.clients
-    return Federation(Model(network(work)), made, training, clients, 10**6, share, 1, Processes(workers))
+    return Federation(Model(network(work)), made, training, 10**6, share, 1, clients, Processes(workers))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class Outcome(NamedTuple):
     gradients: Tensor
     """(1,) gradients taken in the round, in local training and beside it."""
 
+    def flaw(self) -> str:
+        """Return what is not finite in it, or an empty string."""
+        return not_finite("upload", self.uploads) or not_finite("memory", self.memory)
+
 
 class Assignment(NamedTuple):
     """What one client works from in one round."""
@@ -92,6 +96,16 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
 def mail_of(part: Part) -> str:
     """Return the name under which a client's memory holds what the server told it alone for a part."""
     return f"mail to {part.name}"
+
+
+def not_finite(kind: str, slots: Slots) -> str:
+    """Return what is not finite in trees by part, or an empty string."""
+    for part, tree in slots.items():
+        if not (torch.isfinite(tree.flat.sum()) or torch.isfinite(tree.flat).all()):  # a finite sum says it all
+            name = next(n for n in tree if not torch.isfinite(tree[n]).all())
+            bad = int((~torch.isfinite(tree[name])).sum())
+            return f"{bad} values of {name} are not finite in its {kind} ({part})"
+    return ""
 
 
 def _slot(part: Part, memory: Slots, work: Assignment) -> Slot:

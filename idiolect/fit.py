@@ -122,7 +122,7 @@ def fit(
         by_autograd = f", with the loss of {own} by autograd" if own and "explicit kernels" in note else ""
         notes.append(f"clients are trained {note}{by_autograd}")
         keep = partial(disk.store_for, memory, directory, len(kept))
-        federation = Federation(wrapped, method, training, kept, rounds, participation, seed, chosen, keep)
+        federation = Federation(wrapped, method, training, rounds, participation, seed, kept, chosen, keep)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
         bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()

@@ -78,7 +78,7 @@ def test_identical_clients_give_their_own_normalisation(rule):
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double() * 3 + 2, torch.arange(20) % 2
     net = nn.Sequential(nn.BatchNorm1d(3, momentum=1.0), nn.Linear(3, 2)).double()
     clients = {name: ClientData(train=(x, y)) for name in "abc"}
-    made = Federation(Model(net), methods.fedbn(), Training(batch_size=None), clients, 3, 1.0, 0)
+    made = Federation(Model(net), methods.fedbn(), Training(batch_size=None), 3, 1.0, 0, clients)
     made.play()
     made.play()
     same(given(made, rule, x), made.model.tensors(made.personal("b")))
@@ -97,7 +97,7 @@ def deep():
     torch.manual_seed(4)
     x, y = torch.randn(3, 30, 4).double() * torch.tensor([1.0, 2.0, 5.0]).reshape(3, 1, 1) + 1, torch.arange(30) % 2
     clients = {name: ClientData(train=(x[i], y)) for i, name in enumerate("ab")}
-    made = Federation(Model(two_layers()), methods.fedbn(), Training(lr=0.5, batch_size=10), clients, 3, 1.0, 0)
+    made = Federation(Model(two_layers()), methods.fedbn(), Training(lr=0.5, batch_size=10), 3, 1.0, 0, clients)
     made.play()
     return made, x[2]
 
@@ -166,7 +166,7 @@ def test_small_spread_far_from_zero():
     net = nn.Sequential(nn.BatchNorm1d(1, momentum=1.0), nn.Linear(1, 2))
     levels = {str(m): m for m in range(10000, 10007)}
     clients = {c: ClientData(train=([[m - 0.25], [m + 0.25]], [0, 1])) for c, m in levels.items()}
-    made = Federation(Model(net), methods.fedbn(), Training(), clients, 1, 1.0, 0)
+    made = Federation(Model(net), methods.fedbn(), Training(), 1, 1.0, 0, clients)
     made.play()
     norm = admit(made)[0]
     assert norm.running_mean.item() == 10003
@@ -201,7 +201,7 @@ FORGETFUL = nn.Sequential(TRACKING, nn.BatchNorm2d(1, track_running_stats=False)
 def test_one_line_for_what_cannot_be(method, net, rounds, arguments, line):
     made = federation(method)
     if net:
-        made = Federation(Model(net.double()), method, made.training, made.clients, 4, 1.0, 0)
+        made = Federation(Model(net.double()), method, made.training, 4, 1.0, 0, made.clients)
     for _ in range(rounds):
         made.play()
     with pytest.raises(idiolect.UsageError, match=line) as caught:

@@ -17,7 +17,7 @@ from idiolect.tree import axpy, pick
 def federation(case, method, training):
     splits = case.test or [None] * len(case.train)
     clients = {f"{i}": ClientData(train=a, test=b) for i, (a, b) in enumerate(zip(case.train, splits, strict=True))}
-    return Federation(Model(case.model), method, training, clients, case.settings["rounds"], 1.0, 0)
+    return Federation(Model(case.model), method, training, case.settings["rounds"], 1.0, 0, clients)
 
 
 @pytest.fixture(scope="module")

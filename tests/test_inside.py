@@ -311,6 +311,6 @@ def test_classes_of_what_has_none(y):
     method = Method((*methods.fedavg().parts, counting))
     clients = {"a": ClientData(train=(torch.rand(8, 3), y))}
     model = Model(nn.Linear(3, 1), lambda outputs, y: (outputs - y).square().mean())
-    made = Federation(model, method, Training(lr=0.1), clients, 1, 1.0, 0)
+    made = Federation(model, method, Training(lr=0.1), 1, 1.0, 0, clients)
     with pytest.raises(UsageError, match="it needs one class label per example"):
         made.play()

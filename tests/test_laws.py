@@ -33,7 +33,7 @@ def quadratics(method, rounds, participation=1.0):
         x = torch.full((n, 1), h**0.5, dtype=torch.float64)
         clients[f"{i}"] = ClientData(train=(x, x * a))
     training = Training(lr=0.1, local_epochs=5, batch_size=None)
-    made = Federation(Model(net, half_squares), method, training, clients, rounds, participation, 0)
+    made = Federation(Model(net, half_squares), method, training, rounds, participation, 0, clients)
     for _ in range(rounds):
         made.play()
     return made, made.server["share"]["weight"].item()
@@ -128,13 +128,13 @@ def test_fedfsa_with_all_layers_is_mofedsam_with_the_larger_radius():
 
     def after(sharp, rounds):
         method = Method((parts.share(), sharp))
-        made = Federation(Model(net), method, PLAIN, population(), 3, 1.0, 0)
+        made = Federation(Model(net), method, PLAIN, 3, 1.0, 0, population())
         return [made.play() and made.server["share"] for _ in range(rounds)]
 
     flexible = after(parts.flexible_sam(0.1, 0.6, top=2), 2)
     small = after(parts.sam(0.1), 1)
     assert torch.allclose(flexible[0].flat, small[0].flat, atol=1e-12)
-    start = Federation(Model(net), Method((parts.share(), parts.sam(0.6))), PLAIN, population(), 3, 1.0, 0)
+    start = Federation(Model(net), Method((parts.share(), parts.sam(0.6))), PLAIN, 3, 1.0, 0, population())
     start.server, start.round = {**start.server, "share": flexible[0]}, 1
     start.play()
     assert torch.allclose(flexible[1].flat, start.server["share"].flat, atol=1e-12)
@@ -285,8 +285,8 @@ def test_dropout_is_the_same_in_both_passes_and_differs_between_steps():
     other = model.grad(model.initial, Batch(x, y, key=6)).gradient
     assert torch.equal(once.flat, again.flat)
     assert not torch.equal(once.flat, other.flat)
-    made = Federation(model, methods.fedsam(), PLAIN, population(), 2, 1.0, 0)
-    twin = Federation(model, methods.fedsam(), PLAIN, dict(reversed(population().items())), 2, 1.0, 0)
+    made = Federation(model, methods.fedsam(), PLAIN, 2, 1.0, 0, population())
+    twin = Federation(model, methods.fedsam(), PLAIN, 2, 1.0, 0, dict(reversed(population().items())))
     made.play()
     torch.rand(100)
     twin.play()

@@ -45,7 +45,7 @@ def small(method, rounds, training=None):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     clients = {name: ClientData(train=examples(name, n)) for name, n in SIZES.items()}
-    made = Federation(Model(net), method, training or Training(lr=0.1, batch_size=8), clients, 4, 1.0, 0)
+    made = Federation(Model(net), method, training or Training(lr=0.1, batch_size=8), 4, 1.0, 0, clients)
     for _ in range(rounds):
         made.play()
     return made
@@ -211,7 +211,7 @@ def test_means_are_of_all_examples_and_classes_without_any_are_zero():
     clients = {n: ClientData(train=(x[at], torch.full((len(at),), y))) for n, (at, y) in classes.items()}
     net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).double()
     training = Training(lr=1e-12, batch_size=None)  # bodies stay where they are
-    made = Federation(Model(net), methods.fedpac(), training, clients, 4, 1.0, 0)
+    made = Federation(Model(net), methods.fedpac(), training, 4, 1.0, 0, clients)
     made.play()
     kept, z = made.server["aligned_features"], net[0](x).detach()
     assert kept["counts"].tolist() == pytest.approx([5 / 3, 0, 4 / 3])
@@ -267,7 +267,7 @@ def on_numbers():
     x = torch.ones(4, 3).double()
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).double()
     clients = {"a": ClientData(train=(x, x[:, :1]))}
-    Federation(Model(net, nn.MSELoss()), methods.fedpac(), Training(lr=0.1), clients, 1, 1.0, 0).play()
+    Federation(Model(net, nn.MSELoss()), methods.fedpac(), Training(lr=0.1), 1, 1.0, 0, clients).play()
 
 
 def test_clients_of_one_round_alone_are_mixed():

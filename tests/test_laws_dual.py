@@ -33,7 +33,7 @@ def on_a_line(method, targets, rounds, start=0.0, curvature=1.0, **training):
     x = torch.full((1, 1), curvature**0.5, dtype=torch.float64)
     clients = {f"{i}": ClientData(train=(x, x * a)) for i, a in enumerate(targets)}
     settings = Training(**{"lr": 0.5, "batch_size": None, **training})
-    made = Federation(Model(net, half_squares), method, settings, clients, rounds, 1.0, 0)
+    made = Federation(Model(net, half_squares), method, settings, rounds, 1.0, 0, clients)
     return made, [made.play() and made.server["share"]["weight"].item() for _ in range(rounds)]
 
 
@@ -58,7 +58,7 @@ def distance(method, rounds, participation=1.0):
     net = nn.Linear(5, 1, bias=False).double()
     nn.init.zeros_(net.weight)
     training = Training(lr=0.1, local_epochs=5, batch_size=None)
-    made = Federation(Model(net, half_squares), method, training, clients, rounds, participation, 0, Stacked(8))
+    made = Federation(Model(net, half_squares), method, training, rounds, participation, 0, clients, Stacked(8))
     for _ in range(rounds):
         made.play()
     return float((made.server["share"]["weight"].flatten() - minimum).norm())
@@ -323,4 +323,4 @@ def test_what_cannot_be_is_one_line(make, message):
 
 def bare(method):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
-    return Federation(Model(net), method, PLAIN, population(), 1, 1.0, 0)
+    return Federation(Model(net), method, PLAIN, 1, 1.0, 0, population())

@@ -26,7 +26,7 @@ def linear_world(method, y, rounds=1, training=ONE_STEP, classes=3):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, classes)).double()
     clients = {name: ClientData(train=(torch.randn(len(y), 3).double(), torch.tensor(y))) for name in "ab"}
-    made = Federation(Model(net), method, training, clients, rounds, 1.0, 0)
+    made = Federation(Model(net), method, training, rounds, 1.0, 0, clients)
     for _ in range(rounds):
         made.play()
     return made

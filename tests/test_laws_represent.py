@@ -35,7 +35,7 @@ def held(**clients):
 
 
 def world(method, clients, model=None, training=ONE_STEP):
-    return Federation(model or tiny(), method, training, clients, 4, 1.0, 0)
+    return Federation(model or tiny(), method, training, 4, 1.0, 0, clients)
 
 
 def no_loss(outputs, y):
@@ -184,7 +184,7 @@ def test_a_body_that_has_the_features_already_stays():
     """One client alone receives its own body; where a class has one example, its features are the class's mean."""
     clients = {"a": ClientData(train=(examples("ada", 3)[0], torch.tensor([0, 2, 1])))}
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    made = Federation(Model(net), methods.fedas(epochs=3), ONE_STEP, clients, 4, 1.0, 0)
+    made = Federation(Model(net), methods.fedas(epochs=3), ONE_STEP, 4, 1.0, 0, clients)
     made.play()
     names = set(made.server["share"])
     assert torch.allclose(pick(made.personal("a"), names).flat, made.server["share"].flat, atol=1e-12)
@@ -209,7 +209,7 @@ def test_fisher_weights_by_hand():
     nn.init.zeros_(net.weight)
     clients = {n: ClientData(train=(torch.ones(k, 1).double(), torch.full((k, 1), a).double())) for n, k, a in _TARGETS}
     half = Training(lr=0.5, batch_size=None)
-    made = Federation(Model(net, squares), Method((parts.share(), parts.fisher_weights())), half, clients, 4, 1.0, 0)
+    made = Federation(Model(net, squares), Method((parts.share(), parts.fisher_weights())), half, 4, 1.0, 0, clients)
     made.play()
     assert made.server["share"]["weight"].item() == pytest.approx((4 * 2 - 0.25 * 0.5) / 4.25, abs=1e-12)
 
@@ -224,7 +224,7 @@ def test_who_has_nothing_left_to_learn_does_not_count_unless_nobody_has():
     def after(*targets):
         clients = {f"{a}": ClientData(train=(torch.ones(2, 1).double(), torch.full((2, 1), a))) for a in targets}
         method, full = Method((parts.share(), parts.fisher_weights())), Training(lr=1.0, batch_size=None)
-        made = Federation(Model(net, steep), method, full, clients, 4, 1.0, 0)
+        made = Federation(Model(net, steep), method, full, 4, 1.0, 0, clients)
         made.play()
         return made.server["share"]["weight"].item()
 

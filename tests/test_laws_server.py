@@ -96,7 +96,7 @@ def test_fednova_follows_the_mean_gradient_whoever_takes_more_steps(optimiser):
 
     def moved(method):
         model = Model(one_weight(), lambda output, target: output.mean())
-        made = Federation(model, method, training, clients, 1, 1.0, 0)
+        made = Federation(model, method, training, 1, 1.0, 0, clients)
         made.play()
         return made.server["share"]["weight"].item()
 

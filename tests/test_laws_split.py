@@ -83,7 +83,7 @@ def test_fedrep_finds_the_representation_that_clients_have_in_common():
     net = nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     angles = {}
     for method in (methods.fedrep(head_epochs=10), methods.fedavg()):
-        made = Federation(Model(net, half_squares), method, PLAIN, clients, 30, 1.0, 0)
+        made = Federation(Model(net, half_squares), method, PLAIN, 30, 1.0, 0, clients)
         for _ in range(30):
             made.play()
         body = torch.linalg.qr(made.server["share"]["0.weight"].T)[0]
@@ -156,7 +156,7 @@ def test_a_client_predicts_after_plain_steps_on_all_its_examples(steps):
     """Whatever the run's optimiser, rate and batches are: each leaves (1 - a h) of the way."""
     clients = {"a": ClientData(train=at_target(2.0, 7, 3.0))}
     training = Training(lr=9.0, batch_size=2, clip=1e-9)
-    made = Federation(line(5.0), methods.per_fedavg(0.2, steps=steps), training, clients, 1, 1.0, 0)
+    made = Federation(line(5.0), methods.per_fedavg(0.2, steps=steps), training, 1, 1.0, 0, clients)
     assert made.personal("a")["weight"].item() == pytest.approx(2.0 + 3.0 * 0.4**steps)
 
 
@@ -166,7 +166,7 @@ def test_ifca_tells_clients_of_two_kinds_apart():
     clients = {name: ClientData(train=at_target(*made)) for name, made in targets.items()}
     ends = {}
     for method in (methods.ifca(2), methods.fedavg()):
-        made = Federation(line(0.5), method, PLAIN, clients, 40, 1.0, 0)
+        made = Federation(line(0.5), method, PLAIN, 40, 1.0, 0, clients)
         for _ in range(40):
             made.play()
         ends[method.name] = {c: made.personal(c)["weight"].item() for c in clients}

@@ -30,7 +30,7 @@ SETTINGS = Training(
 
 def federation(method, loss=F.cross_entropy, sizes=SIZES, participation=0.6, training=SETTINGS):
     clients = {name: ClientData(train=examples(name, n)) for name, n in sizes.items()}
-    return Federation(Model(network(), loss), method, training, clients, ROUNDS, participation, seed=1)
+    return Federation(Model(network(), loss), method, training, ROUNDS, participation, seed=1, clients=clients)
 
 
 def given(made):
@@ -199,7 +199,7 @@ def test_regression_with_any_loss():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     x, y = torch.randn(2, 12, 3).double(), torch.randn(2, 12, 1).double()
     clients = {n: ClientData(train=(x[i], y[i])) for i, n in enumerate("ab")}
-    made = Federation(Model(net, F.l1_loss), methods.fedavg(), Training(lr=0.1, batch_size=None), clients, 3, 1.0, 0)
+    made = Federation(Model(net, F.l1_loss), methods.fedavg(), Training(lr=0.1, batch_size=None), 3, 1.0, 0, clients)
     expected = averaging.fedavg(
         model=net,
         batches=lambda t, i: [(x[i], y[i])],

@@ -38,7 +38,7 @@ def clients(count=4, size=12):
 
 def made(net, engine, held=None, method=None, **training):
     settings = Training(lr=0.1, batch_size=4, local_epochs=2, **training)
-    return Federation(Model(net), method or methods.fedavg(), settings, held or clients(), 5, 1.0, 0, engine)
+    return Federation(Model(net), method or methods.fedavg(), settings, 5, 1.0, 0, held or clients(), engine)
 
 
 def net(*more):
@@ -210,7 +210,7 @@ def launches(engine, count, method):
     for epochs in (1, 2):
         settings = Training(lr=0.1, batch_size=4, local_epochs=epochs)
         held = clients(count, 12)
-        run = Federation(Model(net(nn.BatchNorm1d(4))), method, settings, held, 5, 1.0, 0, engine)
+        run = Federation(Model(net(nn.BatchNorm1d(4))), method, settings, 5, 1.0, 0, held, engine)
         with Launches() as counted:
             run.play()
         found.append(counted.count)

@@ -46,7 +46,7 @@ def prepare(seat: Seat) -> Game:
     clients = {f"{i:04}": ClientData((x[i], y[i])) for i in range(work.clients)}
     model, share = Model(network(work), device=torch.device(seat.device)), work.per_round / work.clients
     made = engine(seat.setting, work.per_round)
-    game = Federation(model, method(seat), training, clients, 10**6, share, seed=1, engine=made)
+    game = Federation(model, method(seat), training, 10**6, share, seed=1, engine=made, clients=clients)
     start, taken = model.anatomy.trainable, work.steps_per_client
 
     def play() -> int:

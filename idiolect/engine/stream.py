@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from idiolect.client import Assignment, Slots
+from idiolect.data import Examples
+from idiolect.model import Model
 from idiolect.rng import derive, stream
+from idiolect.training import Training
 from idiolect.words import Batch
 
 
@@ -99,3 +103,22 @@ class NoBatches:
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return no batch at all."""
         return []
+
+
+class Moment(NamedTuple):
+    """What everything random in a client's round depends on."""
+
+    seed: int
+    purpose: str
+    """``"train"`` or ``"deploy"``."""
+    client: str
+    round: int
+
+
+def assignment(
+    model: Model, training: Training, data: Examples, when: Moment, received: Slots, memory: Slots, lr: float
+) -> Assignment:
+    """Return what a client works from, on the device of the model: the same wherever the client is."""
+    batches = Shuffled(data.x, data.y, training.batch_size, model.anatomy.has_batch_norm, tuple(when))
+    dice = torch.tensor(derive(*when, "dice"), device=model.device)
+    return Assignment(received, memory, batches, lr, dice, when.round)

@@ -61,4 +61,4 @@ def federation(
     with torch.random.fork_rng(devices=[]):
         model = Model(network())
     held = clients or population()
-    return Federation(model, method, settings, held, 4, participation, seed, engine or OneByOne(), keep)
+    return Federation(model, method, settings, 4, participation, seed, held, engine or OneByOne(), keep)

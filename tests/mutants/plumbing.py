@@ -167,7 +167,7 @@ MUTANTS = [
         "return list(self.clients)",
         ENGINE,
     ),
-    Mutant("cohort: drawn with replacement", "engine/federation.py", "replace=False", "replace=True", ENGINE),
+    Mutant("cohort: drawn with replacement", "engine/center.py", "replace=False", "replace=True", ENGINE),
     Mutant("batches: the same order in every epoch", "engine/stream.py", '"order", epoch)', '"order")', ENGINE),
     Mutant(
         "batches: a last batch of one stays",
@@ -211,7 +211,7 @@ MUTANTS = [
     Mutant("engine: what is not finite is kept", "engine/federation.py", "if reason:", "if False:", ENGINE),
     Mutant(
         "schedule: one round late",
-        "engine/federation.py",
+        "engine/center.py",
         "self.training.schedule(self.training.lr, min(self.round, self.rounds - 1), self.rounds)",
         "self.training.schedule(self.training.lr, max(self.round - 1, 0), self.rounds)",
         ORACLES,
