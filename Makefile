@@ -50,5 +50,5 @@ $(BIN)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,flower]'
 	touch $@ $(BIN)/.installed

@@ -4,30 +4,64 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from idiolect.engine.federation import Federation
+from idiolect.client import Slots
 from idiolect.errors import UsageError
+from idiolect.model import Model
 from idiolect.report import RunDirectory, read_run
 from idiolect.tree import Tree
 
 _NAME, _MEMORY = "checkpoint", "memory/"
 
 
-def save(store: RunDirectory, federation: Federation) -> None:
+class Remembered(Protocol):
+    """What is known of clients, as the stores of memories are."""
+
+    def save(self) -> dict[str, Tensor]:
+        """Return what `load` needs."""
+        ...
+
+    def saved(self) -> None:
+        """Take note that the last `save` is on disk."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `save` returned; an empty mapping is the start."""
+        ...
+
+
+class Kept(Protocol):
+    """A server that can be stopped and go on: what `save` writes of it."""
+
+    round: int
+    server: Slots
+
+    @property
+    def model(self) -> Model:
+        """Its model."""
+        ...
+
+    @property
+    def memory(self) -> Remembered:
+        """What is known of its clients."""
+        ...
+
+
+def save(store: RunDirectory, center: Kept) -> None:
     """Write round, server slots and what the store of memories needs as one file, whole or not at all."""
-    tensors = {"round": torch.tensor(federation.round)}
-    for part, tree in federation.server.items():
+    tensors = {"round": torch.tensor(center.round)}
+    for part, tree in center.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
-    tensors |= {f"{_MEMORY}{name}": t for name, t in federation.memory.save().items()}
+    tensors |= {f"{_MEMORY}{name}": t for name, t in center.memory.save().items()}
     store.save_tensors(_NAME, tensors)
-    federation.memory.saved()
+    center.memory.saved()
 
 
-def restore(store: RunDirectory, federation: Federation, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def restore(store: RunDirectory, center: Kept, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Load a federation's state; return the records of the rounds it has played.
 
     Raises:
@@ -39,15 +73,15 @@ def restore(store: RunDirectory, federation: Federation, config: Mapping[str, An
     if differ:
         raise UsageError(f"{store.path} was started with other settings: {'; '.join(differ)}")
     if not (store.path / f"{_NAME}.safetensors").exists():
-        federation.memory.load({})
+        center.memory.load({})
         store.rewind(0)
         return []
     tensors = store.load_tensors(_NAME)
-    device = federation.model.device
-    federation.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in federation.server.items()}
-    federation.memory.load({k.removeprefix(_MEMORY): t for k, t in tensors.items() if k.startswith(_MEMORY)})
-    federation.round = int(tensors["round"])
-    store.rewind(federation.round)
+    device = center.model.device
+    center.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in center.server.items()}
+    center.memory.load({k.removeprefix(_MEMORY): t for k, t in tensors.items() if k.startswith(_MEMORY)})
+    center.round = int(tensors["round"])
+    store.rewind(center.round)
     return read_run(store.path)[1]
 
 

@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.client import Assignment, client_round, mail_of
+from idiolect.client import Assignment, Slots, client_round, mail_of
+from idiolect.engine.center import Center
 from idiolect.engine.stream import NoBatches
 from idiolect.method import Method
 from idiolect.model import Model
 from idiolect.scope import Scope
-from idiolect.server import broadcast
 from idiolect.training import Training
 from idiolect.tree import EMPTY, Tree
-from idiolect.words import Start
 
 
 class Cost(NamedTuple):
@@ -50,7 +49,7 @@ def describe(method: Method, model: Model) -> list[dict[str, str]]:
             "sends": _size(sent),
             "extra gradients a step": str(p.gradients) if p.gradients else "",
         }
-        for p, (kept, received, sent) in zip(method.parts, _exchanged(method, model), strict=True)
+        for p, (kept, received, sent) in zip(method.parts, _by_part(method, model), strict=True)
     ]
 
 
@@ -63,7 +62,7 @@ def cost(method: Method, model: Model) -> Cost:
         >>> cost(mofedsam(), Model(nn.Linear(4, 2)))
         Cost(keeps=0, receives=20, sends=10, gradients=2)
     """
-    keeps, receives, sends = (sum(map(_values, column)) for column in zip(*_exchanged(method, model), strict=True))
+    keeps, receives, sends = (sum(map(_values, column)) for column in zip(*_by_part(method, model), strict=True))
     return Cost(keeps, receives, sends, 1 + sum(p.gradients for p in method.parts))
 
 
@@ -80,22 +79,24 @@ def chosen(method: Method, model: Model) -> dict[str, list[str]]:
     return {str(s): [n for n in model.anatomy.layout.names if n in s(model.anatomy)] for s in scopes}
 
 
-Exchanged = tuple[list[Tree], list[Tree], list[Tree]]
+def uploads(method: Method, model: Model) -> Slots:
+    """Return the form of what a client sends: one tree a part, as a round without a single step makes them."""
+    return _exchanged(method, model)[2]
 
 
-def _exchanged(method: Method, model: Model) -> list[Exchanged]:
-    """Return what each part keeps, receives and sends, found by playing a round without a single step."""
-    model = model.extended(method.attach)
-    start = Start(model.anatomy, model.initial, EMPTY)
-    start = Start(start.anatomy, start.weights, method.parts[0].server(start))
-    server = {p.name: p.server(start) for p in method.parts}
-    memory = {p.name: p.memory(start) for p in method.parts}
-    memory |= {mail_of(p): p.mail(start) for p in method.parts if p.confer}
-    received = broadcast(method, server)
+def _exchanged(method: Method, model: Model) -> tuple[Slots, Slots, Slots]:
+    """Return what a client remembers, receives and sends, found by playing a round without a single step."""
+    center = Center(model, method, Training(), rounds=1, participation=1.0, seed=0)
+    memory, received = center.fresh(), center.sent("train")
     work = Assignment(received, memory, NoBatches(), 1.0, torch.tensor(0), 0)
-    uploads = client_round(method, model, Training(), work).uploads
+    return memory, received, client_round(method, center.model, Training(), work).uploads
+
+
+def _by_part(method: Method, model: Model) -> list[tuple[list[Tree], list[Tree], list[Tree]]]:
+    """Return what each part keeps, receives and sends."""
+    memory, received, sent = _exchanged(method, model)
     told = {p.name: memory.get(mail_of(p), EMPTY) for p in method.parts}
-    return [([memory[n], told[n]], [received[n], told[n]], [uploads[n]]) for n in uploads]
+    return [([memory[n], told[n]], [received[n], told[n]], [sent[n]]) for n in sent]
 
 
 def _values(trees: list[Tree]) -> int:

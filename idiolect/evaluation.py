@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from idiolect.data import ClientData, Examples
 from idiolect.engine.evaluate import Metric, evaluate
 from idiolect.engine.federation import Federation
+from idiolect.learner import Learner
+from idiolect.model import Loss
 from idiolect.report import summarise
 from idiolect.tree import Tree, pick
 
@@ -26,18 +28,55 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         a round's record.
     """
     names, shared = ["loss", *(m.name for m in metrics)], federation.general() is not None
-    personalised: dict[str, Scores] = {}
-    generalised: dict[str, Scores] = {}
     found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
+    measured: dict[str, Measured] = {}
     for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
-        rows = [dict(zip(names, row, strict=True)) for row in _batched(numbers, len(names))]
-        splits = _held(data)
-        personalised[client] = dict(zip(splits, rows, strict=False))
-        if shared:
-            generalised[client] = dict(zip(splits, rows[len(splits) :], strict=True))
+        sizes = {split: len(examples.y) for split, examples in held(data).items()}
+        half = len(sizes) * len(names)
+        measured[client] = Measured(sizes, numbers[:half], numbers[half:] if shared else [])
+    return over_clients(measured, metrics)
+
+
+class Measured(NamedTuple):
+    """What was measured of one client."""
+
+    sizes: Mapping[str, int]
+    """Split to its number of examples."""
+    personalised: Sequence[float]
+    """Loss and metrics of each split in turn, under the weights that predict for the client."""
+    generalised: Sequence[float]
+    """The same under the shared model; empty where there is none."""
+
+
+def measure(
+    learner: Learner, loss: Loss, data: ClientData, own: Tree, general: Tree | None, metrics: Sequence[Metric]
+) -> tuple[list[float], list[float]]:
+    """Return loss and metrics of each split of one client, under its own weights and under the shared model's."""
+
+    def row(weights: Tree) -> list[float]:
+        scores = [evaluate(learner, loss, weights, x, y, metrics) for x, y in held(data).values()]
+        return [number for score in scores for number in score.values()]
+
+    personalised = row(own)
+    if general is None:
+        return personalised, []
+    return personalised, personalised if _predict_alike(learner, own, general) else row(general)
+
+
+def held(data: ClientData) -> dict[str, Examples]:
+    """Return the splits that are measured."""
+    return {split: examples for split, examples in data.splits().items() if split != "train"}
+
+
+def over_clients(measured: Mapping[str, Measured], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the part of a round's record that says how well weights predict, from what each client has measured."""
+    names = ["loss", *(m.name for m in metrics)]
+    personalised = {c: _scores(m.sizes, m.personalised, names) for c, m in measured.items()}
+    generalised = {c: _scores(m.sizes, m.generalised, names) for c, m in measured.items() if m.generalised}
+    sizes = {client: m.sizes for client, m in measured.items()}
     return {
-        "personalised": _over_clients(federation, personalised, metrics),
-        "generalised": _over_clients(federation, generalised, metrics) if generalised else None,
+        "personalised": _summaries(personalised, sizes, metrics),
+        "generalised": _summaries(generalised, sizes, metrics) if generalised else None,
         "clients": {
             client: {
                 "personalised": scores.get("test"),
@@ -55,43 +94,29 @@ class _Numbers:
     metrics: tuple[Metric, ...]
 
     def __call__(self, federation: Federation, client: str, own: Tree) -> list[float]:
-        held, general = _held(federation.clients[client]), federation.general()
-        personalised = _row(federation, held, own, self.metrics)
-        if general is None:
-            return personalised
-        same = _predict_alike(federation, own, general)
-        return personalised + (personalised if same else _row(federation, held, general, self.metrics))
+        learner, loss, data = federation.learner, federation.model.loss, federation.clients[client]
+        personalised, generalised = measure(learner, loss, data, own, federation.general(), self.metrics)
+        return personalised + generalised
 
 
-def _row(federation: Federation, held: dict[str, Examples], weights: Tree, metrics: Sequence[Metric]) -> list[float]:
-    learner, loss = federation.learner, federation.model.loss
-    scores = [evaluate(learner, loss, weights, x, y, metrics) for x, y in held.values()]
-    return [number for score in scores for number in score.values()]
+def _scores(sizes: Mapping[str, int], numbers: Sequence[float], names: Sequence[str]) -> Scores:
+    rows = zip(*[iter(numbers)] * len(names), strict=True)
+    return {split: dict(zip(names, row, strict=True)) for split, row in zip(sizes, rows, strict=True)}
 
 
-def _batched(numbers: list[float], size: int) -> list[list[float]]:
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
-
-
-def _held(data: ClientData) -> dict[str, Examples]:
-    return {split: examples for split, examples in data.splits().items() if split != "train"}
-
-
-def _predict_alike(federation: Federation, one: Tree, other: Tree) -> bool:
-    names = frozenset(one) - federation.model.anatomy.names("counter")
+def _predict_alike(learner: Learner, one: Tree, other: Tree) -> bool:
+    names = frozenset(one) - learner.anatomy.names("counter")
     return torch.equal(pick(one, names).flat, pick(other, names).flat)
 
 
-def _over_clients(
-    federation: Federation, scores: dict[str, Scores], metrics: Sequence[Metric]
+def _summaries(
+    scores: Mapping[str, Scores], sizes: Mapping[str, Mapping[str, int]], metrics: Sequence[Metric]
 ) -> dict[str, dict[str, dict[str, float]]]:
     better = {m.name: m.higher_is_better for m in metrics} | {"loss": False}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for split in ("val", "test"):
-        held = {c: s[split] for c, s in scores.items() if split in s}
-        if held or split == "test":
-            sizes = {c: len(federation.clients[c].splits()[split].y) for c in held}
-            found[split] = {
-                name: summarise({c: s[name] for c, s in held.items()}, sizes, up) for name, up in better.items()
-            }
+        here = {c: s[split] for c, s in scores.items() if split in s}
+        if here or split == "test":
+            counts = {c: sizes[c][split] for c in here}
+            found[split] = {n: summarise({c: s[n] for c, s in here.items()}, counts, up) for n, up in better.items()}
     return found

@@ -331,6 +331,13 @@ class Model:
         return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})
 
 
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a module whose random weights depend on the seed alone; torch's random stream is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
 def is_plain_cross_entropy(loss: Loss) -> bool:
     """Whether a loss is cross-entropy with every option at its default."""
     if type(loss) is nn.CrossEntropyLoss:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ State = dict[str, Tree]
 _STEP = layout(("step",), (torch.Size([1]),))
 
 
+@runtime_checkable
 class Optimiser(Protocol):
     """A pair of pure functions."""
 
@@ -118,6 +119,7 @@ class Adam:
         return steps
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Learning rate over rounds."""
 

@@ -42,17 +42,18 @@ class Center:
 
     def __post_init__(self) -> None:
         self.model = self.model.extended(self.method.attach)
-        start = self._start
+        start = self.start
         self.server = {p.name: p.server(start) for p in self.method.parts}
 
     @property
-    def _start(self) -> Start:
+    def start(self) -> Start:
+        """What memories and server slots are made from."""
         start = Start(self.model.anatomy, self.model.initial, EMPTY)
         return Start(start.anatomy, start.weights, self.method.parts[0].server(start))
 
     def fresh(self) -> Slots:
         """Return the memory of a client that has not trained yet; a method that does not fit the model says so."""
-        start = self._start
+        start = self.start
         memory = {p.name: p.memory(start) for p in self.method.parts}
         return memory | {mail_of(p): p.mail(start) for p in self.method.parts if p.confer}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idiolect.report.metrics import Choice, Record, Selection, rounds_to, select, summarise
-from idiolect.report.record import RunDirectory, read_run, write_whole
+from idiolect.report.record import RunDirectory, read_run, read_tensors, write_tensors, write_whole
 from idiolect.report.tables import (
     RunSummary,
     comparison,
@@ -22,9 +22,11 @@ __all__ = [
     "comparison_markdown",
     "comparison_rows",
     "read_run",
+    "read_tensors",
     "round_table",
     "rounds_to",
     "select",
     "summarise",
+    "write_tensors",
     "write_whole",
 ]

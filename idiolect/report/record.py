@@ -23,7 +23,7 @@ from torch import Tensor
 from idiolect.errors import UsageError
 
 _FORMAT = "idiolect run 1"
-_CONFIG, _METRICS = "config.json", "metrics.jsonl"
+CONFIG, _METRICS = "config.json", "metrics.jsonl"
 
 
 class RunDirectory:
@@ -55,14 +55,14 @@ class RunDirectory:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give a directory for the run")
-        ours = (self.path / _CONFIG).is_file()
+        ours = (self.path / CONFIG).is_file()
         if resume:
             if not ours:
-                raise UsageError(f"{self.path} holds no run to resume: it has no {_CONFIG}")
+                raise UsageError(f"{self.path} holds no run to resume: it has no {CONFIG}")
             _read_config(self.path)
         elif ours:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
-        elif self.path.exists() and any(file.name != f".{_CONFIG}.tmp" for file in self.path.iterdir()):
+        elif self.path.exists() and any(file.name != f".{CONFIG}.tmp" for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -82,7 +82,7 @@ class RunDirectory:
             },
             "platform": platform.platform(),
         }
-        write_whole(self.path / _CONFIG, (_dumps(card, indent=2) + "\n").encode())
+        write_whole(self.path / CONFIG, (_dumps(card, indent=2) + "\n").encode())
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round to metrics.jsonl and flush it; NaN and infinities are written as null."""
@@ -103,10 +103,9 @@ class RunDirectory:
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write `NAME.safetensors`: the old file or the new one is there at any moment, never a part.
 
-        The SHA-256 over names, types, shapes and bytes is stored in the file and checked when it is loaded.
+        See `write_tensors`.
         """
-        own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-        write_whole(self._tensor_file(name), save(own, metadata={"sha256": _digest(own)}))
+        write_tensors(self._tensor_file(name), tensors)
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """Read back what `save_tensors` wrote, on the CPU.
@@ -117,20 +116,40 @@ class RunDirectory:
         path = self._tensor_file(name)
         if not path.is_file():
             raise UsageError(f"{path} does not exist: nothing was saved as {name!r} in this run")
-        try:
-            with safe_open(path, framework="pt") as file:
-                expected = (file.metadata() or {}).get("sha256")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UsageError(f"{path} is truncated or damaged, use an older copy: {error}") from None
-        if _digest(tensors) != expected:
-            raise UsageError(f"{path} was altered after it was written (SHA-256 differs): use an older copy")
-        return tensors
+        return read_tensors(path)[0]
 
     def _tensor_file(self, name: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise UsageError(f"{name!r} cannot name a file of tensors: use letters, digits, '_', '-' and '.'")
         return self.path / f"{name}.safetensors"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, with words about it.
+
+    The SHA-256 over the words, names, types, shapes and bytes is stored in the file and checked when it is read.
+    """
+    own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+    words = dict(about or {})
+    write_whole(path, save(own, metadata={**words, "sha256": _digest(own, words)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file, on the CPU, and the words about them.
+
+    Raises:
+        UsageError: if the file is missing, truncated or altered.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            words = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{path} is truncated or damaged, use an older copy: {error}") from None
+    expected = words.pop("sha256", None)
+    if _digest(tensors, words) != expected:
+        raise UsageError(f"{path} was altered after it was written (SHA-256 differs): use an older copy")
+    return tensors, words
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -145,9 +164,9 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    file = path / _CONFIG
+    file = path / CONFIG
     if not file.is_file():
-        raise UsageError(f"{path} is no run directory: it has no {_CONFIG}")
+        raise UsageError(f"{path} is no run directory: it has no {CONFIG}")
     try:
         card = json.loads(file.read_bytes())
     except ValueError as error:
@@ -195,8 +214,8 @@ def _plain(value: object) -> object:
     raise UsageError(f"cannot write a {type(value).__name__} as JSON: give numbers, text, lists and mappings")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode() if words else b"")
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())

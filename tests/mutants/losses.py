@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "private weights do not count as personal",
         "evaluation.py",
-        'names = frozenset(one) - federation.model.anatomy.names("counter")',
-        "names = federation.model.anatomy.exchangeable",
+        'names = frozenset(one) - learner.anatomy.names("counter")',
+        "names = learner.anatomy.exchangeable",
         INSIDE,
     ),
     Mutant(

@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         "evaluation: private tensors are overlooked",
         "evaluation.py",
-        'names = frozenset(one) - federation.model.anatomy.names("counter")',
-        "names = federation.model.anatomy.exchangeable",
+        'names = frozenset(one) - learner.anatomy.names("counter")',
+        "names = learner.anatomy.exchangeable",
         PRIVATE,
         "private_tensors_alone",
     ),

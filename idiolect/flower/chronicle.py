@@ -1,0 +1,68 @@
+"""What people see of a running federation: one line per event, and a file that says how things stand."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from idiolect.report import write_whole
+
+STATUS, EVENTS = "status.json", "events.jsonl"
+
+AGAIN = 60.0
+"""Seconds after which the same line may be said again."""
+
+
+class Chronicle:
+    """Events of a run, printed and kept in events.jsonl; and status.json, which is replaced as a whole.
+
+    Args:
+        path: the directory of the run.
+        rounds: how many there will be.
+
+    Attributes:
+        round: rounds played.
+        results: what each client has measured last, for the status.
+    """
+
+    def __init__(self, path: Path, rounds: int) -> None:
+        self.round = 0
+        self.results: Mapping[str, Mapping[str, float]] = {}
+        self._path, self._rounds = path, rounds
+        self._shown: dict[str, Any] = {}
+        self._last: dict[tuple[str, str], float] = {}
+
+    def tell(self, what: str, client: str = "") -> None:
+        """Say one line; the same line about the same client is not said again for a minute."""
+        now = time.time()
+        if now - self._last.get((client, what), 0.0) < AGAIN:
+            return
+        self._last[client, what] = now
+        who = f"client {client!r}: " if client else ""
+        print(f"idiolect: {self.round} of {counted(self._rounds, 'round')} played: {who}{what}", flush=True)
+        stamp = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
+        event = {"time": stamp, "rounds played": self.round, "client": client, "what": what}
+        with (self._path / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def show(self, phase: str, sites: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the status, if it differs."""
+        own = {client: {**site, **self.results.get(client, {})} for client, site in sites.items()}
+        shown = {"round": self.round, "rounds": self._rounds, "phase": phase, "sites": own}
+        if shown != self._shown:
+            self._shown = shown
+            write_whole(self._path / STATUS, json.dumps({"time": time.time(), **shown}, indent=1).encode())
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "site"), counted(3, "site")
+        ('1 site', '3 sites')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,232 @@
+"""The coordinator: rounds over sites that may be slow, dead, wrong or new; the sums are the server's own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from idiolect import checkpoint
+from idiolect.client import Slots, not_finite
+from idiolect.describe import describe, uploads
+from idiolect.engine.center import Center
+from idiolect.engine.evaluate import Metric
+from idiolect.evaluation import Measured, over_clients
+from idiolect.flower.board import Board
+from idiolect.flower.chronicle import Chronicle, counted
+from idiolect.flower.desk import Desk, Patience
+from idiolect.flower.known import Client, Known
+from idiolect.flower.seat import form_of
+from idiolect.flower.state import locked
+from idiolect.flower.wire import WireError, put, take
+from idiolect.flower.words import EVALUATE, TRAIN, Brief, Report, hear, say
+from idiolect.report import RunDirectory, RunSummary, read_run
+from idiolect.report.record import CONFIG
+from idiolect.words import Arrival
+
+
+class Answer(NamedTuple):
+    """A site's result, checked."""
+
+    report: Report
+    uploads: Slots
+
+
+@dataclass
+class Coordinator(Center):
+    """A server whose clients are sites; the other arguments are those of `Center`, and come before these.
+
+    Args:
+        grid: Flower's.
+        directory: the run is written there, and goes on from there.
+        metrics: what sites measure beside the loss; the first leads.
+        evaluate_every: rounds between two evaluations.
+        patience: how long it waits, and for whom.
+        memory: the clients.
+        records: one mapping per round, as written to metrics.jsonl.
+
+    Raises:
+        UsageError: if the directory holds another run, or another coordinator is at work in it.
+    """
+
+    grid: Grid
+    directory: Path
+    metrics: Sequence[Metric]
+    evaluate_every: int
+    patience: Patience
+    memory: Known = field(init=False)
+    records: list[dict[str, Any]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memory = Known({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
+        self._form, self._uploads = form_of(self), uploads(self.method, self.model)
+        resumed = (self.directory / CONFIG).exists()
+        self._run: str = read_run(self.directory)[0]["config"]["run"] if resumed else secrets.token_hex(8)
+        self._store = RunDirectory(self.directory, resume=resumed)
+        self._lock = locked(self.directory / "lock")
+        if resumed:
+            self.records = checkpoint.restore(self._store, self, self.config())
+        else:
+            self._store.write_config(self.config())
+        self._chronicle = Chronicle(self.directory, self.rounds)
+        self._chronicle.round = self.round
+        board = Board(self.grid, self._greeting, lambda client, what: self._chronicle.tell(what, client))
+        self._desk = Desk(board, self.memory, self._chronicle, self.patience)
+        if resumed:
+            self._chronicle.tell(f"going on with what {self.directory} holds")
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings that decide the run."""
+        return {
+            "run": self._run,
+            "method": repr(self.method),
+            "training": repr(self.training),
+            "rounds": self.rounds,
+            "participation": self.participation,
+            "seed": self.seed,
+            "initial": self._form["initial"][:16],
+            "dtype": str(self.model.dtype),
+            "metrics": [m.name for m in self.metrics],
+            "evaluate_every": self.evaluate_every,
+            "values": self.model.anatomy.trainable.total,
+        }
+
+    def play_all(self) -> None:
+        """Play the rounds that are left, then have every site measure its final model.
+
+        Raises:
+            TooFewSitesError: if nothing has moved for too long.
+        """
+        self._desk.gather()
+        while self.round < self.rounds:
+            self._play()
+        everybody = list(self.memory)
+        answers = self._desk.ask(everybody, EVALUATE, self._content(evaluate=True), partial(self._checked, {}))
+        self._record(answers)
+        self._report()
+        self._chronicle.tell(f"done: {len(answers)} of {counted(len(everybody), 'site')} hold their final models")
+        self._desk.show("done")
+
+    def _play(self) -> None:
+        """Play one round; it counts if enough results come."""
+        began, lr, before = time.monotonic(), self.lr, self._desk.board.traffic()
+        everybody = list(self.memory)
+        cohort = self.draw(everybody)
+        evaluate = self.round > 0 and self.round % self.evaluate_every == 0
+        answers = self._desk.ask(cohort, TRAIN, self._content(evaluate), partial(self._checked, self._uploads))
+        enough = self.patience.enough(len(cohort))
+        if len(answers) < enough:
+            self._desk.wait(f"round {self.round + 1} had {len(answers)} of {counted(enough, 'result')} it needs", 40)
+            return
+        if evaluate:
+            self._record(answers)
+        longest_first = sorted(answers, key=lambda client: (-answers[client].report.examples, client))
+        results = [answers[client] for client in longest_first]
+        mail = self.close(map(self._arrival, results), len(cohort) / len(everybody), len(everybody))
+        for client, result, letters in zip(longest_first, results, mail, strict=True):
+            self.memory[client] = Client(result.report.examples, self.round, letters)
+        up, down = (now - then for now, then in zip(self._desk.board.traffic(), before, strict=True))
+        record = {
+            "round": self.round,
+            "cohort": cohort,
+            "lr": lr,
+            "seconds": time.monotonic() - began,
+            "train_loss": sum(r.report.loss for r in results) / len(results),
+            "bytes_up": up,
+            "bytes_down": down,
+            "gradients": sum(r.report.gradients for r in results),
+        }
+        self.records.append(record | ({"dropped": dict(self._desk.lost)} if self._desk.lost else {}))
+        self._store.append(self.records[-1])
+        checkpoint.save(self._store, self)
+        self._chronicle.round = self.round
+        said = f"{len(answers)} of {counted(len(cohort), 'site')}, loss {record['train_loss']:.4g}"
+        self._chronicle.tell(f"{said}, {record['seconds']:.1f} s")
+
+    def _content(self, evaluate: bool) -> Callable[[str], RecordDict]:
+        """Return what each client is sent now."""
+        names = [m.name for m in self.metrics]
+        brief = Brief(
+            self._run, repr(self.method), repr(self.training), self.seed, self.round, self.lr, 0, evaluate, names
+        )
+        common, slots, share = RecordDict(), self.sent("train"), self.sent("deploy")["share"]
+        put(common, "slot", slots)
+        if evaluate and not torch.equal(share.flat, slots["share"].flat):
+            put(common, "deploy", {"share": share})
+
+        def content(client: str) -> RecordDict:
+            own, known = RecordDict(dict(common)), self.memory[client]
+            say(own, replace(brief, base=known.base))
+            put(own, "mail", known.mail)
+            return own
+
+        return content
+
+    def _greeting(self) -> RecordDict:
+        names = [m.name for m in self.metrics]
+        content = RecordDict({"model": ConfigRecord(dict(self._form))})
+        say(content, Brief(self._run, repr(self.method), repr(self.training), self.seed, 0, self.lr, 0, False, names))
+        return content
+
+    def _checked(self, form: Slots, client: str, content: RecordDict) -> Answer:
+        """Return a result that can be used, with uploads of this form.
+
+        Raises:
+            WireError: if it cannot.
+        """
+        report = hear(content, Report)
+        sent = take(content, "upload", form)
+        known = self._desk.board.lines[client].introduction.examples
+        if report.examples != known:
+            raise WireError(f"has {report.examples} examples, and had {known} when it joined: join again")
+        rows, wanted = (report.personalised, report.generalised), len(report.sizes) * (1 + len(self.metrics))
+        if len(report.splits) != len(report.sizes) or any(len(row) not in (0, wanted) for row in rows):
+            raise WireError("its report has not as many numbers as it says")
+        flaw = not_finite("upload", sent)
+        if flaw or not all(map(isfinite, (report.steps, report.loss))):
+            raise WireError(flaw or "its loss is not finite")
+        return Answer(report, sent)
+
+    def _arrival(self, answer: Answer) -> Arrival:
+        steps = torch.tensor([answer.report.steps], dtype=self.model.dtype)
+        return Arrival(answer.uploads, answer.report.examples, steps)
+
+    def _record(self, answers: Mapping[str, Answer]) -> None:
+        """Complete the last record with what the sites have measured."""
+        measured = {}
+        for client, (report, _) in sorted(answers.items()):
+            sizes = dict(zip(report.splits, report.sizes, strict=True))
+            measured[client] = Measured(sizes, report.personalised, report.generalised)
+        found = over_clients(measured, self.metrics)
+        self.records[-1] |= found
+        self._store.rewind(self.records[-1]["round"] - 1)
+        self._store.append(self.records[-1])
+        results = {client: scores["personalised"] or {} for client, scores in found["clients"].items()}
+        self._chronicle.results = {**self._chronicle.results, **results}
+
+    def _report(self) -> None:
+        """Write the report of the run."""
+        from idiolect.report.html import write_report  # draws with plotly, which takes its time to load
+
+        lead = self.metrics[0] if self.metrics else None
+        name, better = self.method.name, lead.higher_is_better if lead else False
+        summary = RunSummary(name, self.seed, self.records, lead.name if lead else "loss", better)
+        write_report(
+            self.directory / "report.html",
+            title=f"{name}, {counted(len(self.memory), 'site')}",
+            runs=[summary],
+            holdings={},
+            groups=None,
+            facts={name: str(value) for name, value in self.config().items()},
+            describe={name: describe(self.method, self.model)},
+        )

@@ -1,0 +1,145 @@
+"""A client's place in one run: what it needs to take part in a round, and its personal state."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+from flwr.app import RecordDict
+
+from idiolect.client import Assignment, Slots, client_round, deployed
+from idiolect.data import ClientData
+from idiolect.engine.center import Center, general
+from idiolect.engine.evaluate import Metric
+from idiolect.engine.stream import Moment, assignment
+from idiolect.errors import UsageError
+from idiolect.evaluation import held, measure
+from idiolect.flower.state import SiteState
+from idiolect.flower.wire import WireError, holds, put, take
+from idiolect.flower.words import Brief, Introduction, Report, say
+from idiolect.report import write_tensors
+from idiolect.tree import Tree
+
+
+class Seat:
+    """What a client has in one run.
+
+    Args:
+        client: its name.
+        center: the method and the training of the run on this site's model; its server slots give the form of what
+            arrives and are otherwise unused.
+        data: the client's examples, in the dtype of the model.
+        state: where its memory is.
+        metrics: what is measured beside the loss.
+        restored: go on from the newest state at hand where the one asked for is not there.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        center: Center,
+        data: ClientData,
+        state: SiteState,
+        metrics: Sequence[Metric],
+        restored: bool,
+    ) -> None:
+        self.client, self.center, self.data, self.state = client, center, data, state
+        self.metrics, self.restored = metrics, restored
+
+    def introduce(self, told: Brief, content: RecordDict) -> RecordDict:
+        """Say who this is, if its model is the coordinator's."""
+        mine, theirs = form_of(self.center), content.config_records["model"]
+        different = [
+            f"{n} is {theirs.get(n, 'not there')!s} there, {mine.get(n, 'not there')} here"
+            for n in {**theirs, **mine}
+            if n != "initial" and mine.get(n) != theirs.get(n)
+        ]
+        if different:
+            raise WireError(f"the models differ: {'; '.join(different[:3])}")
+        names = [m.name for m in self.metrics]
+        if told.metrics != names:
+            raise WireError(f"the coordinator measures {told.metrics}, this site {names}: give both the same metrics")
+        differs = ""
+        if mine["initial"] != theirs.get("initial"):
+            differs = "its initial weights are not the coordinator's: what is personal starts from its own"
+        versions = [f"{n} {version(n)}" for n in ("idiolect", "flwr", "torch")] + [
+            f"python {platform.python_version()}"
+        ]
+        return _reply(Introduction(self.client, len(self.data.train.y), versions, self.state.rounds(), differs))
+
+    def train(self, told: Brief, content: RecordDict) -> RecordDict:
+        """Play one round, and before it measure what the last one has made."""
+        began = time.monotonic()
+        received = take(content, "slot", self.center.sent("train"))
+        memory = self._memory(told, content)
+        report = self._measured(told, content, received, memory) if told.evaluate else self._report()
+        center, work = self.center, self._work("train", told, received, memory)
+        outcome = client_round(center.method, center.model, center.training, work)
+        flaw = outcome.flaw()
+        if flaw:
+            raise UsageError(f"{flaw}; its state stays as it was before this round")
+        self.state.save(told.round + 1, told.base, outcome.memory)
+        steps, loss, gradients = float(outcome.steps), float(outcome.loss), int(outcome.gradients)
+        seconds = time.monotonic() - began
+        reply = _reply(replace(report, steps=steps, loss=loss, gradients=gradients, seconds=seconds))
+        put(reply, "upload", outcome.uploads)
+        return reply
+
+    def evaluate(self, told: Brief, content: RecordDict) -> RecordDict:
+        """Measure what the rounds have made; nothing is trained."""
+        began = time.monotonic()
+        received = take(content, "slot", self.center.sent("train"))
+        report = self._measured(told, content, received, self._memory(told, content))
+        return _reply(replace(report, seconds=time.monotonic() - began))
+
+    def _report(self) -> Report:
+        return Report(self.client, len(self.data.train.y))
+
+    def _memory(self, told: Brief, content: RecordDict) -> Slots:
+        """Return the memory that the coordinator counts on, with what it tells this client alone."""
+        base = self.state.newest(no_later=told.base) if self.restored else told.base
+        memory = self.state.load(base)
+        letters = {p.name: p.mail(self.center.start) for p in self.center.method.parts if p.confer}
+        known = {name: tree for name, tree in letters.items() if holds(content, f"mail/{name}")}
+        return self.center.told(memory, take(content, "mail", known))
+
+    def _measured(self, told: Brief, content: RecordDict, received: Slots, memory: Slots) -> Report:
+        """Measure the weights that predict for this client, and keep them for its use."""
+        if holds(content, "deploy/share"):
+            received = received | take(content, "deploy", {"share": received["share"]})
+        model = self.center.model
+        own = deployed(self.center.method, model, self.center.training, self._work("deploy", told, received, memory))
+        self._keep(own, told)
+        rows = measure(model, model.loss, self.data, own, general(model, received["share"]), self.metrics)
+        sizes = {split: len(examples.y) for split, examples in held(self.data).items()}
+        measured = replace(self._report(), splits=list(sizes), sizes=list(sizes.values()))
+        return replace(measured, personalised=rows[0], generalised=rows[1])
+
+    def _work(self, purpose: str, told: Brief, received: Slots, memory: Slots) -> Assignment:
+        when = Moment(told.seed, purpose, self.client, told.round)
+        center = self.center
+        return assignment(center.model, center.training, self.data.train, when, received, memory, told.lr)
+
+    def _keep(self, weights: Tree, told: Brief) -> None:
+        """Write this client's model as it would be loaded: the tensors of the module's ``state_dict``."""
+        about = {"client": self.client, "run": told.run, "round": str(told.round), "method": self.center.method.name}
+        write_tensors(self.state.folder / "personal.safetensors", self.center.model.tensors(weights), about)
+
+
+def form_of(center: Center) -> dict[str, str]:
+    """Return what two models must have in common: dtype and shape by name; and ``initial``, a hash of the values."""
+    layout, dtype = center.model.anatomy.layout, str(center.model.dtype).removeprefix("torch.")
+    values = center.model.initial.flat.cpu().view(torch.uint8).numpy().data
+    shapes = {name: f"{dtype} {tuple(shape)}" for name, shape in layout.shape_of.items()}
+    return {**shapes, "initial": hashlib.sha256(values).hexdigest()}
+
+
+def _reply(words: Introduction | Report) -> RecordDict:
+    content = RecordDict()
+    say(content, words)
+    return content
