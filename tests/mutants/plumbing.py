@@ -179,7 +179,7 @@ MUTANTS = [
     Mutant(
         "checkpoint: memories of clients are lost",
         "checkpoint.py",
-        "federation.memory.load({k.removeprefix",
+        "center.memory.load({k.removeprefix",
         "federation.memory.load({} and {k.removeprefix",
         METHODS,
         "resume",
