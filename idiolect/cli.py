@@ -1,4 +1,4 @@
-"""The command line: ``idiolect run``, ``compare``, ``methods``, ``describe`` and ``data``."""
+"""The command line: ``idiolect run``, ``compare``, ``methods``, ``describe``, ``data``; and for real sites the rest."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from idiolect import screens
 from idiolect.compare import compare
 from idiolect.errors import UsageError, did_you_mean
 from idiolect.experiment import Experiment, check, command, read_toml, run
+from idiolect.flower import commands
 from idiolect.report import RunSummary, comparison, select
 from idiolect.report.tables import number
 
@@ -37,17 +38,16 @@ METHODS = ("local", "fedavg", "fedavg_ft", "fedbn", "fedfsa")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 after a usage error, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 1 if a run failed, 2 after a usage error, 130 after Ctrl-C."""
     try:
         given = _parse(sys.argv[1:] if arguments is None else arguments)
-        given.act(given)
+        return given.act(given) or 0
     except UsageError as error:
         print(f"idiolect: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"\nidiolect: stopped{''.join(stopped.args)}", file=sys.stderr)
         return 130
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"idiolect {version('idiolect')}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
 
-    def verb(name: str, act: Callable[[argparse.Namespace], None], about: str, usage: str) -> _Parser:
+    def verb(name: str, act: Callable[[argparse.Namespace], int | None], about: str, usage: str) -> _Parser:
         made: _Parser = verbs.add_parser(name, help=about, description=about, usage=f"idiolect {name} {usage}")
         made.set_defaults(act=act, parser=made)
         return made
@@ -96,6 +96,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     held = verb("data", _data, "List data sets, or say who holds what.", "[NAME] [--setting VALUE ...]")
     held.add_argument("name", nargs="?", metavar="NAME", help="a named set, or a file of your own")
     _settings(held, [*GROUPS["data"][1:], *GROUPS["clients"], "seed"])
+
+    for verb_of_sites in commands.ALL:
+        verb_of_sites(verb)
 
     found, rest = parser.parse_known_args(arguments)
     if rest:

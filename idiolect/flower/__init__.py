@@ -62,7 +62,7 @@ def client_app(
         ...     return idiolect.ClientData(train=(torch.randn(20, 3), torch.arange(20) % 2))
         >>> app = idiolect.flower.client_app(model=lambda: nn.Linear(3, 2), data=load_my_data)
     """
-    _need_flower()
+    need_flower()
     from idiolect.flower.site import Site
 
     return Site(model, data, loss, _metrics(loss, metrics), parts)
@@ -116,7 +116,7 @@ def server_app(
         >>> app = idiolect.flower.server_app(
         ...     model=lambda: nn.Linear(3, 2), method=idiolect.methods.fedavg(), rounds=50, sites=3, quorum=2)
     """
-    _need_flower()
+    need_flower()
     check_run(rounds, participation, evaluate_every)
     if sites < 1 or (quorum is not None and not 1 <= quorum <= sites):
         raise UsageError(f"quorum is 1 to sites, and sites at least 1, got quorum={quorum}, sites={sites}")
@@ -154,7 +154,8 @@ def _metrics(loss: Loss, metrics: Sequence[Metric] | None) -> tuple[Metric, ...]
     return tuple(metrics)
 
 
-def _need_flower() -> None:
+def need_flower() -> None:
+    """Say what is missing, if Flower is not installed."""
     try:
         import flwr.app  # noqa: F401
     except ImportError:

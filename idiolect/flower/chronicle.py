@@ -51,7 +51,7 @@ class Chronicle:
 
     def show(self, phase: str, sites: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace the status, if it differs."""
-        own = {client: {**site, **self.results.get(client, {})} for client, site in sites.items()}
+        own = {client: {**site, "measured": self.results.get(client, {})} for client, site in sites.items()}
         shown = {"round": self.round, "rounds": self._rounds, "phase": phase, "sites": own}
         if shown != self._shown:
             self._shown = shown

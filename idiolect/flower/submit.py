@@ -1,0 +1,98 @@
+"""`idiolect submit`: a coordinator's file, sent to the server, which runs it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from idiolect.errors import UsageError
+from idiolect.flower.launch import LINK, connect, flwr
+
+PROJECT = """[project]
+name = "{name}"
+version = "1.0.0"
+description = "A federation of idiolect"
+license = "Apache-2.0"
+dependencies = ["flwr"]
+
+[tool.flwr.app]
+publisher = "idiolect"
+
+[tool.flwr.app.components]
+serverapp = "{module}:{app}"
+clientapp = "relay:app"
+
+[tool.flwr.app.config]
+"""
+
+
+def submit(app: str, server: str, authority: Path | None) -> int:
+    """Send a coordinator's file to the server, and show what it says until the run ends.
+
+    The Python files beside it are sent too, and nothing else; so a folder of their own suits them.
+
+    Args:
+        app: the file, which calls its app ``app``; or ``file.py:name``.
+        server: ``host:port``.
+        authority: `ca.crt`; None for no encryption.
+
+    Returns:
+        0 if the run ended well, 1 if not.
+
+    Raises:
+        UsageError: if the file is none, or the server cannot be reached.
+    """
+    file, _, name = app.partition(":")
+    path = Path(file).resolve()
+    name = name or "app"
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: give the file that makes the coordinator's app")
+    if authority is not None and not authority.is_file():
+        raise UsageError(f"{authority} does not exist: give the server's ca.crt with --ca, or type --insecure")
+    if name not in _assigned(path):
+        raise UsageError(f"{path} has no plain `{name} = idiolect.flower.server_app(...)`")
+    with tempfile.TemporaryDirectory(prefix="idiolect-") as place:
+        project, home = Path(place) / "app", Path(place) / "flower"
+        project.mkdir()
+        for source in [*path.parent.glob("*.py"), Path(__file__).with_name("relay.py")]:
+            shutil.copy(source, project)
+        title = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "federation"
+        (project / "pyproject.toml").write_text(PROJECT.format(name=title, module=path.stem, app=name))
+        connect(home, server, authority)
+        started = flwr(["run", str(project), LINK, "--format", "json"], home).stdout.decode(errors="replace")
+        run = re.search(r'"run-id": "(\d+)"', started)
+        if run is None:
+            raise UsageError(f"the server {server} did not take it: {_reason(started)}")
+        print("idiolect: submitted; this only watches (Ctrl-C leaves the run alone)", flush=True)
+        flwr(["log", run[1], LINK, "--stream"], home, output=None)
+        return _ended(run[1], home)
+
+
+def _ended(run: str, home: Path) -> int:
+    """Say how a run ended."""
+    told = flwr(["list", LINK, "--run-id", run, "--format", "json"], home).stdout.decode(errors="replace")
+    runs = json.loads(told[told.find("{") :])["runs"]
+    status = runs[0]["status"] if runs else "unknown"
+    if status.startswith("finished:completed"):
+        return 0
+    print(f"idiolect: the run is {status}", file=sys.stderr)
+    return 1
+
+
+def _assigned(path: Path) -> set[str]:
+    """Return the names that a file assigns plainly, as Flower looks for them."""
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} is no Python file: {error}") from None
+    return {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+
+
+def _reason(told: str) -> str:
+    found = re.search(r'"error-message": "(.*)"', told)
+    return found[1] if found else " ".join(told.split())[-300:]
