@@ -85,16 +85,11 @@ def _submit(verb: Verb) -> None:
         need_flower()
         from idiolect.flower.submit import submit
 
-        if given.ca is None and not given.insecure:
-            raise UsageError("say whom to trust with --ca ca.crt, or type --insecure")
-        return submit(given.file, given.server, None if given.insecure else given.ca)
+        return submit(given.file, given.folder)
 
-    usage = "FILE.py --server HOST:PORT (--ca ca.crt | --insecure)"
-    parser = verb("submit", act, "Start a run, or go on with it, and watch it.", usage)
+    parser = verb("submit", act, "Start a run on the server of this machine, or go on with it.", "FILE.py FOLDER")
     parser.add_argument("file", metavar="FILE.py", help="makes app = idiolect.flower.server_app(...)")
-    parser.add_argument("--server", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
-    parser.add_argument("--ca", type=Path, metavar="FILE", help="the server's ca.crt")
-    parser.add_argument("--insecure", action="store_true", help="no encryption")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the server")
 
 
 def _status(verb: Verb) -> None:

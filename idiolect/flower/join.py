@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from idiolect.errors import UsageError
-from idiolect.flower.launch import free_port, last_lines, private, running
+from idiolect.flower.launch import free_port, last_words, private, running
 from idiolect.flower.relay import SOCKET
 from idiolect.flower.site import Site, place
 from idiolect.flower.worker import Worker
@@ -33,6 +34,7 @@ def join(app: str, name: str, server: str, folder: Path, insecure: bool, restore
     Raises:
         UsageError: if a file is missing or is no site's.
     """
+    os.umask(0o077)  # what is personal is for its owner
     folder = private(folder)
     authority, key = folder / "ca.crt", folder / f"{name}.key"
     arguments = ["--superlink", server, "--host", "127.0.0.1"]
@@ -58,8 +60,8 @@ def join(app: str, name: str, server: str, folder: Path, insecure: bool, restore
             with running("flower-supernode", [*arguments, "--port", str(free_port())], home, log) as process:
                 process.wait()
             print(
-                f"idiolect: not let in, or cut off: {last_lines(log)} (all of it in {log}); if the coordinator does "
-                f"not have {name}.pub yet, send it; knocking again in {AGAIN:.0f} s",
+                f"idiolect: not let in, or cut off: {last_words(log)} (more in {log}) If the coordinator does not "
+                f"have {name}.pub yet, send it. Knocking again in {AGAIN:.0f} s",
                 flush=True,
             )
             time.sleep(AGAIN)

@@ -64,9 +64,10 @@ def make_server(folder: Path, hosts: Sequence[str], days: int = DAYS) -> list[Pa
     root = certificate(name("idiolect authority"), authority)
     root = root.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     root = root.add_extension(signs, critical=True)
+    names = [_host(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
     leaf = certificate(name(hosts[0]), server)
     leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    leaf = leaf.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+    leaf = leaf.add_extension(x509.SubjectAlternativeName(names), critical=False)
     leaf = leaf.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     pem = [builder.sign(authority, hashes.SHA384()) for builder in (root, leaf)]
     _write(paths[0], _certificate(pem[0]), 0o644)

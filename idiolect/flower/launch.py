@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from idiolect.errors import UsageError
 
@@ -22,6 +22,8 @@ SAFE = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
 """Nothing calls home, nothing is installed at run time, and work that has come is begun at once."""
+
+_FLWR = (sys.executable, "-c", "from flwr.cli.app import app; app()")
 
 LINK = "idiolect"
 """Our name for the connection in Flower's settings."""
@@ -62,6 +64,7 @@ def running(command: str, arguments: Sequence[str], home: Path, log: Path) -> It
             stderr=subprocess.STDOUT,
             env=environment(home),
             cwd=home.parent,
+            umask=0o077,
         )
     try:
         yield process
@@ -73,12 +76,22 @@ def running(command: str, arguments: Sequence[str], home: Path, log: Path) -> It
             process.kill()
 
 
-def flwr(
-    arguments: Sequence[str], home: Path, output: int | IO[bytes] | None = subprocess.PIPE
-) -> subprocess.CompletedProcess[bytes]:
-    """Run Flower's command line once."""
-    command = [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments]
-    return subprocess.run(command, env=environment(home), stdout=output, stderr=subprocess.STDOUT, check=False)
+def flwr(arguments: Sequence[str], home: Path) -> str:
+    """Run Flower's command line once and return what it prints."""
+    done = subprocess.run(
+        [*_FLWR, *arguments], env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    return done.stdout.decode(errors="replace")
+
+
+def watch(arguments: Sequence[str], home: Path) -> Iterator[str]:
+    """Run Flower's command line and yield its lines as they come."""
+    command = [*_FLWR, *arguments]
+    with subprocess.Popen(
+        command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout
+        yield from process.stdout
 
 
 def connect(home: Path, server: str, authority: Path | None) -> None:
@@ -97,7 +110,9 @@ def free_port() -> int:
         return port
 
 
-def last_lines(log: Path, count: int = 3) -> str:
-    """Return the end of a log in one line."""
+def last_words(log: Path) -> str:
+    """Return why the command that wrote a log has ended, in one line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-count:])
+    ends = [i for i, line in enumerate(lines) if "Exit Code" in line or "Error" in line]
+    told = lines[ends[-1] + 1 : ends[-1] + 3] or lines[ends[-1] :] if ends else lines[-3:]
+    return re.sub("\x1b\\[[0-9]+m", "", " ".join(told))

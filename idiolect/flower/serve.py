@@ -3,71 +3,71 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from idiolect.errors import UsageError
+from idiolect.flower.door import open_door
 from idiolect.flower.keys import SERVER
-from idiolect.flower.launch import LINK, connect, flwr, last_lines, private, running
+from idiolect.flower.launch import LINK, connect, flwr, free_port, last_words, private, running
 
 LOOK = 2.0
 """Seconds between two looks at the keys that may join."""
 
 
 def serve(folder: Path, host: str, port: int, insecure: bool) -> None:
-    """Run Flower's SuperLink until it is stopped.
+    """Run the server until it is stopped: Flower's SuperLink on this machine alone, and a door for sites.
 
     Args:
         folder: certificates (see `keys`); `sites`, with the public key of each site that may join, which is read
             again and again; what Flower must find again after a restart; and the runs.
-        host: address to listen on.
-        port: port to listen on.
+        host: address of the door.
+        port: port of the door.
         insecure: without encryption, and whoever reaches the port may join.
 
     Raises:
         UsageError: if a certificate is missing, or the server ends by itself.
     """
+    os.umask(0o077)  # keys and models are for their owner
     folder = private(folder)
-    home, log = folder / "flower", folder / "flower.log"
-    arguments = ["--host", host, "--port", str(port), "--database", str(folder / "flower.db")]
-    if insecure:
+    home, log, behind = folder / "flower", folder / "flower.log", free_port()
+    arguments = ["--host", "127.0.0.1", "--port", str(behind), "--database", str(folder / "flower.db")]
+    certificates = None if insecure else _certificates(folder)
+    if certificates is None:
         arguments += ["--insecure"]
     else:
-        authority, _, certificate, key = (folder / name for name in SERVER)
-        missing = [path for path in (authority, certificate, key) if not path.is_file()]
-        if missing:
-            raise UsageError(
-                f"{missing[0]} is missing: make it with `idiolect keys {folder} --host NAME`, or type --insecure"
-            )
-        arguments += [
-            "--ssl-ca-certfile",
-            str(authority),
-            "--ssl-certfile",
-            str(certificate),
-            "--ssl-keyfile",
-            str(key),
-        ]
+        options = ("--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile")
+        arguments += [word for pair in zip(options, map(str, certificates), strict=True) for word in pair]
         arguments += ["--enable-supernode-auth"]
-    connect(home, f"{_reachable(host)}:{port}", None if insecure else folder / SERVER[0])
-    with ExitStack() as stack:
-        process = stack.enter_context(running("flower-superlink", arguments, home, log))
-        while process.poll() is None and not _listens(host, port):
+    connect(home, f"127.0.0.1:{behind}", certificates[0] if certificates else None)
+    with running("flower-superlink", arguments, home, log) as process:
+        while process.poll() is None and not _listens(behind):
             time.sleep(0.1)
-        if process.poll() is None:
-            lock = (
-                "without encryption or keys"
-                if insecure
-                else "with TLS; it lets in the keys in " + str(folder / "sites")
-            )
-            print(f"idiolect: serving on {host}:{port} {lock}", flush=True)
-        doorkeeper = None if insecure else Doorkeeper(folder)
+        door = open_door(host, port, behind, certificates)
+        door.join(1.0)
+        if not door.is_alive():
+            raise UsageError(f"cannot listen on {host}:{port}: it is in use, or no address of this machine")
+        lock = (
+            f"with TLS, for the keys in {folder / 'sites'}" if certificates else "without encryption, for whoever comes"
+        )
+        print(f"idiolect: serving on {host}:{port} {lock}", flush=True)
+        doorkeeper = Doorkeeper(folder) if certificates else None
         while process.poll() is None:
             if doorkeeper:
                 doorkeeper.look()
             time.sleep(LOOK)
-        raise UsageError(f"the server has ended by itself: {last_lines(log)} (all of it in {log})")
+    raise UsageError(f"the server has ended by itself: {last_words(log)} (all of it in {log})")
+
+
+def _certificates(folder: Path) -> tuple[Path, Path, Path]:
+    authority, _, certificate, key = (folder / name for name in SERVER)
+    for path in (authority, certificate, key):
+        if not path.is_file():
+            made = f"idiolect keys {folder} --host NAME"
+            raise UsageError(f"{path} is missing: make it with `{made}`, or type --insecure")
+    return authority, certificate, key
 
 
 class Doorkeeper:
@@ -108,8 +108,7 @@ class Doorkeeper:
         self._say(f"{name} may join", "")
 
     def _command(self, verb: str, *arguments: str) -> str:
-        done = flwr(["supernode", verb, arguments[0], LINK, *arguments[1:], "--format", "json"], self._home)
-        return done.stdout.decode(errors="replace")
+        return flwr(["supernode", verb, arguments[0], LINK, *arguments[1:], "--format", "json"], self._home)
 
     def _save(self) -> None:
         self._list.write_text(json.dumps(self._admitted))
@@ -128,11 +127,6 @@ def _json_in(text: str) -> list[dict[str, str]]:
         return []
 
 
-def _listens(host: str, port: int) -> bool:
+def _listens(port: int) -> bool:
     with socket.socket() as line:
-        line.settimeout(1.0)
-        return line.connect_ex((_reachable(host), port)) == 0
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host
+        return line.connect_ex(("127.0.0.1", port)) == 0

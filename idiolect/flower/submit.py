@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 
 from idiolect.errors import UsageError
-from idiolect.flower.launch import LINK, connect, flwr
+from idiolect.flower.launch import LINK, flwr, watch
+
+_CHATTER = re.compile(r"INFO|^Using SuperLink|^Successfully installed|^\s*$")
+"""Flower's own lines, which say nothing about the run."""
 
 PROJECT = """[project]
 name = "{name}"
@@ -31,15 +34,14 @@ clientapp = "relay:app"
 """
 
 
-def submit(app: str, server: str, authority: Path | None) -> int:
+def submit(app: str, folder: Path) -> int:
     """Send a coordinator's file to the server, and show what it says until the run ends.
 
     The Python files beside it are sent too, and nothing else; so a folder of their own suits them.
 
     Args:
         app: the file, which calls its app ``app``; or ``file.py:name``.
-        server: ``host:port``.
-        authority: `ca.crt`; None for no encryption.
+        folder: of the server, which must be running.
 
     Returns:
         0 if the run ended well, 1 if not.
@@ -52,30 +54,32 @@ def submit(app: str, server: str, authority: Path | None) -> int:
     name = name or "app"
     if not path.is_file():
         raise UsageError(f"{path} does not exist: give the file that makes the coordinator's app")
-    if authority is not None and not authority.is_file():
-        raise UsageError(f"{authority} does not exist: give the server's ca.crt with --ca, or type --insecure")
+    home = folder.resolve() / "flower"
+    if not (home / "config.toml").is_file():
+        raise UsageError(f"no server has run in {folder}: start `idiolect serve {folder}` first")
     if name not in _assigned(path):
         raise UsageError(f"{path} has no plain `{name} = idiolect.flower.server_app(...)`")
     with tempfile.TemporaryDirectory(prefix="idiolect-") as place:
-        project, home = Path(place) / "app", Path(place) / "flower"
+        project = Path(place) / "app"
         project.mkdir()
         for source in [*path.parent.glob("*.py"), Path(__file__).with_name("relay.py")]:
             shutil.copy(source, project)
         title = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "federation"
         (project / "pyproject.toml").write_text(PROJECT.format(name=title, module=path.stem, app=name))
-        connect(home, server, authority)
-        started = flwr(["run", str(project), LINK, "--format", "json"], home).stdout.decode(errors="replace")
+        started = flwr(["run", str(project), LINK, "--format", "json"], home)
         run = re.search(r'"run-id": "(\d+)"', started)
         if run is None:
-            raise UsageError(f"the server {server} did not take it: {_reason(started)}")
+            raise UsageError(f"the server in {folder} did not take it: {_reason(started)}")
         print("idiolect: submitted; this only watches (Ctrl-C leaves the run alone)", flush=True)
-        flwr(["log", run[1], LINK, "--stream"], home, output=None)
+        for line in watch(["log", run[1], LINK, "--stream"], home):
+            if not _CHATTER.search(line):
+                print(line, end="", flush=True)
         return _ended(run[1], home)
 
 
 def _ended(run: str, home: Path) -> int:
     """Say how a run ended."""
-    told = flwr(["list", LINK, "--run-id", run, "--format", "json"], home).stdout.decode(errors="replace")
+    told = flwr(["list", LINK, "--run-id", run, "--format", "json"], home)
     runs = json.loads(told[told.find("{") :])["runs"]
     status = runs[0]["status"] if runs else "unknown"
     if status.startswith("finished:completed"):
