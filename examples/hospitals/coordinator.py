@@ -1,6 +1,6 @@
-"""What the coordinator has: this file and network.py.
+"""What the coordinator has beside network.py: the run, here by FedBN.
 
-idiolect submit coordinator.py --server 127.0.0.1:8000
+idiolect submit coordinator.py server
 """
 
 from network import make_network
@@ -8,10 +8,9 @@ from network import make_network
 import idiolect
 import idiolect.flower
 
+method = idiolect.methods.fedbn()
+training = idiolect.Training(lr=0.1)
+
 app = idiolect.flower.server_app(
-    model=make_network,
-    method=idiolect.methods.fedbn(),
-    training=idiolect.Training(lr=0.1),
-    rounds=4,
-    sites=3,
+    model=make_network, method=method, training=training, rounds=4, sites=3, quorum=3, deadline=600
 )

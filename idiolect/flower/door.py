@@ -1,8 +1,8 @@
 """The server's door: what sites need passes, and nothing else.
 
 Flower serves sites, operators and its own processes on one port, and asks operators for no password: whoever can reach
-that port can have code run on the server and on all sites. So Flower listens on this machine alone, and the world reaches
-this door, which passes the requests of sites.
+that port can have code run on the server and on all sites. So Flower listens on this machine alone, and the world
+reaches this door, which passes the requests of sites.
 """
 
 from __future__ import annotations

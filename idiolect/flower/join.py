@@ -78,10 +78,11 @@ def load_site(app: str) -> Site:
     if not path.is_file():
         raise UsageError(f"{path} does not exist: give the file that makes the site's app")
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location("__site__", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["__site__"] = module
     spec.loader.exec_module(module)
     found = getattr(module, name or "app", None)
     if not isinstance(found, Site):

@@ -1,6 +1,6 @@
 """What a site has beside its data: this file and network.py. It stays at the site.
 
-idiolect join site.py --as north --server 127.0.0.1:8000
+idiolect join hospital.py --as north --server 127.0.0.1:8000
 """
 
 from network import make_network
