@@ -7,6 +7,7 @@ line proves that no normalisation of any site was sent.
     python examples/hospitals/demo.py
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -73,7 +74,8 @@ class Hospitals:
     def kill(self, *names: str) -> None:
         """Kill processes with all they have started, as a loss of power would."""
         for name in names:
-            os.killpg(self.processes[name].pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.processes[name].pid, signal.SIGKILL)
             self.processes.pop(name).wait()
 
     def status(self) -> dict:
@@ -89,23 +91,24 @@ class Hospitals:
     def play(self, disturbed: bool, say: Callable[[str], None]) -> float:
         """Play the run to its end; return its seconds."""
         began = time.monotonic()
-        self.start_server()
-        for name in SITES:
-            self.start_site(name)
-        if disturbed:
-            wait(lambda: self.at_work(1), "round 2")
-            say("kill site south in round 2")
-            self.kill("south")
-            self.start_site("south")
-            wait(lambda: self.at_work(2), "round 3")
-            say("kill the server in round 3")
-            self.kill("server", "submit")
+        try:
             self.start_server()
-        wait(lambda: self.status()["phase"] == "done", "the end of the run")
-        wait(lambda: self.processes["submit"].poll() is not None, "the end of submit")
-        seconds = time.monotonic() - began
-        self.kill(*[name for name in self.processes if name != "submit"])
-        return seconds
+            for name in SITES:
+                self.start_site(name)
+            if disturbed:
+                wait(lambda: self.at_work(1), "round 2")
+                say("kill site south in round 2")
+                self.kill("south")
+                self.start_site("south")
+                wait(lambda: self.at_work(2), "round 3")
+                say("kill the server in round 3")
+                self.kill("server", "submit")
+                self.start_server()
+            wait(lambda: self.status()["phase"] == "done", "the end of the run")
+            wait(lambda: self.processes["submit"].poll() is not None, "the end of submit")
+            return time.monotonic() - began
+        finally:
+            self.kill(*list(self.processes))
 
     def personal(self, name: str) -> dict[str, torch.Tensor]:
         """Return the final model of a site."""

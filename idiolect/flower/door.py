@@ -7,6 +7,9 @@ reaches this door, which passes the requests of sites.
 
 from __future__ import annotations
 
+import re
+import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -18,16 +21,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-SITES = "/v1/fleet/{rest:path}"
-"""The paths of Flower that sites use; tensors travel in pieces of 5 MB."""
+from idiolect.errors import UsageError
+
+SITES = "/v1/fleet/"
+"""Where Flower's requests for sites are, one plain word each."""
 
 LARGEST = 64 * 2**20
-"""Bytes of the largest request that passes."""
+"""Bytes of the largest request that passes; tensors travel in pieces of 5 MB."""
 
 _HOP = {"host", "connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"}
 
 
-def open_door(host: str, port: int, behind: int, certificates: tuple[Path, Path, Path] | None) -> threading.Thread:
+def open_door(host: str, port: int, behind: int, certificates: tuple[Path, Path, Path] | None) -> None:
     """Listen for sites in a thread of its own, and pass their requests to Flower on this machine.
 
     Args:
@@ -36,13 +41,17 @@ def open_door(host: str, port: int, behind: int, certificates: tuple[Path, Path,
         behind: port of Flower on the loopback.
         certificates: authority, certificate and key; None for no encryption.
 
-    Returns:
-        The thread, which ends if the door cannot be opened.
+    Raises:
+        UsageError: if nobody can listen there.
     """
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     authority, certificate, key = certificates or (None, None, None)
     client = httpx.AsyncClient(
         base_url=f"{'https' if authority else 'http'}://127.0.0.1:{behind}",
-        verify=str(authority) if authority else False,
+        verify=ssl.create_default_context(cafile=str(authority)) if authority else False,
         timeout=300.0,
     )
 
@@ -57,21 +66,21 @@ def open_door(host: str, port: int, behind: int, certificates: tuple[Path, Path,
     async def forward(request: Request) -> Response:
         if int(request.headers.get("content-length", 0)) > LARGEST:
             return PlainTextResponse(f"no request of more than {LARGEST} bytes passes", 413)
-        url = httpx.URL(path=request.url.path, query=request.url.query.encode())
-        asked = client.build_request(request.method, url, headers=_kept(request.headers), content=body(request))
+        word = request.path_params["word"]
+        if not re.fullmatch(r"[a-z][a-z-]*", word):  # no dots, no slashes: nothing that leads elsewhere
+            return PlainTextResponse("no such request", 404)
+        asked = client.build_request("POST", SITES + word, headers=_kept(request.headers), content=body(request))
         try:
             told = await client.send(asked, stream=True)
         except (httpx.HTTPError, ValueError) as error:
             return PlainTextResponse(f"no answer from Flower: {error}", 502)
         return StreamingResponse(told.aiter_raw(), told.status_code, _kept(told.headers))
 
-    app = Starlette(routes=[Route(SITES, forward, methods=["GET", "POST", "PUT", "DELETE"])])
+    app = Starlette(routes=[Route(SITES + "{word}", forward, methods=["POST"])])
     config = uvicorn.Config(
-        app, host, port, log_level="error", ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=1
+        app, ws="none", log_level="error", ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=1
     )
-    thread = threading.Thread(target=uvicorn.Server(config).run, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=uvicorn.Server(config).run, args=([listening],), daemon=True).start()
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:

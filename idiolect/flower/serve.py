@@ -45,10 +45,7 @@ def serve(folder: Path, host: str, port: int, insecure: bool) -> None:
     with running("flower-superlink", arguments, home, log) as process:
         while process.poll() is None and not _listens(behind):
             time.sleep(0.1)
-        door = open_door(host, port, behind, certificates)
-        door.join(1.0)
-        if not door.is_alive():
-            raise UsageError(f"cannot listen on {host}:{port}: it is in use, or no address of this machine")
+        open_door(host, port, behind, certificates)
         lock = (
             f"with TLS, for the keys in {folder / 'sites'}" if certificates else "without encryption, for whoever comes"
         )
