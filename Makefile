@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check fmt docs test-slow clean
+.PHONY: help demo demo-flower test check fmt docs test-slow clean
 
 help:
 	@echo "make demo       compare five methods on real digits (some minutes, set-up included)"
+	@echo "make demo-flower  three sites and a server as processes, two of them killed (some ten minutes)"
 	@echo "make test       check, then all quick tests"
 	@echo "make check      format, lint, types, import law"
 	@echo "make fmt        format and fix what can be fixed"
@@ -18,6 +19,9 @@ demo: $(BIN)/.installed
 	$(BIN)/idiolect compare --methods local fedavg fedavg_ft fedbn fedfsa --seeds 0 1 2 \
 	  --data digits --clients 10 --split "dirichlet(0.5)" --shift "rotation(45) + contrast(0.5)" \
 	  --rounds 20 --lr 0.2 --evaluate-every 5
+
+demo-flower: $(BIN)/.installed-flower
+	$(BIN)/python examples/hospitals/demo.py
 
 test: check
 	$(BIN)/python -m pytest -n 2
@@ -49,6 +53,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
+$(BIN)/.installed-flower: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[flower]'
+	touch $@ $(BIN)/.installed
+
 $(BIN)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,flower]'
-	touch $@ $(BIN)/.installed
+	touch $@ $(BIN)/.installed $(BIN)/.installed-flower

@@ -110,18 +110,22 @@ class Hospitals:
         finally:
             self.kill(*list(self.processes))
 
+    def told(self, name: str) -> str:
+        """Return what a process has printed."""
+        return (self.place / f"{name}.out").read_text()
+
     def personal(self, name: str) -> dict[str, torch.Tensor]:
         """Return the final model of a site."""
         (file,) = (self.place / name / "state" / name).glob("*/personal.safetensors")
         return load_file(file)
 
 
-def simulated(coordinator: str) -> dict[str, dict[str, torch.Tensor]]:
+def simulated(coordinator: str, rounds: int = ROUNDS) -> dict[str, dict[str, torch.Tensor]]:
     """Return the personal models of the same run in the simulator."""
     told = importlib.import_module(Path(coordinator).stem)
     torch.manual_seed(0)  # as every site and the coordinator do, from the run's seed
     net, clients = make_network(), {name: load_my_data(name) for name in SITES}
-    run = idiolect.fit(net, clients, told.method, rounds=ROUNDS, training=told.training, engine="one-by-one")
+    run = idiolect.fit(net, clients, told.method, rounds=rounds, training=told.training, engine="one-by-one")
     return {name: run.personal(name).state_dict() for name in SITES}
 
 
