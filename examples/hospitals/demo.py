@@ -109,6 +109,7 @@ class Hospitals:
             return time.monotonic() - began
         finally:
             self.kill(*list(self.processes))
+            self.tap.close()
 
     def told(self, name: str) -> str:
         """Return what a process has printed."""

@@ -29,16 +29,28 @@ class Tap:
         """Where to connect to."""
         return f"127.0.0.1:{self._door.getsockname()[1]}"
 
+    def close(self) -> None:
+        """Take no more connections."""
+        self._door.close()
+
     def _serve(self) -> None:
         while True:
             try:
                 site, _ = self._door.accept()
-                plain = socket.create_connection(("127.0.0.1", self._port))
-                server = self._inner.wrap_socket(plain, server_hostname="127.0.0.1")
-            except OSError:  # a site that was killed, a server that is down
+            except ssl.SSLError:  # whoever it was, he does not trust this certificate, or has gone
                 continue
-            for source, sink, kept in ((site, server, self.up), (server, site, self.down)):
-                threading.Thread(target=_copy, args=(source, sink, kept), daemon=True).start()
+            except OSError:
+                return
+            threading.Thread(target=self._pass_on, args=(site,), daemon=True).start()
+
+    def _pass_on(self, site: ssl.SSLSocket) -> None:
+        with site, contextlib.suppress(OSError):  # the server may be down
+            plain = socket.create_connection(("127.0.0.1", self._port))
+            with self._inner.wrap_socket(plain, server_hostname="127.0.0.1") as server:
+                up = threading.Thread(target=_copy, args=(site, server, self.up), daemon=True)
+                up.start()
+                _copy(server, site, self.down)
+                up.join()
 
 
 def _copy(source: ssl.SSLSocket, sink: ssl.SSLSocket, kept: bytearray) -> None:
