@@ -105,12 +105,12 @@ class Seat:
         base = self.state.newest(no_later=told.base) if self.restored else told.base
         memory = self.state.load(base)
         letters = {p.name: p.mail(self.center.start) for p in self.center.method.parts if p.confer}
-        known = {name: tree for name, tree in letters.items() if holds(content, f"mail/{name}")}
+        known = {name: tree for name, tree in letters.items() if holds(content, "mail", name)}
         return self.center.told(memory, take(content, "mail", known))
 
     def _measured(self, told: Brief, content: RecordDict, received: Slots, memory: Slots) -> Report:
         """Measure the weights that predict for this client, and keep them for its use."""
-        if holds(content, "deploy/share"):
+        if holds(content, "deploy", "share"):
             received = received | take(content, "deploy", {"share": received["share"]})
         model = self.center.model
         own = deployed(self.center.method, model, self.center.training, self._work("deploy", told, received, memory))

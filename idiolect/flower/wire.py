@@ -51,9 +51,9 @@ def take(content: RecordDict, kind: str, like: Slots) -> Slots:
     return {part: taken.get(part, tree) for part, tree in like.items()}
 
 
-def holds(content: RecordDict, kind: str) -> bool:
-    """Return whether a message has trees of a kind."""
-    return any(key.startswith(f"{kind}/") for key in content.array_records)
+def holds(content: RecordDict, kind: str, part: str) -> bool:
+    """Return whether a message has a part's tree of a kind."""
+    return f"{kind}/{part}" in content.array_records
 
 
 def nbytes(content: RecordDict) -> int:
