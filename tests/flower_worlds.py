@@ -26,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import idiolect
 from idiolect import SGD, ClientData, Training, fit
+from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import OneByOne
 from idiolect.flower import board, chronicle, coordinator, desk
 from idiolect.flower.coordinator import Coordinator
@@ -191,7 +192,6 @@ class Visit:
 
     def answer(self):
         """Let the site's app answer as ever."""
-        self.net.before(self.node.client)
         message = Message(self.content, 1, self.kind)
         config = self.net.config(self.node.client)
         context = Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
@@ -219,6 +219,16 @@ def late(seconds):
         return visit.answer()
 
     return fault
+
+
+def after_which(act, fault=None):
+    """Something happens at the site before the message is dealt with."""
+
+    def first(visit):
+        act()
+        return fault(visit) if fault else visit.answer()
+
+    return first
 
 
 def breaks(visit):
@@ -271,7 +281,6 @@ class World:
     def _net(self):
         net = Net(self.clock, self._site)
         net.config = lambda client: {"client-id": client, "state-dir": str(self.folder / "sites")} | self.config[client]
-        net.before = lambda client: None
         for client in self.clients:
             net.start(client)
         return net
@@ -316,6 +325,12 @@ class World:
         settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
         settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
         return fit(tiny(), self.clients, self.method, engine=Without(absent), memory="ram", **settings)
+
+    def federation(self, absent=()):
+        """Return the same as `simulated` before its first round."""
+        model = Model(seeded(tiny, self.seed))
+        rest = (self.rounds, self.participation, self.seed, self.clients, Without(absent))
+        return Federation(model, self.method, self.training, *rest)
 
     def state(self, client, after):
         """Return a client's memory after a round, as its folder has it; tensors by part and name."""
@@ -368,9 +383,8 @@ def release(made):
         os.close(made._lock)
 
 
-def same(world, made, run, clients=None):
+def same(world, made, federation, clients=None):
     """Assert that a deployment and a simulation have the same slots, memories and personal models, bit for bit."""
-    federation = run.federation
     assert made.round == federation.round
     for part, tree in federation.server.items():
         assert torch.equal(made.server[part].flat, tree.flat), f"the server's slot of {part} differs"

@@ -40,7 +40,7 @@ SEVERAL = [
 def test_rounds_are_those_of_the_simulation(tmp_path, method):
     world = World(tmp_path, method, sizes=RAGGED, participation=0.6)
     made, run = world.play(), world.simulated()
-    same(world, made, run)
+    same(world, made, run.federation)
     same_records(made, run)
 
 
@@ -48,7 +48,7 @@ def test_rounds_are_those_of_the_simulation(tmp_path, method):
 def test_every_method_of_the_catalogue(tmp_path, method):
     world = World(tmp_path, method, rounds=2, sizes={"ada": 9, "ben": 3, "cleo": 4})
     made, run = world.play(), world.simulated()
-    same(world, made, run)
+    same(world, made, run.federation)
     same_records(made, run)
 
 
@@ -75,7 +75,7 @@ def test_what_is_broadcast_to_predict_is_sent_only_where_it_differs(tmp_path):
 def test_evaluation_follows_its_interval_and_the_last_round_is_measured_by_all(tmp_path):
     world = World(tmp_path, methods.fedavg(), rounds=5, participation=0.5, evaluate_every=2)
     made, run = world.play(), world.simulated()
-    same(world, made, run)
+    same(world, made, run.federation)
     measured = {r["round"]: sorted(r["clients"]) for r in made.records if "personalised" in r}
     cohorts = {r["round"]: r["cohort"] for r in made.records}
     assert measured == {2: cohorts[3], 4: cohorts[5], 5: sorted(world.clients)}
