@@ -85,7 +85,7 @@ def _body(array: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...], whe
     if array.dtype != str(dtype):
         raise WireError(f"{where}: expected {dtype}, got {array.dtype!r:.80}")
     if tuple(array.shape) != shape:
-        raise WireError(f"{where}: expected shape {shape}, got {str(tuple(array.shape)):.80}")
+        raise WireError(f"{where}: expected shape {shape}, got {tuple(array.shape)!s:.80}")
     header = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     start = 10 + int.from_bytes(array.data[8:10], "little")
     if array.data[:8] != _MAGIC or array.data[10:start].strip() != header:
