@@ -180,7 +180,7 @@ MUTANTS = [
         "checkpoint: memories of clients are lost",
         "checkpoint.py",
         "center.memory.load({k.removeprefix",
-        "federation.memory.load({} and {k.removeprefix",
+        "center.memory.load({} and {k.removeprefix",
         METHODS,
         "resume",
     ),
@@ -235,8 +235,8 @@ MUTANTS = [
     Mutant(
         "evaluation: clients are weighed by training examples",
         "evaluation.py",
-        "sizes = {c: len(federation.clients[c].splits()[split].y) for c in held}",
-        "sizes = {c: len(federation.clients[c].train.y) for c in held}",
+        "sizes = {split: len(examples.y) for split",
+        "sizes = {split: len(data.train.y) for split",
         ENGINE,
     ),
     Mutant(
