@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from idiolect.report import write_whole
+from idiolect.report.record import as_json, write_whole
 
 STATUS, EVENTS = "status.json", "events.jsonl"
 
@@ -33,15 +33,16 @@ class Chronicle:
         self.round = 0
         self.results: Mapping[str, Mapping[str, float]] = {}
         self._path, self._rounds = path, rounds
-        self._shown: dict[str, Any] = {}
-        self._last: dict[tuple[str, str], float] = {}
+        self._shown = ""
+        self._last: dict[tuple[int, str, str], float] = {}
 
     def tell(self, what: str, client: str = "") -> None:
-        """Say one line; the same line about the same client is not said again for a minute."""
-        now = time.time()
-        if now - self._last.get((client, what), 0.0) < AGAIN:
+        """Say one line; the same line about the same client in the same round is not said again for a minute."""
+        now, what = time.time(), plain(what)
+        said = self.round, client, what
+        if now - self._last.get(said, 0.0) < AGAIN:
             return
-        self._last[client, what] = now
+        self._last[said] = now
         who = f"client {client!r}: " if client else ""
         print(f"idiolect: {self.round} of {counted(self._rounds, 'round')} played: {who}{what}", flush=True)
         stamp = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
@@ -53,9 +54,20 @@ class Chronicle:
         """Replace the status, if it differs."""
         own = {client: {**site, "measured": self.results.get(client, {})} for client, site in sites.items()}
         shown = {"round": self.round, "rounds": self._rounds, "phase": phase, "sites": own}
-        if shown != self._shown:
-            self._shown = shown
-            write_whole(self._path / STATUS, json.dumps({"time": time.time(), **shown}, indent=1).encode())
+        if (text := as_json(shown)) != self._shown:
+            self._shown = text
+            write_whole(self._path / STATUS, as_json({"time": time.time(), **shown}, indent=1).encode())
+
+
+def plain(text: str) -> str:
+    r"""Return what may be another's text as one line of a length that can be read, and no sign that moves a cursor.
+
+    Example:
+        >>> plain("out of\nmemory \x1b[2J")
+        'out of memory ?[2J'
+    """
+    line = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else "?" for sign in line[:500])
 
 
 def counted(number: int, what: str) -> str:

@@ -75,15 +75,15 @@ class Seat:
     def train(self, told: Brief, content: RecordDict) -> RecordDict:
         """Play one round, and before it measure what the last one has made."""
         began = time.monotonic()
-        received = take(content, "slot", self.center.sent("train"))
-        memory = self._memory(told, content)
+        received, base = take(content, "slot", self.center.sent("train")), self._base(told)
+        memory = self._memory(base, content)
         report = self._measured(told, content, received, memory) if told.evaluate else self._report()
         center, work = self.center, self._work("train", told, received, memory)
         outcome = client_round(center.method, center.model, center.training, work)
         flaw = outcome.flaw()
         if flaw:
             raise UsageError(f"{flaw}; its state stays as it was before this round")
-        self.state.save(told.round + 1, told.base, outcome.memory)
+        self.state.save(told.round + 1, base, outcome.memory)
         steps, loss, gradients = float(outcome.steps), float(outcome.loss), int(outcome.gradients)
         seconds = time.monotonic() - began
         reply = _reply(replace(report, steps=steps, loss=loss, gradients=gradients, seconds=seconds))
@@ -94,23 +94,26 @@ class Seat:
         """Measure what the rounds have made; nothing is trained."""
         began = time.monotonic()
         received = take(content, "slot", self.center.sent("train"))
-        report = self._measured(told, content, received, self._memory(told, content))
+        report = self._measured(told, content, received, self._memory(self._base(told), content))
         return _reply(replace(report, seconds=time.monotonic() - began))
 
     def _report(self) -> Report:
         return Report(self.client, len(self.data.train.y))
 
-    def _memory(self, told: Brief, content: RecordDict) -> Slots:
-        """Return the memory that the coordinator counts on, with what it tells this client alone."""
-        base = self.state.newest(no_later=told.base) if self.restored else told.base
+    def _base(self, told: Brief) -> int:
+        """Return the round whose state this one starts from."""
+        return self.state.newest(no_later=told.base) if self.restored else told.base
+
+    def _memory(self, base: int, content: RecordDict) -> Slots:
+        """Return the memory after a round, with what the coordinator tells this client alone."""
         memory = self.state.load(base)
         letters = {p.name: p.mail(self.center.start) for p in self.center.method.parts if p.confer}
-        known = {name: tree for name, tree in letters.items() if holds(content, f"mail/{name}")}
+        known = {name: tree for name, tree in letters.items() if holds(content, "mail", name)}
         return self.center.told(memory, take(content, "mail", known))
 
     def _measured(self, told: Brief, content: RecordDict, received: Slots, memory: Slots) -> Report:
         """Measure the weights that predict for this client, and keep them for its use."""
-        if holds(content, "deploy/share"):
+        if holds(content, "deploy", "share"):
             received = received | take(content, "deploy", {"share": received["share"]})
         model = self.center.model
         own = deployed(self.center.method, model, self.center.training, self._work("deploy", told, received, memory))
@@ -128,7 +131,7 @@ class Seat:
     def _keep(self, weights: Tree, told: Brief) -> None:
         """Write this client's model as it would be loaded: the tensors of the module's ``state_dict``."""
         about = {"client": self.client, "run": told.run, "round": str(told.round), "method": self.center.method.name}
-        write_tensors(self.state.folder / "personal.safetensors", self.center.model.tensors(weights), about)
+        write_tensors(self.state.folder / "personal.safetensors", self.center.model.tensors(weights), about, mode=0o600)
 
 
 def form_of(center: Center) -> dict[str, str]:

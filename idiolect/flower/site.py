@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from idiolect.experiment import METHODS, OPTIMISERS, SCHEDULES
 from idiolect.expression import evaluate
 from idiolect.flower.seat import Seat
 from idiolect.flower.state import SiteState
-from idiolect.flower.words import EVALUATE, HELLO, TRAIN, Brief, hear
+from idiolect.flower.words import EVALUATE, HELLO, TRAIN, Brief, hear, named
 from idiolect.method import Method
 from idiolect.model import Loss, Model, seeded
 from idiolect.part import Part
@@ -112,9 +111,7 @@ def place(config: Mapping[str, object]) -> tuple[str, Path]:
         raise UsageError(
             "this site has no client-id and state-dir: start it with `idiolect join`, or set them in --node-config"
         )
-    if not re.fullmatch(r"\w[\w.-]*", client):
-        raise UsageError(f"client {client!r} cannot name a folder: use letters, digits, '_', '-' and '.'")
-    return client, Path(folder).expanduser()
+    return named(client), Path(folder).expanduser()
 
 
 def told_method(text: str, parts: Sequence[Callable[..., Part]]) -> Method:

@@ -30,7 +30,7 @@ class SiteState:
         fresh: the memory of a client that has not trained yet.
 
     Raises:
-        UsageError: if another process uses the folder.
+        UsageError: if another process uses the folder, or it cannot be made.
 
     Example:
         >>> import tempfile
@@ -41,11 +41,19 @@ class SiteState:
     """
 
     def __init__(self, folder: Path, run: str, fresh: Slots) -> None:
-        if not re.fullmatch(r"[\w-]+", run):
-            raise UsageError(f"{run!r} cannot name a run: use letters, digits, '_' and '-'")
+        if not re.fullmatch(r"[\w-]{1,100}", run):
+            raise UsageError(f"{run!r:.80} cannot name a run: use letters, digits, '_' and '-'")
         self.folder, self._fresh = folder / run, fresh
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} cannot be made ({error.strerror}): is state-dir a folder of yours?"
+            ) from None
         self._lock = locked(folder / "lock")
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink()
 
     def rounds(self) -> list[int]:
         """Return the rounds after which there is a state."""
@@ -70,8 +78,11 @@ class SiteState:
         tensors, about = read_tensors(path)
         if about.get("format") != FORMAT:
             raise UsageError(f"{path} is {about.get('format', 'no state')!r}, this version reads {FORMAT!r}")
-        wanted = {f"{p}/{n}": s for p, t in self._fresh.items() for n, s in t.layout.shape_of.items()}
-        odd = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or tensors[n].shape != wanted.get(n))
+        if about.get("round") != str(after):
+            raise UsageError(f"{path} is the state after round {about.get('round')}: somebody has renamed it")
+        wanted = {f"{p}/{n}": (t.shape, t.dtype) for p, tree in self._fresh.items() for n, t in tree.items()}
+        found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+        odd = sorted(name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name))
         if odd:
             raise UsageError(f"{path} is of another model or method: {', '.join(odd[:4])} differ")
         return {p: self._tree(p, tree, tensors) for p, tree in self._fresh.items()}
@@ -83,7 +94,7 @@ class SiteState:
     def save(self, after: int, base: int, memory: Slots) -> None:
         """Write the memory after a round that started from the state `base`; keep these two alone."""
         tensors = {f"{p}/{n}": t for p, tree in memory.items() for n, t in tree.items()}
-        write_tensors(self._path(after), tensors, {"format": FORMAT, "round": str(after)})
+        write_tensors(self._path(after), tensors, {"format": FORMAT, "round": str(after)}, mode=0o600)
         for other in set(self.rounds()) - {after, base}:
             self._path(other).unlink()
 
@@ -101,13 +112,16 @@ class SiteState:
 
 def locked(path: Path) -> int:
     """Open a file that no other process has open so; the lock goes with the process, however it ends."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened ({error.strerror}): is the folder yours?") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         owner = os.read(file, 64).decode() or "another process"
         os.close(file)
-        raise UsageError(f"{path.parent} is in use by {owner}: a client joins once") from None
+        raise UsageError(f"{path.parent} is in use by {owner}: only one at a time may be at work in it") from None
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()}".encode())
     return file

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from idiolect.errors import UsageError
 from idiolect.flower.wire import WireError
 
 PROTOCOL = 1
@@ -18,6 +20,22 @@ T = TypeVar("T", "Brief", "Introduction", "Report")
 
 HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
 """Kinds of messages, by Flower's names."""
+
+
+def named(client: str) -> str:
+    """Return a client's name, if it can name a folder.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if not re.fullmatch(r"\w[\w.-]{,99}", client):
+        raise UsageError(f"client {client!r:.80} cannot name a folder: use letters, digits, '_', '-' and '.'")
+    return client
+
+
+Name = Annotated[str, AfterValidator(named)]
+Played = Annotated[int, Field(ge=0)]
+Examples = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -31,10 +49,10 @@ class Brief:
     training: str
     """Another."""
     seed: int
-    round: int
+    round: Played
     """Rounds played."""
     lr: float
-    base: int
+    base: Played
     """The round after which the site's result counted last: it starts from its state of then; 0 for none."""
     evaluate: bool
     metrics: list[str]
@@ -45,8 +63,8 @@ class Brief:
 class Introduction:
     """What a site says when it is asked who it is."""
 
-    client: str
-    examples: int
+    client: Name
+    examples: Examples
     versions: list[str]
     states: list[int]
     """Rounds after which it has a state of this run."""
@@ -58,8 +76,8 @@ class Introduction:
 class Report:
     """What a site says of its round."""
 
-    client: str
-    examples: int
+    client: Name
+    examples: Examples
     steps: float = 0.0
     loss: float = 0.0
     gradients: int = 0
@@ -97,11 +115,17 @@ def hear(content: RecordDict, kind: type[T]) -> T:
     told: dict[str, Any] = dict(content.config_records.get("words", {}))
     names = {f.name for f in fields(kind)}
     if told.get("protocol", PROTOCOL) != PROTOCOL:
-        raise WireError(f"protocol {told['protocol']} there, {PROTOCOL} here: install the same version of idiolect")
+        raise WireError(
+            f"protocol {told['protocol']!r:.40} there, {PROTOCOL} here: install the same version of idiolect"
+        )
     try:
         text = json.dumps({name: value for name, value in told.items() if name in names}, default=repr)
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        found: T = _READERS[kind.__name__].validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         problem = "is missing" if first["type"] == "missing" else f"is {first['input']!r:.80}"
         raise WireError(f"no {kind.__name__}: {'.'.join(map(str, first['loc']))} {problem}") from None
+    return found
+
+
+_READERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in (Brief, Introduction, Report)}

@@ -82,11 +82,11 @@ class RunDirectory:
             },
             "platform": platform.platform(),
         }
-        write_whole(self.path / CONFIG, (_dumps(card, indent=2) + "\n").encode())
+        write_whole(self.path / CONFIG, (as_json(card, indent=2) + "\n").encode())
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round to metrics.jsonl and flush it; NaN and infinities are written as null."""
-        line, file = _dumps(record) + "\n", self.path / _METRICS
+        line, file = as_json(record) + "\n", self.path / _METRICS
         try:
             with file.open("a", encoding="ascii") as metrics:
                 metrics.write(line)
@@ -98,7 +98,7 @@ class RunDirectory:
     def rewind(self, last_round: float) -> None:
         """Forget the rounds after `last_round` (of the checkpoint, say), which a resumed run does again."""
         records = [r for r in _read_metrics(self.path) if r["round"] <= last_round]
-        write_whole(self.path / _METRICS, "".join(_dumps(r) + "\n" for r in records).encode())
+        write_whole(self.path / _METRICS, "".join(as_json(r) + "\n" for r in records).encode())
 
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write `NAME.safetensors`: the old file or the new one is there at any moment, never a part.
@@ -124,14 +124,16 @@ class RunDirectory:
         return self.path / f"{name}.safetensors"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all, with words about it.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, mode: int = 0o666
+) -> None:
+    """Write a safetensors file, whole or not at all, with words about it; `mode` says who may read it.
 
     The SHA-256 over the words, names, types, shapes and bytes is stored in the file and checked when it is read.
     """
     own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
     words = dict(about or {})
-    write_whole(path, save(own, metadata={**words, "sha256": _digest(own, words)}))
+    write_whole(path, save(own, metadata={**words, "sha256": _digest(own, words)}), mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -195,7 +197,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _dumps(value: object, indent: int | None = None) -> str:
+def as_json(value: object, indent: int | None = None) -> str:
+    """Return JSON that every reader takes: NaN and infinities become null, numbers of NumPy and torch plain ones."""
     return json.dumps(_plain(value), allow_nan=False, indent=indent)
 
 
@@ -223,15 +226,15 @@ def _digest(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and make it last through a loss of power.
+def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, and make it last through a loss of power; `mode` says who may read it.
 
     Raises:
         UsageError: if the disk takes no more; what was there before stays as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,438 @@
+"""A federation over Flower in one process: no network, a clock that moves on demand, sites that fail on cue."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+import idiolect
+from idiolect import SGD, ClientData, Training, fit
+from idiolect.engine.federation import Federation
+from idiolect.engine.one_by_one import OneByOne
+from idiolect.flower import board, chronicle, coordinator, desk
+from idiolect.flower.coordinator import Coordinator
+from idiolect.flower.desk import Patience
+from idiolect.flower.words import Brief, hear
+from idiolect.model import Model, seeded
+from idiolect.report import read_tensors
+from idiolect.testing.worlds import network, population
+
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # else Flower makes no message outside a run
+
+TRAINING = Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+SMALL = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5}
+
+
+class Killed(BaseException):
+    """The process ends here: nothing of the library catches it."""
+
+
+class Clock:
+    """Stands in for the module `time`; what is due happens while somebody sleeps."""
+
+    def __init__(self):
+        self.now, self._due, self._order = 1e6, [], itertools.count()
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds):
+        end = self.now + max(seconds, 1e-3)
+        while self._due and min(self._due)[0] <= end:
+            first = min(self._due)
+            self._due.remove(first)
+            self.now = max(self.now, first[0])
+            first[2]()
+        self.now = end
+
+    def after(self, seconds, act):
+        self._due.append((self.now + seconds, next(self._order), act))
+
+
+@dataclass
+class Node:
+    """A site's process, as the network knows it."""
+
+    client: str
+    site: idiolect.flower.site.Site
+    stamp: str
+
+
+@dataclass
+class Box:
+    """A message that was sent, and its reply, once there is one."""
+
+    message: Message
+    stamp: str
+    void: float
+    reply: Message | None = None
+    ready: float = float("inf")
+
+
+class Net(Grid):
+    """What Flower's grid does: replies come once; a node that is offline, or a message that is void, gives an error.
+
+    Attributes:
+        nodes: those that are there, by id.
+        plan: (client, kind, rounds played) to the faults that befall it when such a message comes, one a message.
+        log: (client, kind, rounds played, base) of every message that a site has got.
+    """
+
+    def __init__(self, clock, start):
+        self.clock, self._start = clock, start
+        self.nodes, self.plan, self.log = {}, defaultdict(list), []
+        self._boxes, self._ids, self._stamps = {}, itertools.count(1), itertools.count(1)
+
+    def start(self, client, node=None):
+        """A site's process begins; without a node's id, under a new one."""
+        node = next(self._ids) if node is None else node
+        self.nodes[node] = Node(client, self._start(client), f"activated {next(self._stamps)}")
+        return node
+
+    def stop(self, client):
+        """A site's process ends at once; return the ids that it had."""
+        gone = [number for number, node in self.nodes.items() if node.client == client]
+        for number in gone:
+            if seat := self.nodes.pop(number).site._seat:
+                seat.state.close()  # as the end of a process lets go of its locks
+        return gone
+
+    def get_nodes(self):
+        return [SimpleNamespace(node_id=i, last_activated_at=node.stamp) for i, node in self.nodes.items()]
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def push_messages(self, messages):
+        return [self._push(message) for message in messages]
+
+    def _push(self, message):
+        number = f"message {next(self._ids)}"
+        message.metadata.__dict__["_message_id"] = number
+        node = self.nodes.get(message.metadata.dst_node_id)
+        box = self._boxes[number] = Box(message, node.stamp if node else "", self.clock.now + message.metadata.ttl)
+        if node:
+            self._deliver(node, box)
+        return number
+
+    def _deliver(self, node, box):
+        kind, content = box.message.metadata.message_type, wired(box.message.content)
+        told = hear(content, Brief)
+        self.log.append((node.client, kind, told.round, told.base))
+        faults = self.plan[node.client, kind, told.round]
+        fault = faults.pop(0) if faults else lambda visit: visit.answer()
+        visit = Visit(self, node, kind, content)
+        try:
+            found = fault(visit)
+        except Killed:
+            self.stop(node.client)
+            found = None
+        if found is not None:
+            found = wired(found) if isinstance(found, RecordDict) else found
+            box.reply, box.ready = Message(found, reply_to=box.message), self.clock.now + visit.seconds
+
+    def pull_messages(self, numbers):
+        return [reply for number in numbers if (reply := self._pull(number))]
+
+    def _pull(self, number):
+        box = self._boxes[number]
+        reason = None
+        if box.message.metadata.dst_node_id not in self.nodes:
+            reason = "Node Unavailable"
+        elif self.clock.now > box.void:
+            reason = "Message Unavailable"
+        elif box.ready > self.clock.now:
+            return None
+        del self._boxes[number]
+        return Message(Error(3, reason), reply_to=box.message) if reason else box.reply
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    run = property(set_run)
+    create_message = send_and_receive = set_run
+
+
+def wired(content):
+    """Return what is left of a message's content after Flower's bytes."""
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+@dataclass
+class Visit:
+    """A message at a site: what a fault may do with it."""
+
+    net: Net
+    node: Node
+    kind: str
+    content: RecordDict
+    seconds: float = 0.0
+    """How long the answer takes."""
+
+    def answer(self):
+        """Let the site's app answer as ever."""
+        message = Message(self.content, 1, self.kind)
+        config = self.net.config(self.node.client)
+        context = Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+        return self.node.site(message, context).content
+
+
+def dies(back=1.0, *, trained=True, anew=False):
+    """The site's process ends before it replies, having trained or not, and is back after some seconds."""
+
+    def fault(visit):
+        if trained:
+            visit.answer()
+        [node] = visit.net.stop(visit.node.client)
+        if back is not None:
+            visit.net.clock.after(back, lambda: visit.net.start(visit.node.client, None if anew else node))
+
+    return fault
+
+
+def late(seconds):
+    """The answer takes some seconds."""
+
+    def fault(visit):
+        visit.seconds = seconds
+        return visit.answer()
+
+    return fault
+
+
+def after_which(act, fault=None):
+    """Something happens at the site before the message is dealt with."""
+
+    def first(visit):
+        act()
+        return fault(visit) if fault else visit.answer()
+
+    return first
+
+
+def breaks(visit):
+    """The site's app fails as no app of ours should."""
+    return Error(1, "ZeroDivisionError:\n  somewhere")
+
+
+def answers(make):
+    """The site answers with whatever this makes of its reply."""
+
+    def fault(visit):
+        content = visit.answer()
+        return make(content) or content
+
+    return fault
+
+
+@dataclass
+class World:
+    """Sites and a coordinator; all that `server_app` and `client_app` are told, with defaults that suit a test.
+
+    Attributes:
+        net: Flower's grid.
+        clock: the coordinator's time.
+        make: client to the function that makes its network, where it is not everybody's.
+        config: client to what its node's settings say beside name and folder.
+    """
+
+    folder: Path
+    method: idiolect.Method
+    rounds: int = 4
+    participation: float = 1.0
+    sizes: Mapping[str, int] = field(default_factory=lambda: SMALL)
+    seed: int = 0
+    training: Training = TRAINING
+    evaluate_every: int = 1
+    quorum: int | None = None
+    deadline: float = 600.0
+    give_up: float = 1200.0
+    parts: tuple = ()
+    report: bool = False
+
+    def __post_init__(self):
+        self.clock, self.metrics = Clock(), (idiolect.accuracy,)
+        self.clients = {client: single(data) for client, data in population(dict(self.sizes)).items()}
+        self.make, self.config = {}, defaultdict(dict)
+        self.net = self._net()
+        self.run = None
+
+    def _net(self):
+        net = Net(self.clock, self._site)
+        net.config = lambda client: {"client-id": client, "state-dir": str(self.folder / "sites")} | self.config[client]
+        for client in self.clients:
+            net.start(client)
+        return net
+
+    def _site(self, client):
+        app = idiolect.flower.client_app
+        return app(model=self.make.get(client, tiny), data=lambda: self.clients[client], parts=self.parts)
+
+    def coordinator(self):
+        """Start a coordinator in the run's directory."""
+        patience = Patience(len(self.sizes), self.quorum, self.deadline, self.give_up)
+        rest = (self.net, self.folder / "run", self.metrics, self.evaluate_every, patience)
+        model = Model(seeded(tiny, self.seed))
+        return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)
+
+    def play(self, until=None):
+        """Play to the end, or until a kill; return the coordinator, whose folder is free again."""
+        with self.timed():
+            made = None
+            try:
+                made = self.coordinator()
+                self.run = made._run
+                made.play_all()
+            except Killed:
+                pass
+            finally:
+                if made:
+                    release(made)
+        return made
+
+    def timed(self):
+        """Run the coordinator's parts by this clock, and draw no report unless asked to."""
+        patches = ExitStack()
+        for module in (board, chronicle, coordinator, desk):
+            patches.enter_context(mock.patch.object(module, "time", self.clock))
+        if not self.report:
+            patches.enter_context(mock.patch.object(Coordinator, "_report"))
+        return patches
+
+    def simulated(self, absent=()):
+        """Return the run of `idiolect.fit`; results of (rounds played, client) in `absent` do not count."""
+        settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
+        settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
+        return fit(tiny(), self.clients, self.method, engine=Without(absent), memory="ram", **settings)
+
+    def federation(self, absent=()):
+        """Return the same as `simulated` before its first round."""
+        model = Model(seeded(tiny, self.seed))
+        rest = (self.rounds, self.participation, self.seed, self.clients, Without(absent))
+        return Federation(model, self.method, self.training, *rest)
+
+    def state(self, client, after):
+        """Return a client's memory after a round, as its folder has it; tensors by part and name."""
+        return read_tensors(self.folder / "sites" / client / self.run / f"state-{after:06}.safetensors")[0]
+
+    def personal(self, client):
+        """Return a client's own model, as its folder has it."""
+        return read_tensors(self.folder / "sites" / client / self.run / "personal.safetensors")[0]
+
+    def events(self):
+        """Return what events.jsonl says: pairs of client and line."""
+        lines = (self.folder / "run" / "events.jsonl").read_text().splitlines()
+        return [(event["client"], event["what"]) for event in map(json.loads, lines)]
+
+    def status(self):
+        """Return what status.json says."""
+        return json.loads((self.folder / "run" / "status.json").read_text())
+
+    def trained(self):
+        """Return (client, rounds played, base) of every message to train."""
+        return [(client, played, base) for client, kind, played, base in self.net.log if kind == "train"]
+
+
+class Without(OneByOne):
+    """One by one; some results are made useless, so that the federation drops them."""
+
+    def __init__(self, absent=()):
+        self.absent = set(absent)
+
+    def train(self, federation, clients):
+        for client, outcome in zip(clients, super().train(federation, clients), strict=True):
+            if (federation.round, client) in self.absent:
+                outcome = outcome._replace(uploads={p: t * float("nan") for p, t in outcome.uploads.items()})
+            yield outcome
+
+
+def tiny():
+    """Return the network of the small worlds in float32."""
+    return network(0).float()
+
+
+def single(data):
+    """Return a client's examples in float32."""
+    return ClientData(**{split: (x.float(), y) for split, (x, y) in data.splits().items()})
+
+
+def release(made):
+    """Let go of what the end of a coordinator's process would."""
+    with suppress(OSError):
+        os.close(made._lock)
+
+
+def same(world, made, federation, clients=None):
+    """Assert that a deployment and a simulation have the same slots, memories and personal models, bit for bit."""
+    assert made.round == federation.round
+    for part, tree in federation.server.items():
+        assert torch.equal(made.server[part].flat, tree.flat), f"the server's slot of {part} differs"
+    for client in clients or world.clients:
+        remembered, base = federation.memory.get(client), made.memory[client].base
+        found = world.state(client, base) if base else flat(made.fresh())
+        mailed = {
+            f"mail to {part}/{name}": t for part, tree in made.memory[client].mail.items() for name, t in tree.items()
+        }
+        equal(found | mailed, flat(remembered), f"the memory of {client}")
+        own = federation.model.tensors(federation.personal(client))
+        equal(world.personal(client), own, f"the personal model of {client}")
+
+
+def flat(slots):
+    """Return all tensors of trees by part, under the names that files give them."""
+    return {f"{part}/{name}": t for part, tree in slots.items() for name, t in tree.items()}
+
+
+def equal(found, wanted, what):
+    assert found.keys() == wanted.keys(), f"{what}: {found.keys() ^ wanted.keys()}"
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, f"{what}: {name}"
+        assert torch.equal(found[name], tensor), f"{what}: {name} differs"
+
+
+class Lines:
+    """Counts the lines that run in some files of the package, and kills at one of them."""
+
+    def __init__(self, *files, kill=None):
+        self.files = tuple(f"idiolect/{file}" for file in files)
+        self.count, self.kill = 0, kill
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(self._before)
+
+    def _enter(self, frame, event, arg):
+        return self._line if frame.f_code.co_filename.endswith(self.files) else None
+
+    def _line(self, frame, event, arg):
+        if event == "line":
+            self.count += 1
+            if self.count == self.kill:
+                sys.settrace(self._before)
+                raise Killed
+        return self._line
