@@ -29,7 +29,10 @@ def test_three_sites_end_with_the_models_of_the_simulator(demo, tmp_path):
     demo.call("keys", stranger, "--site", "east")
     (stranger / "ca.crt").write_bytes((tmp_path / "north" / "ca.crt").read_bytes())
     try:
+        hospitals.start_server()
         hospitals.start_site("east")  # its key is not in the server's folder
+        demo.wait(lambda: "knocking again" in hospitals.told("east").lower(), "the stranger to be turned away")
+        hospitals.kill("east")
         hospitals.play(disturbed=False, say=print)
     finally:
         for name in ("submit", "north", "east"):

@@ -92,7 +92,8 @@ class Hospitals:
         """Play the run to its end; return its seconds."""
         began = time.monotonic()
         try:
-            self.start_server()
+            if "server" not in self.processes:
+                self.start_server()
             for name in SITES:
                 self.start_site(name)
             if disturbed:
