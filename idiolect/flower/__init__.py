@@ -125,25 +125,19 @@ def server_app(
     from flwr.serverapp import ServerApp
 
     from idiolect.flower.coordinator import Coordinator
-    from idiolect.flower.desk import Patience
+    from idiolect.flower.desk import Patience, TooFewSitesError
 
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        Coordinator(
-            Model(seeded(model, seed), loss),
-            method,
-            training,
-            rounds,
-            participation,
-            seed,
-            grid,
-            Path(directory),
-            _metrics(loss, metrics),
-            evaluate_every,
-            Patience(sites, quorum, deadline, give_up),
-        ).play_all()
+        net, wait = Model(seeded(model, seed), loss), Patience(sites, quorum, deadline, give_up)
+        settings = (method, training, rounds, participation, seed)
+        try:
+            Coordinator(net, *settings, grid, Path(directory), _metrics(loss, metrics), evaluate_every, wait).play_all()
+        except (UsageError, TooFewSitesError) as error:
+            print(f"idiolect: {error}", flush=True)  # in one line, before Flower tells it in many
+            raise
 
     return app
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,11 @@ from pathlib import Path
 from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.flower.relay import FAILED, receive, send
-from idiolect.flower.site import Site
+from idiolect.flower.site import REFUSED, Site
+from idiolect.flower.words import EVALUATE, HELLO, TRAIN
+
+
+_DONE = {HELLO: "said who this is", TRAIN: "trained", EVALUATE: "measured"}
 
 
 class Worker:
@@ -49,9 +54,15 @@ class Worker:
 
     def _answer(self, line: socket.socket) -> None:
         kind, content = receive(line)
+        began, done = time.monotonic(), _DONE[kind]
         try:
             reply = self._site.answer(kind, content, self._config)
+            if REFUSED in reply:
+                done = f"refused: {reply.config_records[REFUSED]['why']}"
         except Exception as error:  # the user's own code may raise anything; the site lives on
             traceback.print_exc()
-            reply = RecordDict({FAILED: ConfigRecord({"why": f"{type(error).__name__}: {error}"})})
+            done = f"failed: {type(error).__name__}: {error}"
+            reply = RecordDict({FAILED: ConfigRecord({"why": done.removeprefix("failed: ")})})
+        round_ = content.config_records["words"].get("round", 0) if "words" in content else 0
+        print(f"idiolect: {round_} rounds played: {done} ({time.monotonic() - began:.1f} s)", flush=True)
         send(line, kind, reply)
