@@ -16,7 +16,6 @@ from idiolect.flower.relay import FAILED, receive, send
 from idiolect.flower.site import REFUSED, Site
 from idiolect.flower.words import EVALUATE, HELLO, TRAIN
 
-
 _DONE = {HELLO: "said who this is", TRAIN: "trained", EVALUATE: "measured"}
 
 
@@ -58,11 +57,11 @@ class Worker:
         try:
             reply = self._site.answer(kind, content, self._config)
             if REFUSED in reply:
-                done = f"refused: {reply.config_records[REFUSED]['why']}"
+                done = f"refused: {reply.config_records[REFUSED]['why']!s}"
         except Exception as error:  # the user's own code may raise anything; the site lives on
             traceback.print_exc()
             done = f"failed: {type(error).__name__}: {error}"
             reply = RecordDict({FAILED: ConfigRecord({"why": done.removeprefix("failed: ")})})
         round_ = content.config_records["words"].get("round", 0) if "words" in content else 0
-        print(f"idiolect: {round_} rounds played: {done} ({time.monotonic() - began:.1f} s)", flush=True)
+        print(f"idiolect: {round_!s} rounds played: {done} ({time.monotonic() - began:.1f} s)", flush=True)
         send(line, kind, reply)
