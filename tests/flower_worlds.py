@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -28,9 +29,10 @@ import idiolect
 from idiolect import SGD, ClientData, Training, fit
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import OneByOne
-from idiolect.flower import board, chronicle, coordinator, desk
+from idiolect.flower import board, chronicle, coordinator, desk, state
 from idiolect.flower.coordinator import Coordinator
 from idiolect.flower.desk import Patience
+from idiolect.flower.state import locked
 from idiolect.flower.words import Brief, hear
 from idiolect.model import Model, seeded
 from idiolect.report import read_tensors
@@ -84,10 +86,27 @@ class Box:
     """A message that was sent, and its reply, once there is one."""
 
     message: Message
-    stamp: str
     void: float
     reply: Message | None = None
     ready: float = float("inf")
+
+
+class Locks:
+    """What processes hold; the end of one lets go of it."""
+
+    def __init__(self):
+        self._held = {}
+
+    def take(self, path):
+        self._held[path] = lock = locked(path)
+        return lock
+
+    def release(self, end):
+        for path in [path for path in self._held if str(path).endswith(end)]:
+            lock = self._held.pop(path)
+            with suppress(OSError):  # it may have been let go of, and the number be another file's
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    os.close(lock)
 
 
 class Net(Grid):
@@ -97,11 +116,15 @@ class Net(Grid):
         nodes: those that are there, by id.
         plan: (client, kind, rounds played) to the faults that befall it when such a message comes, one a message.
         log: (client, kind, rounds played, base) of every message that a site has got.
+        lines: counts the lines that sites run, and kills them.
     """
+
+    lines = None
 
     def __init__(self, clock, start):
         self.clock, self._start = clock, start
         self.nodes, self.plan, self.log = {}, defaultdict(list), []
+        self.locks = Locks()
         self._boxes, self._ids, self._stamps = {}, itertools.count(1), itertools.count(1)
 
     def start(self, client, node=None):
@@ -114,8 +137,8 @@ class Net(Grid):
         """A site's process ends at once; return the ids that it had."""
         gone = [number for number, node in self.nodes.items() if node.client == client]
         for number in gone:
-            if seat := self.nodes.pop(number).site._seat:
-                seat.state.close()  # as the end of a process lets go of its locks
+            del self.nodes[number]
+        self.locks.release(f"/{client}/lock")
         return gone
 
     def get_nodes(self):
@@ -131,7 +154,7 @@ class Net(Grid):
         number = f"message {next(self._ids)}"
         message.metadata.__dict__["_message_id"] = number
         node = self.nodes.get(message.metadata.dst_node_id)
-        box = self._boxes[number] = Box(message, node.stamp if node else "", self.clock.now + message.metadata.ttl)
+        box = self._boxes[number] = Box(message, self.clock.now + message.metadata.ttl)
         if node:
             self._deliver(node, box)
         return number
@@ -146,8 +169,7 @@ class Net(Grid):
         try:
             found = fault(visit)
         except Killed:
-            self.stop(node.client)
-            found = None
+            found = dies()(visit)
         if found is not None:
             found = wired(found) if isinstance(found, RecordDict) else found
             box.reply, box.ready = Message(found, reply_to=box.message), self.clock.now + visit.seconds
@@ -195,10 +217,15 @@ class Visit:
         message = Message(self.content, 1, self.kind)
         config = self.net.config(self.node.client)
         context = Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
-        return self.node.site(message, context).content
+        before = sys.gettrace()
+        sys.settrace(self.net.lines and self.net.lines.enter)
+        try:
+            return self.node.site(message, context).content
+        finally:
+            sys.settrace(before)
 
 
-def dies(back=1.0, *, trained=True, anew=False):
+def dies(back=1.0, *, trained=False, anew=False):
     """The site's process ends before it replies, having trained or not, and is back after some seconds."""
 
     def fault(visit):
@@ -296,24 +323,21 @@ class World:
         model = Model(seeded(tiny, self.seed))
         return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)
 
-    def play(self, until=None):
-        """Play to the end, or until a kill; return the coordinator, whose folder is free again."""
-        with self.timed():
-            made = None
-            try:
-                made = self.coordinator()
-                self.run = made._run
-                made.play_all()
-            except Killed:
-                pass
-            finally:
-                if made:
-                    release(made)
+    def play(self):
+        """Play to the end, or until a kill; return the coordinator, of whose process nothing is left."""
+        made = None
+        with self.timed(), suppress(Killed):
+            made = self.coordinator()
+            self.run = made._run
+            made.play_all()
         return made
 
     def timed(self):
         """Run the coordinator's parts by this clock, and draw no report unless asked to."""
         patches = ExitStack()
+        patches.callback(self.net.locks.release, "/run/lock")
+        for module in (coordinator, state):
+            patches.enter_context(mock.patch.object(module, "locked", self.net.locks.take))
         for module in (board, chronicle, coordinator, desk):
             patches.enter_context(mock.patch.object(module, "time", self.clock))
         if not self.report:
@@ -377,12 +401,6 @@ def single(data):
     return ClientData(**{split: (x.float(), y) for split, (x, y) in data.splits().items()})
 
 
-def release(made):
-    """Let go of what the end of a coordinator's process would."""
-    with suppress(OSError):
-        os.close(made._lock)
-
-
 def same(world, made, federation, clients=None):
     """Assert that a deployment and a simulation have the same slots, memories and personal models, bit for bit."""
     assert made.round == federation.round
@@ -412,27 +430,40 @@ def equal(found, wanted, what):
 
 
 class Lines:
-    """Counts the lines that run in some files of the package, and kills at one of them."""
+    """Notes the lines that run in some functions of the package, and kills the process at one of them.
 
-    def __init__(self, *files, kill=None):
-        self.files = tuple(f"idiolect/{file}" for file in files)
-        self.count, self.kill = 0, kill
+    Args:
+        functions: such as ``"flower/coordinator.py:_play"``, or a whole file.
+        kill: the how many-eth line it dies at.
+    """
+
+    def __init__(self, *functions, kill=None):
+        self._functions, self._kill = functions, kill
+        self.seen = []
 
     def __enter__(self):
         self._before = sys.gettrace()
-        sys.settrace(self._enter)
+        sys.settrace(self.enter)
         return self
 
     def __exit__(self, *error):
         sys.settrace(self._before)
 
-    def _enter(self, frame, event, arg):
-        return self._line if frame.f_code.co_filename.endswith(self.files) else None
+    def enter(self, frame, event, arg):
+        _, _, file = frame.f_code.co_filename.rpartition("/idiolect/")
+        return self._line if {file, f"{file}:{frame.f_code.co_name}"} & set(self._functions) else None
 
     def _line(self, frame, event, arg):
         if event == "line":
-            self.count += 1
-            if self.count == self.kill:
-                sys.settrace(self._before)
+            self.seen.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(self.seen) == self._kill:
                 raise Killed
         return self._line
+
+    def places(self):
+        """Return for each line that ran one of the times that it did, as a number to kill at."""
+        times = defaultdict(list)
+        for number, place in enumerate(self.seen, 1):
+            times[place].append(number)
+        dice = random.Random(0)
+        return [dice.choice(numbers) for _, numbers in sorted(times.items())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
@@ -66,7 +67,7 @@ class Board:
         self.lines: dict[str, Line] = {}
         self._nodes: dict[int, str] = {}
         self._open: dict[str, Call] = {}
-        self._looked = -1.0
+        self._looked = -inf
 
     def look(self, every: float) -> None:
         """See who is there, at most once in `every` seconds; greet who is new or has come back."""
@@ -122,6 +123,7 @@ class Board:
 
     def _hear(self, call: Call, message: Message) -> Iterator[Reply]:
         if message.has_error():
+            self._looked = -inf  # it may be that the node has gone: look before anything is sent there again
             if call.kind == HELLO:
                 self._nodes.pop(call.node, None)  # it is greeted again when it is looked for next
             yield Reply(call.client, call.kind, None, " ".join(str(message.error.reason).split()))

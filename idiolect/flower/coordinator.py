@@ -30,7 +30,7 @@ from idiolect.flower.state import locked
 from idiolect.flower.wire import WireError, put, take
 from idiolect.flower.words import EVALUATE, TRAIN, Brief, Report, hear, say
 from idiolect.report import RunDirectory, RunSummary, read_run
-from idiolect.report.record import CONFIG
+from idiolect.report.record import CONFIG, LOCK
 from idiolect.words import Arrival
 
 
@@ -70,10 +70,13 @@ class Coordinator(Center):
         super().__post_init__()
         self.memory = Known({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
         self._form, self._uploads = form_of(self), uploads(self.method, self.model)
+        if not (self.directory / CONFIG).exists():
+            RunDirectory(self.directory)  # a folder of other things is refused before there is a lock in it
+        self._lock = locked(self.directory / LOCK)
         resumed = (self.directory / CONFIG).exists()
-        self._run: str = read_run(self.directory)[0]["config"]["run"] if resumed else secrets.token_hex(8)
         self._store = RunDirectory(self.directory, resume=resumed)
-        self._lock = locked(self.directory / "lock")
+        known = read_run(self.directory)[0]["config"] if resumed else {}
+        self._run: str = known.get("run") or secrets.token_hex(8)
         if resumed:
             self.records = checkpoint.restore(self._store, self, self.config())
         else:
@@ -147,7 +150,7 @@ class Coordinator(Center):
             "gradients": sum(r.report.gradients for r in results),
         }
         self.records.append(record | ({"dropped": dict(self._desk.lost)} if self._desk.lost else {}))
-        self._store.append(self.records[-1])
+        self._store.put(self.records[-1])
         checkpoint.save(self._store, self)
         self._chronicle.round = self.round
         said = f"{len(answers)} of {counted(len(cohort), 'site')}, loss {record['train_loss']:.4g}"
@@ -209,8 +212,7 @@ class Coordinator(Center):
             measured[client] = Measured(sizes, report.personalised, report.generalised)
         found = over_clients(measured, self.metrics)
         self.records[-1] |= found
-        self._store.rewind(self.records[-1]["round"] - 1)
-        self._store.append(self.records[-1])
+        self._store.put(self.records[-1])
         results = {client: scores["personalised"] or {} for client, scores in found["clients"].items()}
         self._chronicle.results = {**self._chronicle.results, **results}
 

@@ -72,6 +72,7 @@ class Known:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to what `save` returned; an empty mapping is the start."""
         table = json.loads(tensors["clients"].numpy().tobytes()) if tensors else {}
+        self._clients = {}
         for name, (examples, base, parts) in table.items():
             mail = {p: Tree(self._letters[p].layout, tensors[f"mail/{name}/{p}"]) for p in parts}
             self._clients[name] = Client(examples, base, mail)

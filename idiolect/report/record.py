@@ -25,6 +25,9 @@ from idiolect.errors import UsageError
 _FORMAT = "idiolect run 1"
 CONFIG, _METRICS = "config.json", "metrics.jsonl"
 
+LOCK = "lock"
+"""The file that a process holds which must be the only one to write a run; it may be there before the run is."""
+
 
 class RunDirectory:
     """The directory of one run. Made when it does not exist; never mixed with other files or another run.
@@ -62,7 +65,7 @@ class RunDirectory:
             _read_config(self.path)
         elif ours:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
-        elif self.path.exists() and any(file.name != f".{CONFIG}.tmp" for file in self.path.iterdir()):
+        elif self.path.exists() and any(file.name not in (LOCK, f".{CONFIG}.tmp") for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -94,6 +97,12 @@ class RunDirectory:
             raise UsageError(
                 f"cannot add a line to {file} ({error.strerror or error}): make room, then resume"
             ) from None
+
+    def put(self, record: Mapping[str, Any]) -> None:
+        """Write one round to metrics.jsonl, in place of what is said of it there; whole or not at all, and for good."""
+        records = {r["round"]: r for r in _read_metrics(self.path)} | {record["round"]: record}
+        lines = (as_json(records[number]) + "\n" for number in sorted(records))
+        write_whole(self.path / _METRICS, "".join(lines).encode())
 
     def rewind(self, last_round: float) -> None:
         """Forget the rounds after `last_round` (of the checkpoint, say), which a resumed run does again."""
