@@ -294,8 +294,8 @@ def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
     def flwr(words, home):
         asked.append(words[1:3])
         if words[1] == "register" and "odd" in words[2]:
-            return 'x {"success": false, "error-message": "no such curve"}'
-        return json.dumps({"success": True, "node-id": 7000 + len(asked)})
+            return {"success": False, "error-message": "no such curve"}, ""
+        return {"success": True, "node-id": 7000 + len(asked)}, ""
 
     monkeypatch.setattr(serving, "flwr", flwr)
     keeper = serving.Doorkeeper(tmp_path)

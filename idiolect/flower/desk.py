@@ -151,10 +151,6 @@ class Desk:
                 sites[client] |= {"last seen": line.last_seen, "up": line.bytes_up, "down": line.bytes_down}
         self._chronicle.show(phase, sites)
 
-    def moved(self) -> None:
-        """Take note of progress."""
-        self._moved = time.monotonic()
-
     def _replies(self) -> Iterator[Reply]:
         """Yield the replies to questions; who introduces himself becomes a client."""
         for reply in self.board.listen():

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from idiolect.errors import UsageError
 
@@ -76,12 +77,26 @@ def running(command: str, arguments: Sequence[str], home: Path, log: Path) -> It
             process.kill()
 
 
-def flwr(arguments: Sequence[str], home: Path) -> str:
-    """Run Flower's command line once and return what it prints."""
+def flwr(arguments: Sequence[str], home: Path) -> tuple[dict[str, Any], str]:
+    """Run Flower's command line once; return the JSON in what it prints, empty if there is none, and all of it."""
     done = subprocess.run(
-        [*_FLWR, *arguments], env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [*_FLWR, *arguments, "--format", "json"],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
-    return done.stdout.decode(errors="replace")
+    told = done.stdout.decode(errors="replace")
+    for begin in re.finditer(r"^\{", told, re.MULTILINE):
+        with suppress(ValueError):
+            found: dict[str, Any] = json.JSONDecoder().raw_decode(told, begin.start())[0]
+            return found, told
+    return {}, told
+
+
+def reason(told: dict[str, Any], text: str) -> str:
+    """Return why a command of Flower's failed, in one line."""
+    return str(told.get("error-message") or " ".join(text.split())[-300:])
 
 
 def watch(arguments: Sequence[str], home: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from idiolect.errors import UsageError
 from idiolect.flower.door import open_door
 from idiolect.flower.keys import SERVER
-from idiolect.flower.launch import LINK, connect, flwr, free_port, last_words, private, running
+from idiolect.flower.launch import LINK, connect, flwr, free_port, last_words, private, reason, running
 
 LOOK = 2.0
 """Seconds between two looks at the keys that may join."""
@@ -85,43 +85,26 @@ class Doorkeeper:
         found = {path.stem: path.read_text() for path in sorted((self._folder / "sites").glob("*.pub"))}
         for name, (node, key) in list(self._admitted.items()):
             if found.get(name) != key:
-                self._say(f"{name} may join no longer", self._command("unregister", node))
+                flwr(["supernode", "unregister", node, LINK], self._home)
                 del self._admitted[name]
-                self._save()
+                self._save(f"{name} may join no longer")
         for name, key in found.items():
             if name not in self._admitted and self._odd.get(name) != key:
                 self._admit(name, key)
 
     def _admit(self, name: str, key: str) -> None:
-        path = str(self._folder / "sites" / f"{name}.pub")
-        told = self._command("register", path, "--name", name)
-        node = next((str(t["node-id"]) for t in _json_in(told) if "node-id" in t), None)
-        if node is None:
+        path = self._folder / "sites" / f"{name}.pub"
+        told, text = flwr(["supernode", "register", str(path), LINK, "--name", name], self._home)
+        if "node-id" in told:
+            self._admitted[name] = [str(told["node-id"]), key]
+            self._save(f"{name} may join")
+        else:
             self._odd[name] = key
-            self._say(f"{name} cannot be let in", told)
-            return
-        self._admitted[name] = [node, key]
-        self._save()
-        self._say(f"{name} may join", "")
+            print(f"idiolect: {name} cannot be let in: {reason(told, text)}", flush=True)
 
-    def _command(self, verb: str, *arguments: str) -> str:
-        return flwr(["supernode", verb, arguments[0], LINK, *arguments[1:], "--format", "json"], self._home)
-
-    def _save(self) -> None:
+    def _save(self, what: str) -> None:
         self._list.write_text(json.dumps(self._admitted))
-
-    def _say(self, what: str, told: str) -> None:
-        failed = [t["error-message"] for t in _json_in(told) if t.get("error-message")]
-        print(f"idiolect: {what}{': ' + failed[0] if failed else ''}", flush=True)
-
-
-def _json_in(text: str) -> list[dict[str, str]]:
-    """Return the JSON object in what a command printed, if there is one."""
-    start = text.find("{")
-    try:
-        return [json.loads(text[start:])] if start >= 0 else []
-    except ValueError:
-        return []
+        print(f"idiolect: {what}", flush=True)
 
 
 def _listens(port: int) -> bool:

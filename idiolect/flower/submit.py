@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shutil
 import sys
@@ -11,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from idiolect.errors import UsageError
-from idiolect.flower.launch import LINK, flwr, watch
+from idiolect.flower.launch import LINK, flwr, reason, watch
 
 _CHATTER = re.compile(r"INFO|^Using SuperLink|^Successfully installed|^\s*$")
 """Flower's own lines, which say nothing about the run."""
@@ -66,25 +65,24 @@ def submit(app: str, folder: Path) -> int:
             shutil.copy(source, project)
         title = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "federation"
         (project / "pyproject.toml").write_text(PROJECT.format(name=title, module=path.stem, app=name))
-        started = flwr(["run", str(project), LINK, "--format", "json"], home)
-        run = re.search(r'"run-id": "(\d+)"', started)
-        if run is None:
-            raise UsageError(f"the server in {folder} did not take it: {_reason(started)}")
+        started, text = flwr(["run", str(project), LINK], home)
+        if not started.get("run-id"):
+            raise UsageError(f"the server in {folder} did not take it, or is not running: {reason(started, text)}")
+        run = str(started["run-id"])
         print("idiolect: submitted; this only watches (Ctrl-C leaves the run alone)", flush=True)
-        for line in watch(["log", run[1], LINK, "--stream"], home):
+        for line in watch(["log", run, LINK, "--stream"], home):
             if not _CHATTER.search(line):
                 print(line, end="", flush=True)
-        return _ended(run[1], home)
+        return _ended(run, home)
 
 
 def _ended(run: str, home: Path) -> int:
     """Say how a run ended."""
-    told = flwr(["list", LINK, "--run-id", run, "--format", "json"], home)
-    runs = json.loads(told[told.find("{") :])["runs"]
-    status = runs[0]["status"] if runs else "unknown"
+    told, _ = flwr(["list", LINK, "--run-id", run], home)
+    status = str((told.get("runs") or [{}])[0].get("status", "out of sight: is the server running?"))
     if status.startswith("finished:completed"):
         return 0
-    print(f"idiolect: the run is {status}", file=sys.stderr)
+    print(f"idiolect: the run is {status}; submit it again to go on", file=sys.stderr)
     return 1
 
 
@@ -95,8 +93,3 @@ def _assigned(path: Path) -> set[str]:
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"{path} is no Python file: {error}") from None
     return {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
-
-
-def _reason(told: str) -> str:
-    found = re.search(r'"error-message": "(.*)"', told)
-    return found[1] if found else " ".join(told.split())[-300:]
