@@ -32,9 +32,10 @@ def data(client):
     y = torch.randint(0, work.classes, (work.examples,), generator=dice)
     return idiolect.ClientData((x, y), test=(x[:20], y[:20]))
 
+method = idiolect.methods.fedbn() if work.batch_norm else idiolect.methods.fedavg()
 training = idiolect.Training(lr=work.lr, local_epochs=work.epochs, batch_size=work.batch)
 site = idiolect.flower.client_app(model=lambda: network(work), data=data)
-hub = idiolect.flower.server_app(model=lambda: network(work), method=idiolect.methods.fedbn(), training=training,
+hub = idiolect.flower.server_app(model=lambda: network(work), method=method, training=training,
                                  rounds={rounds}, sites=3, quorum=3)
 """
 
