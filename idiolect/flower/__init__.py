@@ -166,10 +166,8 @@ def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
         UsageError: if a number cannot be, or Flower's simulation engine is not installed.
 
     Example:
-        >>> import idiolect.flower
-        >>> clients = {"a": idiolect.ClientData(train=(torch.randn(20, 3), torch.arange(20) % 2))}
-        >>> run = idiolect.fit(nn.Linear(3, 2), clients, idiolect.methods.fedavg(), rounds=2,
-        ...     engine=idiolect.flower.simulation(cpus=2))  # doctest: +SKIP
+        >>> engine = idiolect.flower.simulation(cpus=2)  # doctest: +SKIP
+        >>> run = idiolect.fit(model, clients, method, rounds=50, engine=engine)  # doctest: +SKIP
     """
     if not (find_spec("flwr") and find_spec("ray")):
         raise UsageError("the engine 'flower' needs Flower's simulation engine: pip install 'idiolect[ray]'")

@@ -102,8 +102,12 @@ class Crew:
         try:
             return self._backend.process_message(message, context)[0].content
         except ray.exceptions.RayError as error:
-            client, why = content.config_records["told"]["client"], str(error).partition("\n")[0]
-            raise RuntimeError(f"an actor is gone at client {client!r}, often from too little memory: {why}") from error
+            client, lines = content.config_records["told"]["client"], str(error).strip().splitlines()
+            if isinstance(error, ray.exceptions.RayActorError):
+                what = f"the actor of client {client!r} is gone, often from too little memory: {lines[0]}"
+            else:  # it has not come as far as our own code
+                what = f"an actor cannot work on client {client!r}: {lines[-1]}"
+            raise RuntimeError(what) from error
 
 
 def _backend(opened: ExitStack, cpus: float, gpus: float) -> RayBackend:
