@@ -25,8 +25,8 @@ from idiolect.data import ClientData
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import OneByOne
 from idiolect.evaluation import evaluate_all
+from idiolect.flower.actor import Actor, light, packed
 from idiolect.flower.actors import Actors
-from idiolect.flower.worker import Worker, light, packed
 from idiolect.model import Model
 from idiolect.optim import SGD
 from idiolect.testing.checks import same_state
@@ -82,18 +82,18 @@ class Here:
     size, dismissed = 1, 0
 
     def __init__(self, federation, cpus, gpus):
-        self.federation, self.score, self.worker = federation, None, None
+        self.federation, self.score, self.actor = federation, None, None
 
     def learn(self, score):
         if score != self.score:
-            self.score, self.worker = score, None
+            self.score, self.actor = score, None
 
     def send(self, kind, content):
-        if self.worker is None:
+        if self.actor is None:
             data = {client: packed(data) for client, data in self.federation.clients.items()}
-            self.worker = Worker(*copy.deepcopy((light(self.federation), data)), self.score)
+            self.actor = Actor(*copy.deepcopy((light(self.federation), data)), self.score)
         done = Future()
-        done.set_result(copy.deepcopy(self.worker.answer(kind, copy.deepcopy(content))))
+        done.set_result(copy.deepcopy(self.actor.answer(kind, copy.deepcopy(content))))
         return done
 
     def dismiss(self):
@@ -193,6 +193,12 @@ def test_resources_that_cannot_be_are_refused(cpus, gpus):
 def test_gpus_need_a_run_on_one(here):
     with pytest.raises(UsageError, match=r"gpus=0\.25 on cpu"):
         world(methods.fedavg(), Actors(gpus=0.25)).play()
+
+
+def test_a_model_that_messages_cannot_hold_is_refused(here):
+    federation = Federation(Model(nn.Linear(3, 2).bfloat16()), methods.fedavg(), Training(), 1, 1.0, 0, {}, Actors())
+    with pytest.raises(UsageError, match="messages to actors hold no bfloat16"):
+        list(federation.engine.train(federation, ["a"]))
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

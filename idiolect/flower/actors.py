@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.client import Outcome
@@ -14,8 +15,8 @@ from idiolect.describe import uploads
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import OneByOne, Score
 from idiolect.errors import UsageError
+from idiolect.flower.actor import FAILED, put_rows, take_rows
 from idiolect.flower.words import EVALUATE, TRAIN
-from idiolect.flower.worker import FAILED, put_rows, take_rows
 
 if TYPE_CHECKING:
     from idiolect.flower.crew import Crew
@@ -100,6 +101,8 @@ class Actors(OneByOne):
         device = federation.model.device
         if (device.type == "cpu") != (self.gpus == 0):
             raise UsageError(f"gpus is above 0 where the run's device is a GPU, got gpus={self.gpus:g} on {device}")
+        if federation.model.dtype == torch.bfloat16:
+            raise UsageError("messages to actors hold no bfloat16: give a model in float32, and precision='bfloat16'")
         if not self._crew or self._crew.federation is not federation:
             self.close()
             self._crew = Crew(federation, self.cpus, self.gpus)

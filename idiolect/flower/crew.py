@@ -20,7 +20,7 @@ from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from idiolect.engine.federation import Federation
 from idiolect.engine.one_by_one import Score
 from idiolect.errors import UsageError
-from idiolect.flower.worker import Worker, light, packed
+from idiolect.flower.actor import Actor, light, packed
 
 FOREVER = 1e9
 """Seconds that a message is good for."""
@@ -35,15 +35,15 @@ class App:
     score: Any
     threads: int
 
-    def __call__(self) -> Worker:
+    def __call__(self) -> Actor:
         """Return the app of this actor; it is made at the first message, and when the score is another."""
-        return _worker(self.threads, self.federation, self.data, self.score)
+        return _actor(self.threads, self.federation, self.data, self.score)
 
 
 @lru_cache(maxsize=1)
-def _worker(threads: int, *places: Any) -> Worker:  # noqa: ANN401 - Ray's references
+def _actor(threads: int, *places: Any) -> Actor:  # noqa: ANN401 - Ray's references
     torch.set_num_threads(threads)
-    return Worker(*ray.get(list(places)))
+    return Actor(*ray.get(list(places)))
 
 
 class Crew:

@@ -7,7 +7,7 @@ SIMULATION = "tests/test_flower_simulation.py"
 MUTANTS = [
     Mutant(
         "simulation: every client has the memory of the start",
-        "flower/worker.py",
+        "flower/actor.py",
         'federation.memory = AtHand(take_rows(content, "memory", self._memory))',
         "federation.memory = AtHand(self._memory)",
         SIMULATION,
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "simulation: it is always the first round",
-        "flower/worker.py",
+        "flower/actor.py",
         'federation.round = int(content.config_records["told"]["round"])',
         "federation.round = 0",
         SIMULATION,

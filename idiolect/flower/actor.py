@@ -29,7 +29,7 @@ Packed = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 """A client's examples, split by split, as arrays that the actors of a machine read from the same memory."""
 
 
-class Worker(ClientApp):
+class Actor(ClientApp):
     """Trains and measures any client of a federation.
 
     Args:
