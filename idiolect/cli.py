@@ -14,9 +14,11 @@ from rich.console import Console
 
 from idiolect import screens
 from idiolect.compare import compare
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError, did_you_mean
 from idiolect.experiment import Experiment, check, command, read_toml, run
-from idiolect.flower import commands
+from idiolect.expression import evaluate
+from idiolect.flower import commands, simulation
 from idiolect.report import RunSummary, comparison, select
 from idiolect.report.tables import number
 
@@ -145,7 +147,7 @@ def _with_directory(experiment: Experiment) -> Experiment:
 def _run(given: argparse.Namespace) -> None:
     experiment = _with_directory(_experiment(given, read_toml(given.file) if given.file else None))
     try:
-        done = run(experiment, progress=sys.stderr.isatty())
+        done = run(experiment, progress=sys.stderr.isatty(), engine=_engine(experiment))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*_way_on(experiment, "run")) from None
     for note in done.notes:
@@ -162,11 +164,19 @@ def _compare(given: argparse.Namespace) -> None:
     experiment = _with_directory(_experiment(given, file))
     told = None if sys.stderr.isatty() else _tell
     try:
-        runs = compare(experiment, methods, seeds, progress=told is None, on_run=told)
+        runs = compare(experiment, methods, seeds, progress=told is None, on_run=told, engine=_engine(experiment))
     except KeyboardInterrupt:
         more = ("--methods", *methods, "--seeds", *map(str, seeds))
         raise KeyboardInterrupt(*_way_on(experiment, "compare", *more)) from None
     _results(runs, experiment)
+
+
+def _engine(experiment: Experiment) -> Engine | None:
+    """Return the engine where it is Flower's, such as ``flower(cpus=2)``; None where it is one of our own."""
+    if experiment.engine.partition("(")[0].strip().lower() != "flower":
+        return None
+    engine: Engine = evaluate(experiment.engine, {"flower": simulation}, "engine")  # type: ignore[assignment]
+    return engine
 
 
 def _texts(name: str, values: Any) -> list[str]:  # noqa: ANN401 - whatever the file holds

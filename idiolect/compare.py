@@ -9,6 +9,7 @@ from pathlib import Path
 
 from idiolect.data import ByClient, ByDomain, Pool, Split, holdings
 from idiolect.describe import describe
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError
 from idiolect.experiment import Experiment, build, command, load_pool, method_of, run, split_of
 from idiolect.model import Model
@@ -24,6 +25,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     progress: bool = False,
     on_run: Callable[[RunSummary], None] | None = None,
+    engine: Engine | None = None,
 ) -> list[RunSummary]:
     """Run every method with every seed.
 
@@ -37,6 +39,7 @@ def compare(
         seeds: one run of each method for each.
         progress: show a progress bar for each run.
         on_run: called with each run that is done.
+        engine: see `idiolect.experiment.run`.
 
     Returns:
         One summary per run, method by method.
@@ -64,7 +67,7 @@ def compare(
             own = folder and folder / f"{_file_name(label)}-seed{seed}"
             begun = own is not None and (own / "config.json").exists()
             settings = {"method": text, "seed": seed, "directory": own, "resume": begun}
-            done = run(experiment.model_copy(update=settings), pool, progress, report=False)
+            done = run(experiment.model_copy(update=settings), pool, progress, report=False, engine=engine)
             runs.append(done.summary(label))
             if on_run:
                 on_run(runs[-1])

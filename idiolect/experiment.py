@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from idiolect import data, methods, models, optim, own, parts, scope
 from idiolect.data import ByClient, ClientData, Dirichlet, Pool, Shift, Split, federate, load, read_table
 from idiolect.data.tables import SUFFIXES
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError, did_you_mean
 from idiolect.expression import evaluate, wanted
 from idiolect.fit import fit
@@ -71,7 +72,11 @@ class Experiment(BaseModel):
     schedule: str = Field("constant()", description="learning rate over rounds, such as cosine()")
     clip: float | None = Field(None, description="largest norm of a step's direction")
     evaluate_every: int = Field(1, description="rounds between evaluations of all clients")
-    engine: str = Field("auto", description="how clients are trained: auto, one-by-one, threads, processes, stacked")
+    engine: str = Field(
+        "auto",
+        description="how clients are trained: auto, one-by-one, threads, processes, stacked; or, on a cluster of Ray, "
+        "flower, such as flower(cpus=2)",
+    )
     device: str = Field("auto", description="cpu, cuda, or auto: a GPU if there is one")
     precision: Literal["full", "bfloat16"] = Field("full", description="of forward passes; bfloat16 is mixed")
     directory: Path | None = Field(None, description="where to write what comes of it")
@@ -232,8 +237,22 @@ def build(experiment: Experiment, pool: Pool | None = None) -> Setup:
     return Setup(clients, model_of(experiment, pool), method, training, loss)
 
 
-def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False, report: bool = True) -> Run:
-    """Run an experiment; see `fit`."""
+def run(
+    experiment: Experiment,
+    pool: Pool | None = None,
+    progress: bool = False,
+    report: bool = True,
+    engine: Engine | None = None,
+) -> Run:
+    """Run an experiment; see `fit`.
+
+    Args:
+        experiment: the settings.
+        pool: its data, if they are loaded already.
+        progress: show a progress bar.
+        report: draw report.html into the directory.
+        engine: what the experiment's engine stands for, where that is none of `idiolect.engine.choose`.
+    """
     setup = build(experiment, pool)
     return fit(
         setup.model,
@@ -250,7 +269,7 @@ def run(experiment: Experiment, pool: Pool | None = None, progress: bool = False
         report=report,
         progress=progress,
         about={"command": command(experiment, "run")},
-        engine=experiment.engine,
+        engine=engine or experiment.engine,
         device=experiment.device,
         precision=experiment.precision,
     )

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ class Layout:
         """Return the layout of the named tensors, in this layout's order."""
         kept = [(n, s) for n, s in self.shape_of.items() if n in names]
         return layout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how a copy is made, in this process or another one: as the one object that it is there."""
+        return layout, (self.names, self.shapes)
 
 
 @lru_cache(maxsize=4096)
@@ -103,6 +108,10 @@ class Tree(Mapping[str, Tensor]):
     def stretch(self, name: str) -> Tensor:
         """Return a tensor as its stretch of the row, shape ``(..., size)``: reduce along the last axis."""
         return self.flat.narrow(-1, self.layout.starts[name], self.layout.shape_of[name].numel())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how a copy is made: of the row, without its views."""
+        return Tree, (self.layout, self.flat)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.names)

@@ -46,7 +46,10 @@ def choose(
         UsageError: if there is no such engine.
     """
     if asked not in NAMES:
-        raise UsageError(f"no engine {asked!r}{did_you_mean(asked, NAMES)}; there are {', '.join(NAMES)}")
+        hint, known = did_you_mean(asked, [*NAMES, "flower"]), ", ".join(NAMES)
+        raise UsageError(
+            f"no engine {asked!r}{hint}; there are {known}, and idiolect.flower.simulation() for a cluster"
+        )
     if asked == "one-by-one":
         return OneByOne(), "one by one, by autograd"
     largest = max(clients.values(), key=lambda data: len(data.train.y))

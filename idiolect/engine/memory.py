@@ -136,6 +136,17 @@ class RamStore:
             self.put(client, memory)
 
 
+class AtHand:
+    """What a worker has of a store: the memory of the one client that it is busy with."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+
+    def get(self, client: str) -> Slots:
+        """Return it."""
+        return dict(self.slots)
+
+
 def unpack(saved: Mapping[str, Tensor], fresh: Slots) -> Iterator[tuple[str, Slots]]:
     """Iterate over the clients and memories of what `RamStore.save` returned, in the form of `fresh`; views."""
     for row, client in enumerate(json.loads(saved["clients"].numpy().tobytes()) if saved else []):

@@ -19,6 +19,7 @@ from idiolect.client import Assignment, Outcome, Slots, client_round
 from idiolect.engine.explicit import explicit
 from idiolect.engine.federation import Federation
 from idiolect.engine.heap import keep_freed_memory, shared
+from idiolect.engine.memory import AtHand
 from idiolect.engine.one_by_one import Score
 from idiolect.engine.stream import NoBatches
 from idiolect.errors import UsageError
@@ -189,17 +190,6 @@ def _shared(like: Slots) -> Slots:
     return {part: Tree(tree.layout, shared(tree.flat)) for part, tree in like.items()}
 
 
-class _OnDesk:
-    """The memory of the one client that a worker is busy with."""
-
-    def __init__(self) -> None:
-        self.slots: Slots = {}
-
-    def get(self, client: str) -> Slots:
-        """Return it."""
-        return dict(self.slots)
-
-
 def _serve(
     line: Connection, others: list[Connection], federation: Federation, desks: list[_Desk], scores: list[Score]
 ) -> None:
@@ -209,7 +199,7 @@ def _serve(
     keep_freed_memory()
     for other in others:
         other.close()  # else this process would hold open the lines of its siblings
-    memory = _OnDesk()
+    memory = AtHand({})
     federation.memory = memory  # type: ignore[assignment]
     federation.sent = lambda purpose: desks[0].received  # type: ignore[method-assign]
     while True:

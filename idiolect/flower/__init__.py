@@ -1,11 +1,14 @@
-"""The same methods on real sites, over Flower: needs ``pip install 'idiolect[flower]'``.
+"""The same methods on real sites, over Flower, and on Flower's simulation engine.
 
-A site keeps its data and one file, the coordinator keeps another; docs/sites.md walks through both.
+A site keeps its data and one file, the coordinator keeps another; docs/sites.md walks through both. Sites need ``pip
+install 'idiolect[flower]'``, the simulation engine ``pip install 'idiolect[ray]'``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 
 from idiolect.data import ClientData
 from idiolect.engine.evaluate import Metric, accuracy
+from idiolect.engine.one_by_one import Engine
 from idiolect.errors import UsageError
 from idiolect.method import Method
 from idiolect.model import Loss, Model, seeded
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
     from idiolect.flower.site import Site
 
-__all__ = ["client_app", "server_app"]
+__all__ = ["client_app", "server_app", "simulation"]
 
 
 def client_app(
@@ -140,6 +144,32 @@ def server_app(
             raise
 
     return app
+
+
+def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
+    """Make the engine that has a run's clients trained by Flower's simulation engine, on a cluster of Ray.
+
+    It is for clusters; on one machine idiolect's own engines are faster. See `idiolect.flower.actors.Actors` for which
+    cluster, what travels and what all its machines need.
+
+    Args:
+        cpus: cores for a client.
+        gpus: GPUs for a client, such as 0.25; 0 where the run's device is a CPU.
+
+    Raises:
+        UsageError: if a number cannot be, or Flower's simulation engine is not installed.
+
+    Example:
+        >>> engine = idiolect.flower.simulation(cpus=2)  # doctest: +SKIP
+        >>> run = idiolect.fit(model, clients, method, rounds=50, engine=engine)  # doctest: +SKIP
+    """
+    if not (find_spec("flwr") and find_spec("ray")):
+        raise UsageError("the engine 'flower' needs Flower's simulation engine: pip install 'idiolect[ray]'")
+    for reports in ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED"):
+        os.environ.setdefault(reports, "0")
+    from idiolect.flower.actors import Actors
+
+    return Actors(cpus, gpus)
 
 
 def _metrics(loss: Loss, metrics: Sequence[Metric] | None) -> tuple[Metric, ...]:

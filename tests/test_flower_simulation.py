@@ -1,0 +1,348 @@
+"""Flower's simulation engine: the bits of one by one, on Ray and without it; what fails says so and leaves nothing."""
+
+import copy
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("flwr")
+
+import idiolect.flower
+from idiolect import UsageError, cli, methods
+from idiolect.data import ClientData
+from idiolect.engine.federation import Federation
+from idiolect.engine.one_by_one import OneByOne
+from idiolect.evaluation import evaluate_all
+from idiolect.flower.actor import Actor, light, packed
+from idiolect.flower.actors import Actors
+from idiolect.model import Model
+from idiolect.optim import SGD
+from idiolect.testing.checks import same_state
+from idiolect.testing.worlds import RAGGED, network, population
+from idiolect.training import Training
+from idiolect.tree import Tree
+
+METHODS = [
+    methods.fedavg(),
+    methods.fedbn(),
+    methods.fedfsa(rho=0.1, rho_larger=0.3, top=1),
+    methods.scaffold(),
+    methods.ditto(),
+    methods.fedgloss(),  # who trains is sent other tensors than who predicts
+    methods.fedamp(),  # it tells clients something alone
+    methods.fedrod(),  # a client has tensors of its own
+    methods.knnper(),  # and some that are filled to predict
+]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+
+
+def single(data):
+    """Return a client's examples in float32."""
+    return ClientData(**{split: (x.float(), y) for split, (x, y) in data.splits().items()})
+
+
+def world(method, engine, *before, clients=None):
+    """Return a federation of unequal clients in float32, half of which take part in a round."""
+    held = {name: single(data) for name, data in population(RAGGED).items()} if clients is None else clients
+    training = Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+    model = Model(nn.Sequential(*before, *network().float()))
+    return Federation(model, method, training, 4, 0.5, 0, held, engine)
+
+
+def weights_of(federation, client, weights):
+    return weights.flat.tolist()
+
+
+def assert_same_bits(method, engine, *before):
+    alone, away = world(method, OneByOne(), *before), world(method, engine, *before)
+    for _ in range(3):
+        assert alone.play() == away.play()
+        assert evaluate_all(alone, ()) == evaluate_all(away, ())
+    same_state(alone, away)
+    names = list(away.clients)
+    for client, own in zip(names, engine.measure(away, names, weights_of), strict=True):
+        assert torch.equal(torch.tensor(own), alone.personal(client).flat), client
+
+
+class Here:
+    """A crew whose one actor is in this process: what it has and what it is sent are copies, as they are elsewhere."""
+
+    size, dismissed = 1, 0
+
+    def __init__(self, federation, cpus, gpus):
+        self.federation, self.score, self.actor = federation, None, None
+
+    def learn(self, score):
+        if score != self.score:
+            self.score, self.actor = score, None
+
+    def send(self, kind, content):
+        if self.actor is None:
+            data = {client: packed(data) for client, data in self.federation.clients.items()}
+            self.actor = Actor(*copy.deepcopy((light(self.federation), data)), self.score)
+        done = Future()
+        done.set_result(copy.deepcopy(self.actor.answer(kind, copy.deepcopy(content))))
+        return done
+
+    def dismiss(self):
+        Here.dismissed += 1
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Have engines take the crew that needs no Ray."""
+    monkeypatch.setattr(Here, "dismissed", 0)
+    monkeypatch.setitem(sys.modules, "idiolect.flower.crew", SimpleNamespace(Crew=Here))
+
+
+@every_method
+def test_messages_hold_all_that_a_client_needs(here, method):
+    assert_same_bits(method, Actors())
+
+
+def test_what_an_actor_has_is_without_clients_and_engine():
+    federation = world(methods.fedbn(), Actors())
+    sent = light(federation)
+    assert (sent.clients, sent.engine, list(sent.memory.get(""))) == ({}, sent.engine, ["share"])
+    assert isinstance(federation.engine, Actors)
+    assert type(sent.engine) is OneByOne
+    assert len(federation.clients) == len(RAGGED)
+
+
+def test_a_copy_of_a_tree_is_of_the_same_layout_and_holds_its_row_alone():
+    tree = Tree.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
+    assert [t.shape for t in tree.tensors] == [(2, 2), (2,)]  # views, which are not copied
+    twin = copy.deepcopy(tree)
+    assert twin.layout is tree.layout
+    assert twin._tensors is None
+    assert torch.equal((twin + tree).flat, 2 * tree.flat)
+
+
+class Fussy(nn.Module):
+    """Passes on what it is given, until a value is above eight; then it does what it was told."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        if (x.detach() > 8).any():
+            self.what()
+        return x
+
+
+def burst():
+    raise ArithmeticError("too hot\nto handle")
+
+
+def refuse():
+    raise UsageError("too hot: cool it first")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def with_one_ill(what, engine):
+    """Return a federation of which one client makes the model do something."""
+    dice = torch.Generator().manual_seed(0)
+    held = {str(i): torch.randn(12, 3, generator=dice) for i in range(4)} | {"ill": torch.full((12, 3), 9.0)}
+    clients = {name: ClientData(train=(x, (x[:, 0] > 0).long())) for name, x in held.items()}
+    model = Model(nn.Sequential(Fussy(what), nn.Linear(3, 2)))
+    return Federation(model, methods.fedavg(), Training(lr=0.1, batch_size=4), 3, 1.0, 0, clients, engine)
+
+
+def assert_fails_with_a_note(engine):
+    run = with_one_ill(burst, engine)
+    with pytest.raises(RuntimeError) as caught:
+        run.play()
+    assert str(caught.value) == "client 'ill' failed in an actor: ArithmeticError: too hot to handle"
+    assert "in burst" in caught.value.__notes__[0]
+    assert run.round == 0
+
+
+def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(here):
+    engine = Actors()
+    assert_fails_with_a_note(engine)
+    assert Here.dismissed == 1
+    with pytest.raises(UsageError, match=r"^too hot: cool it first$"):
+        with_one_ill(refuse, engine).play()
+    well = world(methods.fedavg(), engine)
+    well.play()  # the engine works again
+    assert well.round == 1
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (1, -0.5)])
+def test_resources_that_cannot_be_are_refused(cpus, gpus):
+    with pytest.raises(UsageError, match="cpus above 0"):
+        Actors(cpus, gpus)
+
+
+def test_gpus_need_a_run_on_one(here):
+    with pytest.raises(UsageError, match=r"gpus=0\.25 on cpu"):
+        world(methods.fedavg(), Actors(gpus=0.25)).play()
+
+
+def test_a_model_that_messages_cannot_hold_is_refused(here):
+    federation = Federation(Model(nn.Linear(3, 2).bfloat16()), methods.fedavg(), Training(), 1, 1.0, 0, {}, Actors())
+    with pytest.raises(UsageError, match="messages to actors hold no bfloat16"):
+        list(federation.engine.train(federation, ["a"]))
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: None if name == "ray" else object())
+    with pytest.raises(UsageError, match=r"pip install 'idiolect\[ray\]'"):
+        idiolect.flower.simulation()
+
+
+def test_reports_to_the_makers_are_off_unless_the_user_wants_them(monkeypatch):
+    monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")  # noted, to be put back
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
+    idiolect.flower.simulation()
+    assert (os.environ["RAY_USAGE_STATS_ENABLED"], os.environ["FLWR_TELEMETRY_ENABLED"]) == ("0", "1")
+
+
+@pytest.mark.parametrize("verb", ["run", "compare"])
+@pytest.mark.parametrize(("text", "cpus"), [("flower", 1.0), ("flower(cpus=2)", 2), ("one-by-one", None)])
+def test_the_command_line_makes_the_engine(monkeypatch, tmp_path, verb, text, cpus):
+    given = []
+
+    def stop(*arguments, engine, **settings):
+        given.append(engine)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli, verb, stop)
+    assert cli.main([verb, "--engine", text, "--directory", str(tmp_path / "run")]) == 2
+    assert [engine and engine.cpus for engine in given] == [cpus]
+
+
+def test_a_wrong_engine_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
+    for text, said in [
+        ("flowr", "no engine 'flowr' (did you mean flower?); there are auto, "),
+        ("flower(gpu=1)", "flower has no argument 'gpu' (did you mean gpus?)"),
+        ("flower(cpus=0)", "an actor has cpus above 0"),
+    ]:
+        assert cli.main(["run", "--clients", "4", "--engine", text]) == 2
+        assert said in capsys.readouterr().err
+
+
+def on_ray(test):
+    """Mark a test that starts actors; Ray leaves files open, and gives tips."""
+    ignored = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
+    return pytest.mark.slow(ignored(test))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Return Ray, begun here with two cores: engines must leave it as it is."""
+    ray = pytest.importorskip("ray")
+    paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=paths)
+    yield ray
+    assert ray.is_initialized()
+    ray.shutdown()
+
+
+@on_ray
+@every_method
+def test_actors_give_the_bits_of_one_by_one(ray, method):
+    engine = Actors()
+    assert_same_bits(method, engine)
+    engine.close()
+
+
+@on_ray
+def test_dropout_draws_the_same_in_actors(ray):
+    engine = Actors()
+    assert_same_bits(methods.fedavg(), engine, nn.Dropout(0.5))
+    engine.close()
+
+
+@on_ray
+def test_actors_that_fail_or_die_are_an_error_and_the_engine_works_again(ray):
+    engine = Actors()
+    assert_fails_with_a_note(engine)
+    with pytest.raises(RuntimeError, match="the actor of client 'ill' is gone, often from too little memory"):
+        with_one_ill(die, engine).play()
+    well = world(methods.fedavg(), engine)
+    well.play()
+    assert well.round == 1
+    engine.close()
+    deadline = time.monotonic() + 20  # Ray takes note of the dead a little later
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@on_ray
+def test_what_ray_cannot_do_is_one_line(ray):
+    with pytest.raises(UsageError, match=r"no room for an actor of cpus=3, gpus=0: Ray has .*'CPU': 2.0"):
+        world(methods.fedavg(), Actors(cpus=3)).play()
+    federation = world(methods.fedavg(), Actors())
+    lock, loss = threading.Lock(), federation.model.loss
+    federation.model.loss = lambda outputs, y: loss(outputs, y) if lock else None
+    with pytest.raises(
+        UsageError, match=r"^the model or the method cannot be sent to an actor: cannot pickle '_thread"
+    ):
+        federation.play()
+
+
+@on_ray
+def test_a_module_that_a_machine_lacks_is_named(ray, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def score(federation, client, weights):\n    return [1.0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    engine = Actors()
+    federation = world(methods.fedavg(), engine)
+    with pytest.raises(RuntimeError, match=r"^an actor cannot work on client 'eve': .*No module named 'only_here'$"):
+        list(engine.measure(federation, ["eve"], importlib.import_module("only_here").score))
+
+
+def results(folder):
+    """Return the lines of a run without its times."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+
+
+@on_ray
+def test_the_command_line_on_ray_of_its_own_is_quiet_and_leaves_nothing(tmp_path):
+    """The same results as one by one, Flower's and Ray's talk kept away, no process left."""
+    pytest.importorskip("ray")
+    mark = f"IDIOLECT_TEST={tmp_path.name}-{os.getpid()}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    for engine in ("flower", "one-by-one"):
+        command = [sys.executable, "-m", "idiolect", "run", "--engine", engine, "--directory", str(tmp_path / engine)]
+        done = subprocess.run(
+            [*command, "--clients", "5", "--rounds", "2", "--method", "fedbn"],
+            env=environment | dict([mark.split("=")]),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(line.startswith("idiolect: ") for line in done.stderr.splitlines()), done.stderr
+    assert results(tmp_path / "flower") == results(tmp_path / "one-by-one")
+    time.sleep(1)
+    assert [pid for pid in Path("/proc").glob("[0-9]*") if mark.encode() in environment_of(pid)] == []
+
+
+def environment_of(process):
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
