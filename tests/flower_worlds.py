@@ -117,9 +117,10 @@ class Net(Grid):
         plan: (client, kind, rounds played) to the faults that befall it when such a message comes, one a message.
         log: (client, kind, rounds played, base) of every message that a site has got.
         lines: counts the lines that sites run, and kills them.
+        ends: whether the coordinator is killed when it listens next.
     """
 
-    lines = None
+    lines, ends = None, False
 
     def __init__(self, clock, start):
         self.clock, self._start = clock, start
@@ -170,11 +171,16 @@ class Net(Grid):
             found = fault(visit)
         except Killed:
             found = dies()(visit)
+        except Exception as error:  # as Flower does
+            found = Error(1, f"{type(error).__name__}: {error}")
         if found is not None:
             found = wired(found) if isinstance(found, RecordDict) else found
             box.reply, box.ready = Message(found, reply_to=box.message), self.clock.now + visit.seconds
 
     def pull_messages(self, numbers):
+        if self.ends:
+            self.ends = False
+            raise Killed
         return [reply for number in numbers if (reply := self._pull(number))]
 
     def _pull(self, number):
@@ -258,6 +264,12 @@ def after_which(act, fault=None):
     return first
 
 
+def ends(visit):
+    """The coordinator is killed before it has the answer."""
+    visit.net.ends = True
+    return visit.answer()
+
+
 def breaks(visit):
     """The site's app fails as no app of ours should."""
     return Error(1, "ZeroDivisionError:\n  somewhere")
@@ -268,7 +280,8 @@ def answers(make):
 
     def fault(visit):
         content = visit.answer()
-        return make(content) or content
+        made = make(content)
+        return made if isinstance(made, RecordDict) else content
 
     return fault
 
@@ -296,6 +309,7 @@ class World:
     deadline: float = 600.0
     give_up: float = 1200.0
     parts: tuple = ()
+    sites: int | None = None
     report: bool = False
 
     def __post_init__(self):
@@ -318,7 +332,7 @@ class World:
 
     def coordinator(self):
         """Start a coordinator in the run's directory."""
-        patience = Patience(len(self.sizes), self.quorum, self.deadline, self.give_up)
+        patience = Patience(self.sites or len(self.sizes), self.quorum, self.deadline, self.give_up)
         rest = (self.net, self.folder / "run", self.metrics, self.evaluate_every, patience)
         model = Model(seeded(tiny, self.seed))
         return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)

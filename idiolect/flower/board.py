@@ -18,6 +18,9 @@ from idiolect.flower.words import HELLO, Introduction, hear
 GREETING = 3600.0
 """Seconds that a site has to say who it is: it may load its data first."""
 
+GREETED_AGAIN = 30.0
+"""Seconds after which a site that refused, or failed, is asked again who it is: it may have been put right."""
+
 
 @dataclass
 class Line:
@@ -66,21 +69,24 @@ class Board:
         self._grid, self._greeting, self._tell = grid, greeting, tell
         self.lines: dict[str, Line] = {}
         self._nodes: dict[int, str] = {}
+        self._again: dict[int, float] = {}
         self._open: dict[str, Call] = {}
         self._looked = -inf
 
     def look(self, every: float) -> None:
         """See who is there, at most once in `every` seconds; greet who is new or has come back."""
-        if time.monotonic() - self._looked < every:
+        now = time.monotonic()
+        if now - self._looked < every:
             return
-        self._looked = time.monotonic()
+        self._looked = now
         there = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
         for client, line in self.lines.items():
             if line.online and line.node not in there:
                 line.online = False
                 self._tell(client, "offline")
         for node, since in there.items():
-            if self._nodes.get(node) != since:
+            if self._nodes.get(node) != since or self._again.get(node, inf) <= now:
+                self._again.pop(node, None)
                 for key in [key for key, call in self._open.items() if call.node == node]:
                     del self._open[key]  # went with the process that was to answer
                 self._post(Call(node, "", HELLO), self._greeting(), GREETING)
@@ -124,14 +130,15 @@ class Board:
     def _hear(self, call: Call, message: Message) -> Iterator[Reply]:
         if message.has_error():
             self._looked = -inf  # it may be that the node has gone: look before anything is sent there again
-            if call.kind == HELLO:
-                self._nodes.pop(call.node, None)  # it is greeted again when it is looked for next
-            yield Reply(call.client, call.kind, None, " ".join(str(message.error.reason).split()))
+            self._greet_again(call)
+            yield Reply(call.client, call.kind, None, str(message.error.reason))
             return
         content = message.content
-        if REFUSED in content:
-            told = content.config_records[REFUSED]
-            yield Reply(call.client or str(told.get("client", "")), call.kind, None, str(told.get("why", "")), True)
+        refused = content.config_records.get(REFUSED)
+        if refused is not None:
+            self._greet_again(call)
+            client = call.client or self._claimed(call.node, str(refused.get("client", "")))
+            yield Reply(client, call.kind, None, str(refused.get("why", "")), True)
             return
         if call.kind != HELLO:
             line = self.lines[call.client]
@@ -141,16 +148,28 @@ class Board:
         try:
             told_by = hear(content, Introduction)
         except WireError as error:
+            self._greet_again(call)
             yield Reply("", HELLO, None, str(error), True)
             return
         self._place(call.node, told_by)
         yield Reply(told_by.client, HELLO, content)
+
+    def _greet_again(self, call: Call) -> None:
+        if call.kind == HELLO:
+            self._again[call.node] = time.monotonic() + GREETED_AGAIN
+
+    def _claimed(self, node: int, client: str) -> str:
+        """Return the client that a node says it is, unless that one is at another node: nobody refuses for another."""
+        line = self.lines.get(client)
+        return "" if line and line.online and line.node != node else client
 
     def _place(self, node: int, told: Introduction) -> None:
         line = self.lines.get(told.client)
         if line is None:
             self.lines[told.client] = Line(node, told, last_seen=time.time())
         else:
+            if line.online and line.node != node and line.node in self._nodes:
+                self._tell(told.client, "here from another node: it has come back, or joined twice")
             for key in [key for key, call in self._open.items() if call.client == told.client and call.node != node]:
                 del self._open[key]
             line.node, line.introduction, line.online, line.last_seen = node, told, True, time.time()

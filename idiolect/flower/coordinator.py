@@ -70,6 +70,7 @@ class Coordinator(Center):
         super().__post_init__()
         self.memory = Known({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
         self._form, self._uploads = form_of(self), uploads(self.method, self.model)
+        self._complete = self.general() is not None
         if not (self.directory / CONFIG).exists():
             RunDirectory(self.directory)  # a folder of other things is refused before there is a lock in it
         self._lock = locked(self.directory / LOCK)
@@ -114,7 +115,7 @@ class Coordinator(Center):
         while self.round < self.rounds:
             self._play()
         everybody = list(self.memory)
-        answers = self._desk.ask(everybody, EVALUATE, self._content(evaluate=True), partial(self._checked, {}))
+        answers = self._desk.ask(everybody, EVALUATE, self._content(evaluate=True), partial(self._checked, {}, True))
         self._record(answers)
         self._report()
         self._chronicle.tell(f"done: {len(answers)} of {counted(len(everybody), 'site')} hold their final models")
@@ -126,7 +127,8 @@ class Coordinator(Center):
         everybody = list(self.memory)
         cohort = self.draw(everybody)
         evaluate = self.round > 0 and self.round % self.evaluate_every == 0
-        answers = self._desk.ask(cohort, TRAIN, self._content(evaluate), partial(self._checked, self._uploads))
+        check = partial(self._checked, self._uploads, evaluate)
+        answers = self._desk.ask(cohort, TRAIN, self._content(evaluate), check)
         enough = self.patience.enough(len(cohort))
         if len(answers) < enough:
             self._desk.wait(f"round {self.round + 1} had {len(answers)} of {counted(enough, 'result')} it needs", 40)
@@ -153,6 +155,7 @@ class Coordinator(Center):
         self._store.put(self.records[-1])
         checkpoint.save(self._store, self)
         self._chronicle.round = self.round
+        self._desk.moved()
         said = f"{len(answers)} of {counted(len(cohort), 'site')}, loss {record['train_loss']:.4g}"
         self._chronicle.tell(f"{said}, {record['seconds']:.1f} s")
 
@@ -181,23 +184,34 @@ class Coordinator(Center):
         say(content, Brief(self._run, repr(self.method), repr(self.training), self.seed, 0, self.lr, 0, False, names))
         return content
 
-    def _checked(self, form: Slots, client: str, content: RecordDict) -> Answer:
-        """Return a result that can be used, with uploads of this form.
+    def _checked(self, form: Slots, measured: bool, client: str, content: RecordDict) -> Answer:
+        """Return a result that can be used.
+
+        Args:
+            form: of what it uploads; empty where nothing is trained.
+            measured: whether it was asked to measure.
+            client: who was asked.
+            content: what it says.
 
         Raises:
-            WireError: if it cannot.
+            WireError: if it cannot be used.
         """
         report = hear(content, Report)
         sent = take(content, "upload", form)
         known = self._desk.board.lines[client].introduction.examples
+        if report.client != client:
+            raise WireError(f"says that it is client {report.client!r:.80}: join again")
         if report.examples != known:
             raise WireError(f"has {report.examples} examples, and had {known} when it joined: join again")
-        rows, wanted = (report.personalised, report.generalised), len(report.sizes) * (1 + len(self.metrics))
-        if len(report.splits) != len(report.sizes) or any(len(row) not in (0, wanted) for row in rows):
-            raise WireError("its report has not as many numbers as it says")
-        flaw = not_finite("upload", sent)
-        if flaw or not all(map(isfinite, (report.steps, report.loss))):
-            raise WireError(flaw or "its loss is not finite")
+        if form and not (report.steps >= 1 and all(map(isfinite, (report.steps, report.loss)))):
+            raise WireError(f"a loss of {report.loss} after {report.steps} steps cannot be counted")
+        splits = [split for split in ("val", "test") if measured and split in report.splits]
+        own = len(splits) * (1 + len(self.metrics))
+        lengths = len(report.sizes), len(report.personalised), len(report.generalised)
+        if report.splits != splits or lengths != (len(splits), own, own if self._complete else 0):
+            raise WireError("has not measured what it was asked to measure")
+        if flaw := not_finite("upload", sent):
+            raise WireError(flaw)
         return Answer(report, sent)
 
     def _arrival(self, answer: Answer) -> Arrival:

@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import RecordDict
 
 from idiolect.flower.board import Board, Reply
-from idiolect.flower.chronicle import Chronicle, counted
+from idiolect.flower.chronicle import Chronicle, counted, plain
 from idiolect.flower.known import Client, Known
 from idiolect.flower.wire import WireError
 from idiolect.flower.words import HELLO
 
 TRIES = 3
 """A client's message is sent so often in a round before it is given up for that round."""
+
+BACK = 120.0
+"""Seconds after its start in which a coordinator does without nobody whom it knows and has not seen yet."""
 
 T = TypeVar("T")
 
@@ -63,7 +66,8 @@ class Desk:
         self.board, self.lost = board, dict[str, str]()
         self._known, self._chronicle, self.patience = known, chronicle, patience
         self._refused: dict[str, str] = {}
-        self._moved = time.monotonic()
+        self._began = self._moved = time.monotonic()
+        self._most = 0
 
     def gather(self) -> None:
         """Wait until enough sites have joined to begin."""
@@ -98,16 +102,16 @@ class Desk:
                 if reply.kind == kind and reply.client in todo and (reply.content is not None or reply.refused):
                     try:
                         answers[reply.client] = check(reply.client, _accepted(reply))
-                        self._moved = time.monotonic()
+                        self._count(len(answers))
                     except WireError as error:
                         self._lose(reply.client, str(error))
             self.show(
                 f"{len(answers)} of {counted(len(clients), 'result')}, {max(0, end - time.monotonic()):.0f} s left"
             )
             left = [c for c in todo if c not in answers and c not in self.lost]
-            if left and not any(map(self.board.online, left)):
-                if len(answers) >= enough:
-                    break
+            if len(answers) >= enough and not any(map(self._may_answer, left)):
+                break
+            if left and len(answers) < enough and not any(map(self.board.online, left)):
                 self.wait(f"{len(answers)} of {counted(enough, 'result')} that a round needs")
                 end = time.monotonic() + self.patience.deadline
             elif left:
@@ -115,7 +119,8 @@ class Desk:
         self.board.forget()
         for client in todo:
             if client not in answers and client not in self.lost:
-                self._lose(client, "past the deadline" if self.board.online(client) else "offline")
+                late = "past the deadline" if self.board.online(client) else "offline"
+                self._lose(client, self._refused.get(client, late))
         return answers
 
     def wait(self, what: str, looks: int = 1) -> None:
@@ -138,7 +143,7 @@ class Desk:
 
     def show(self, phase: str) -> None:
         """Bring the status up to date."""
-        sites = {}
+        sites: dict[str, dict[str, Any]] = {}
         for client in self._known:
             line = self.board.lines.get(client)
             state = (
@@ -149,7 +154,18 @@ class Desk:
             sites[client] = {"state": state, "examples": self._known[client].examples}
             if line:
                 sites[client] |= {"last seen": line.last_seen, "up": line.bytes_up, "down": line.bytes_down}
+        for client in self._refused.keys() - sites.keys():
+            sites[client] = {"state": self._refused[client], "examples": 0}
         self._chronicle.show(phase, sites)
+
+    def moved(self) -> None:
+        """Take note of progress: a round is over."""
+        self._moved, self._most = time.monotonic(), 0
+
+    def _count(self, answers: int) -> None:
+        """Take note of progress within a round that may be tried several times: more answers than ever."""
+        if answers > self._most:
+            self._moved, self._most = time.monotonic(), answers
 
     def _replies(self) -> Iterator[Reply]:
         """Yield the replies to questions; who introduces himself becomes a client."""
@@ -163,22 +179,27 @@ class Desk:
 
     def _meet(self, reply: Reply) -> None:
         if reply.content is None:
-            if reply.refused:
-                self._refused[reply.client] = reply.why
+            if reply.refused and reply.client:
+                self._refused[reply.client] = plain(reply.why)
             self._chronicle.tell(f"{'refused' if reply.refused else 'no reply'}: {reply.why}", reply.client)
             return
         told = self.board.lines[reply.client].introduction
         self._refused.pop(reply.client, None)
-        self._moved = time.monotonic()
         if reply.client not in self._known:
+            self._moved = time.monotonic()
             self._known[reply.client] = Client(told.examples)
         versions = ", ".join(told.versions)
         self._chronicle.tell(f"here, with {counted(told.examples, 'example')}; {versions}", reply.client)
         if told.differs:
             self._chronicle.tell(told.differs, reply.client)
 
+    def _may_answer(self, client: str) -> bool:
+        """Whether a client is here, or may still find its way back to a coordinator that has just begun."""
+        begun = time.monotonic() < self._began + BACK and client not in self.board.lines
+        return self.board.online(client) or (begun and client not in self._refused)
+
     def _lose(self, client: str, why: str) -> None:
-        self.lost[client] = why
+        self.lost[client] = plain(why)
         self._chronicle.tell(f"no result: {why}", client)
 
 

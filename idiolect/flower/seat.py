@@ -53,7 +53,8 @@ class Seat:
 
     def introduce(self, told: Brief, content: RecordDict) -> RecordDict:
         """Say who this is, if its model is the coordinator's."""
-        mine, theirs = form_of(self.center), content.config_records["model"]
+        mine: dict[str, object] = dict(form_of(self.center))
+        theirs: dict[str, object] = dict(content.config_records.get("model", {}))
         different = [
             f"{n} is {theirs.get(n, 'not there')!s} there, {mine.get(n, 'not there')} here"
             for n in {**theirs, **mine}

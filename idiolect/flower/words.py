@@ -84,7 +84,7 @@ class Report:
     seconds: float = 0.0
     splits: list[str] = field(default_factory=list)
     """What it has measured on, beside training examples."""
-    sizes: list[int] = field(default_factory=list)
+    sizes: list[Examples] = field(default_factory=list)
     """Examples in each."""
     personalised: list[float] = field(default_factory=list)
     """Loss and metrics of each split in turn, under the weights that predict for this client."""
