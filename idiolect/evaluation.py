@@ -72,7 +72,8 @@ def over_clients(measured: Mapping[str, Measured], metrics: Sequence[Metric]) ->
     """Return the part of a round's record that says how well weights predict, from what each client has measured."""
     names = ["loss", *(m.name for m in metrics)]
     personalised = {c: _scores(m.sizes, m.personalised, names) for c, m in measured.items()}
-    generalised = {c: _scores(m.sizes, m.generalised, names) for c, m in measured.items() if m.generalised}
+    shared = any(m.generalised for m in measured.values())
+    generalised = {c: _scores(m.sizes, m.generalised, names) for c, m in measured.items() if shared}
     sizes = {client: m.sizes for client, m in measured.items()}
     return {
         "personalised": _summaries(personalised, sizes, metrics),

@@ -9,6 +9,7 @@ import io
 import re
 import runpy
 import shlex
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,16 @@ def run_console(text):
             assert words(printed.getvalue()) == words(shown), f"printed:\n{printed.getvalue()}"
 
 
+@pytest.fixture
+def own_modules(tmp_path):
+    """Let the modules that a page writes go with it: another page may have some of the same name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("own_modules")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=page_id)
 def test_what_a_page_shows_is_what_happens(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
