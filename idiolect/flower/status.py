@@ -28,7 +28,7 @@ def status(console: Console, folder: Path) -> None:
     if found is None:
         raise UsageError(f"no run has begun in {folder}: it has no {STATUS}; give the folder of the server or of a run")
     told = json.loads((found / STATUS).read_text())
-    console.print(f"round {told['round']} of {told['rounds']} played, {told['phase']} ({_ago(told['time'])})")
+    console.print(f"round {told['round']} of {told['rounds']} played, {told['phase']} (as of {_ago(told['time'])})")
     console.print(_sites(told["sites"]))
     events = (found / EVENTS).read_text().splitlines()[-5:] if (found / EVENTS).is_file() else []
     for event in map(json.loads, events):
@@ -38,8 +38,8 @@ def status(console: Console, folder: Path) -> None:
 
 def _sites(sites: dict[str, dict[str, Any]]) -> Table:
     measured = list(dict.fromkeys(k for site in sites.values() for k in site.get("measured", {})))
-    table = Table("site", "state", "last seen", *[f"{name}" for name in measured])
-    for name in ("examples", "MB up", "MB down"):
+    table = Table("site", "state", "last seen")
+    for name in (*measured, "examples", "MB up", "MB down"):
         table.add_column(name, justify="right")
     for client, site in sites.items():
         numbers = [f"{site['measured'][m]:.4f}" if m in site.get("measured", {}) else "–" for m in measured]
