@@ -35,12 +35,15 @@ from idiolect.flower.desk import Patience
 from idiolect.flower.state import locked
 from idiolect.flower.words import Brief, hear
 from idiolect.model import Model, seeded
+from idiolect.optim import Cosine
 from idiolect.report import read_tensors
 from idiolect.testing.worlds import network, population
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # else Flower makes no message outside a run
 
-TRAINING = Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+TRAINING = Training(
+    lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0, schedule=Cosine(floor=0.1)
+)
 SMALL = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5}
 
 

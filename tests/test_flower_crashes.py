@@ -75,9 +75,9 @@ def nobody_trained_twice(world):
     assert {(client, played, base) for client, played, base in world.trained() if base != played} == set()
 
 
-def coordinator_is_killed(folder, undisturbed, at):
+def coordinator_is_killed(folder, undisturbed, at, functions=COORDINATOR):
     world = world_in(folder)
-    with Lines(*COORDINATOR, kill=at) as lines:
+    with Lines(*functions, kill=at) as lines:
         world.play()
     assert len(lines.seen) == at, "it was not killed"
     made = world.play()
@@ -98,8 +98,16 @@ def site_is_killed(folder, undisturbed, at):
 @pytest.mark.parametrize("crash", [coordinator_is_killed, site_is_killed])
 def test_a_kill_changes_nothing(tmp_path, undisturbed, crash):
     places = undisturbed[1 if crash is coordinator_is_killed else 2]
-    for at in random.Random(1).sample(places, 8):
+    for at in random.Random(1).sample(places, 6):
         crash(tmp_path / str(at), undisturbed, at)
+
+
+def test_a_kill_while_what_was_measured_is_written_changes_nothing(tmp_path, undisturbed):
+    functions = ("flower/coordinator.py:_record",)
+    with Lines(*functions) as lines:
+        world_in(tmp_path).play()
+    for at in lines.places():
+        coordinator_is_killed(tmp_path / str(at), undisturbed, at, functions)
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """A federation of sites is the simulation of the same clients, bit for bit: models, memories, slots and records."""
 
+import itertools
+import random
+
 import pytest
 
 pytest.importorskip("flwr")
 
-from flower_worlds import World, same
+from flower_worlds import World, late, same
 from test_methods import CATALOGUE
 
 from idiolect import methods, parts, scope
@@ -47,6 +50,16 @@ def test_rounds_are_those_of_the_simulation(tmp_path, method):
 @pytest.mark.parametrize("method", CATALOGUE, ids=lambda m: m.name)
 def test_every_method_of_the_catalogue(tmp_path, method):
     world = World(tmp_path, method, rounds=2, sizes={"ada": 9, "ben": 3, "cleo": 4})
+    made, run = world.play(), world.simulated()
+    same(world, made, run.federation)
+    same_records(made, run)
+
+
+@pytest.mark.parametrize("method", [methods.fedavg(), methods.fedpac(strength=0.7)], ids=lambda m: m.name)
+def test_the_order_in_which_results_come_changes_nothing(tmp_path, method):
+    world, dice = World(tmp_path, method, sizes=RAGGED), random.Random(3)
+    for played, client in itertools.product(range(world.rounds), world.clients):
+        world.net.plan[client, "train", played] = [late(dice.uniform(1, 20))]
     made, run = world.play(), world.simulated()
     same(world, made, run.federation)
     same_records(made, run)
