@@ -71,7 +71,10 @@ def restore(store: RunDirectory, center: Kept, config: Mapping[str, Any]) -> lis
     asked = json.loads(json.dumps(config, default=str))
     differ = [f"{k} was {known.get(k)!r}, is {v!r}" for k, v in asked.items() if known.get(k) != v]
     if differ:
-        raise UsageError(f"{store.path} was started with other settings: {'; '.join(differ)}")
+        settings = "; ".join(differ)
+        raise UsageError(
+            f"{store.path} was started with other settings: {settings}; give another run another directory"
+        )
     if not (store.path / f"{_NAME}.safetensors").exists():
         center.memory.load({})
         store.rewind(0)

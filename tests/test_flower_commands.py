@@ -29,10 +29,13 @@ import idiolect.flower
 from idiolect import cli
 from idiolect.flower import serve as serving
 from idiolect.flower.door import LARGEST, open_door
-from idiolect.flower.join import load_site
+from idiolect.flower.join import _answers, _cause
 from idiolect.flower.keys import make_server, make_site
 from idiolect.flower.launch import environment, free_port, last_words
+from idiolect.flower.load import load
 from idiolect.flower.relay import FAILED, receive, send
+from idiolect.flower.site import Site
+from idiolect.flower.state import locked
 from idiolect.flower.worker import Worker
 
 
@@ -107,7 +110,7 @@ def test_joining_needs_a_site_and_its_key(site_file, tmp_path, capsys):
     assert "ca.crt is missing: the coordinator has it" in told
     (tmp_path / "north" / "ca.crt").write_text("x")
     assert "north.key is missing: make it with `idiolect keys" in refusal(capsys, "join", site_file, *words)
-    assert "nowhere.py does not exist" in refusal(capsys, "join", tmp_path / "nowhere.py", *words, "--insecure")
+    assert "nowhere.py is no Python file" in refusal(capsys, "join", tmp_path / "nowhere.py", *words, "--insecure")
     assert "has no other = idiolect.flower.client_app" in refusal(
         capsys, "join", f"{site_file}:other", *words, "--insecure"
     )
@@ -115,14 +118,46 @@ def test_joining_needs_a_site_and_its_key(site_file, tmp_path, capsys):
     assert "cannot name a folder" in refusal(capsys, "join", site_file, *named)
 
 
+HUB = """
+import idiolect
+import idiolect.flower
+from torch import nn
+
+app = idiolect.flower.server_app(model=lambda: nn.Linear(3, 2), method=idiolect.methods.fedavg(), rounds=3)
+"""
+
+
 def test_submitting_needs_a_server_and_a_plain_assignment(tmp_path, capsys):
     hub, server = tmp_path / "hub.py", tmp_path / "server"
-    hub.write_text("app: int = 3\n")
+    hub.write_text(HUB.replace("app =", "app: object ="))
     assert "no server has run in" in refusal(capsys, "submit", hub, server)
     (server / "flower").mkdir(parents=True)
     (server / "flower" / "config.toml").write_text("")
     assert "has no plain `app = idiolect.flower.server_app(...)`" in refusal(capsys, "submit", hub, server)
-    assert "does not exist" in refusal(capsys, "submit", tmp_path / "nowhere.py", server)
+    assert "is no Python file" in refusal(capsys, "submit", tmp_path / "nowhere.py", server)
+    hub.write_text("app = 3\n")
+    assert "has no app = idiolect.flower.server_app(...)" in refusal(capsys, "submit", hub, server)
+    hub.write_text(HUB.replace("rounds", "roundss"))
+    assert "hub.py cannot be run: TypeError: server_app() got an unexpected" in refusal(capsys, "submit", hub, server)
+
+
+def test_a_site_joins_once(site_file, tmp_path, capsys):
+    (tmp_path / "north").mkdir()
+    held = locked(tmp_path / "north" / "north.lock")
+    words = ("--as", "north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north", "--insecure")
+    assert f"is in use by process {os.getpid()}" in refusal(capsys, "join", site_file, *words)
+    os.close(held)
+
+
+def test_why_a_site_is_not_in():
+    assert "ca.crt is not the authority" in _cause("x [SSL: CERTIFICATE_VERIFY_FAILED] y", "north")
+    assert "no north.pub" in _cause("[code: 2004] Failed to activate SuperNode.", "north")
+    assert _cause("no room", "north") == "cut off: no room"
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        assert _answers(f"127.0.0.1:{there.getsockname()[1]}")
+    assert not _answers(f"127.0.0.1:{free_port()}")
+    with pytest.raises(idiolect.UsageError, match="write HOST:PORT"):
+        _answers("hub")
 
 
 def test_the_status_of_a_run(tmp_path, capsys):
@@ -202,7 +237,7 @@ def test_a_worker_answers_and_outlives_an_error_of_the_users_code(site_file, tmp
         raise FileNotFoundError("patients.npz")
 
     app = idiolect.flower.client_app(model=lambda: nn.Linear(3, 2), data=broken)
-    for name, site in {"broken": app, "good": load_site(str(site_file))}.items():
+    for name, site in {"broken": app, "good": load(str(site_file), Site, "client_app")}.items():
         worker = Worker(site, {"client-id": name, "state-dir": str(tmp_path / "state")}, tmp_path / name)
         told = {"run": "r", "method": "fedavg", "training": "Training()", "seed": 0, "round": 0, "lr": 0.1, "base": 0}
         told |= {"evaluate": False, "metrics": ["accuracy"], "protocol": 1}
@@ -295,6 +330,8 @@ def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
         asked.append(words[1:3])
         if words[1] == "register" and "odd" in words[2]:
             return {"success": False, "error-message": "no such curve"}, ""
+        if words[1] == "register" and "spent" in words[2]:
+            return {}, "[code: 23] Public key already in use."
         return {"success": True, "node-id": 7000 + len(asked)}, ""
 
     monkeypatch.setattr(serving, "flwr", flwr)
@@ -302,15 +339,21 @@ def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
     keys = tmp_path / "sites"
     (keys / "north.pub").write_text("ecdsa a")
     (keys / "odd.pub").write_text("rsa")
+    (keys / "spent.pub").write_text("ecdsa b")
     keeper.look()
     keeper.look()
-    assert asked == [["register", str(keys / "north.pub")], ["register", str(keys / "odd.pub")]]
+    assert asked == [
+        ["register", str(keys / "north.pub")],
+        ["register", str(keys / "odd.pub")],
+        ["register", str(keys / "spent.pub")],
+    ]
     printed = capsys.readouterr().out
-    assert "north may join" in printed
+    assert "north may join: no key in OpenSSH's form" in printed
     assert "odd cannot be let in: no such curve" in printed
+    assert "spent cannot be let in: this key has been let in and turned out before" in printed
     asked.clear()
     serving.Doorkeeper(tmp_path).look()  # after a restart: north is known
-    assert [words[0] for words in asked] == ["register"]
+    assert [words[0] for words in asked] == ["register", "register"]
     asked.clear()
     (keys / "north.pub").unlink()
     keeper.look()

@@ -85,7 +85,7 @@ def test_a_message_that_was_lost_with_its_site_is_sent_again(tmp_path, anew, tra
     assert world.trained().count(("ada", 2, 2)) == 1
     assert [what for client, what in world.events() if client == "ben" and what.startswith("here, with 3")]
     if back == 35.0:
-        assert "waiting: 3 of 4 results that a round needs; ends in 1170 s" in [what for _, what in world.events()]
+        assert "waiting: 3 of 4 results that a round needs; ends in 1200 s" in [what for _, what in world.events()]
 
 
 def test_a_site_that_comes_back_before_the_network_has_noticed_gets_its_message_again(tmp_path):
@@ -523,7 +523,7 @@ def test_a_hostile_measurement_at_the_end_is_left_out(tmp_path):
     ]
     made = world.play()
     assert sorted(made.records[-1]["clients"]) == ["ada", "cleo", "dan"]
-    assert ("", "done: 3 of 4 sites hold their final models") in world.events()
+    assert any(what.startswith("done: 3 of 4 sites hold their final models") for _, what in world.events())
     assert world.status()["sites"]["ben"]["state"] == "has not measured what it was asked to measure"
     json.loads((tmp_path / "run" / "status.json").read_text(), parse_constant=lambda sign: pytest.fail(sign))
 

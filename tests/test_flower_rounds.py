@@ -107,7 +107,7 @@ def test_a_directory_tells_it_all(tmp_path):
     assert {c: s["examples"] for c, s in status["sites"].items()} == dict(world.sizes)
     assert {s["state"] for s in status["sites"].values()} == {"ready"}
     lines = [what for client, what in world.events() if not client]
-    assert lines[-1] == "done: 4 of 4 sites hold their final models"
+    assert lines[-1].startswith("done: 4 of 4 sites hold their final models; the report is ")
 
 
 def same_records(made, run):

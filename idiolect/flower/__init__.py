@@ -130,11 +130,13 @@ def server_app(
 
     from idiolect.flower.coordinator import Coordinator
     from idiolect.flower.desk import Patience, TooFewSitesError
+    from idiolect.flower.launch import end_with_the_server
 
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        end_with_the_server()
         net, wait = Model(seeded(model, seed), loss), Patience(sites, quorum, deadline, give_up)
         settings = (method, training, rounds, participation, seed)
         try:

@@ -26,14 +26,18 @@ class Verb(Protocol):
 def _keys(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> None:
         need_flower()
-        from idiolect.flower.keys import make_server, make_site
+        from idiolect.flower.keys import fingerprint, make_server, make_site
+        from idiolect.flower.launch import private
 
         if not given.host and not given.site:
             raise UsageError("say --host NAME for a server, or --site NAME for a site")
         made = make_server(given.folder, given.host) if given.host else []
         for name in given.site:
             made += make_site(given.folder, name)
-        print("\n".join(map(str, made)))
+        if given.host:
+            made.append(private(given.folder / "sites"))
+        for path in made:
+            print(f"{path}  {fingerprint(path.read_text())}" if path.suffix == ".pub" else path)
 
     about = "Make certificates and keys: an authority and a server's certificate, or a site's key."
     parser = verb("keys", act, about, "FOLDER [--host NAME ...] [--site NAME ...]")

@@ -118,7 +118,8 @@ class Coordinator(Center):
         answers = self._desk.ask(everybody, EVALUATE, self._content(evaluate=True), partial(self._checked, {}, True))
         self._record(answers)
         self._report()
-        self._chronicle.tell(f"done: {len(answers)} of {counted(len(everybody), 'site')} hold their final models")
+        held = f"{len(answers)} of {counted(len(everybody), 'site')} hold their final models"
+        self._chronicle.tell(f"done: {held}; the report is {self.directory / 'report.html'}")
         self._desk.show("done")
 
     def _play(self) -> None:

@@ -134,7 +134,8 @@ class Desk:
             if left <= 0:
                 self.show(f"gave up: {what}")
                 raise TooFewSitesError(f"{what}; nothing has moved for {self.patience.give_up:.0f} s")
-            self._chronicle.tell(f"waiting: {what}; ends in {10 * ceil(left / 10)} s")
+            step = 10 if left < 100 else 60
+            self._chronicle.tell(f"waiting: {what}; ends in {step * ceil(left / step)} s")
             self.show(f"waiting: {what}; ends in {left:.0f} s")
             self.board.look(every=4 * self.patience.poll)
             for _ in self._replies():

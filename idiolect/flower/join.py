@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
+import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from idiolect.errors import UsageError
 from idiolect.flower.launch import free_port, last_words, private, running
+from idiolect.flower.load import load
 from idiolect.flower.relay import SOCKET
 from idiolect.flower.site import Site, place
+from idiolect.flower.state import locked
 from idiolect.flower.worker import Worker
 
 AGAIN = 15.0
@@ -48,43 +50,55 @@ def join(app: str, name: str, server: str, folder: Path, insecure: bool, restore
             if not path.is_file():
                 raise UsageError(f"{path} is missing: {hint}, or type --insecure")
         arguments += ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
-    site = load_site(app)
-    home, log, state = folder / "flower", folder / "flower.log", private(folder / "state")
+    site, config = load(app, Site, "client_app"), {"client-id": name, "state-dir": str(private(folder / "state"))}
+    place(config)
+    locked(folder / f"{name}.lock")
+    home, log, state = folder / "flower", folder / "flower.log", folder / "state"
     with tempfile.TemporaryDirectory(prefix="idiolect-") as door:
-        config = {"client-id": name, "state-dir": str(state), SOCKET: f"{door}/site", "restored": restored}
-        place(config)
-        arguments += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())]
-        Worker(site, config, Path(door) / "site")
+        own = {**config, SOCKET: f"{door}/site", "restored": restored}
+        arguments += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in own.items())]
+        Worker(site, own, Path(door) / "site")
         print(f"idiolect: {name} joins {server}; what is personal stays in {state}", flush=True)
         while True:
-            with running("flower-supernode", [*arguments, "--port", str(free_port())], home, log) as process:
-                process.wait()
-            print(
-                f"idiolect: not let in, or cut off: {last_words(log)} (more in {log}) If the coordinator does not "
-                f"have {name}.pub yet, send it. Knocking again in {AGAIN:.0f} s",
-                flush=True,
-            )
+            if _answers(server):
+                begun = log.stat().st_size if log.exists() else 0
+                with running("flower-supernode", [*arguments, "--port", str(free_port())], home, log) as process:
+                    _watch(process, log, begun)
+                why = f"{_cause(last_words(log), name)} (more in {log})"
+            else:
+                why = f"nobody answers at {server}"
+            print(f"idiolect: {why}; trying again every {AGAIN:.0f} s", flush=True)
             time.sleep(AGAIN)
 
 
-def load_site(app: str) -> Site:
-    """Return the site that a file makes; modules beside the file can be imported by it.
+def _watch(process: subprocess.Popen[bytes], log: Path, begun: int) -> None:
+    """Wait until Flower's process ends; say so when it has been let in."""
+    inside = False
+    while process.poll() is None:
+        time.sleep(0.5)
+        if not inside and b"SuperNode ID" in log.read_bytes()[begun:]:
+            inside = True
+            print("idiolect: let in; waiting for the coordinator", flush=True)
 
-    Raises:
-        UsageError: if there is no such file, or no site in it.
-    """
-    file, _, name = app.partition(":")
-    path = Path(file).resolve()
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: give the file that makes the site's app")
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location("__site__", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["__site__"] = module
-    spec.loader.exec_module(module)
-    found = getattr(module, name or "app", None)
-    if not isinstance(found, Site):
-        raise UsageError(f"{path} has no {name or 'app'} = idiolect.flower.client_app(...)")
-    return found
+
+def _answers(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return True
+    except ValueError:
+        raise UsageError(f"{server!r} is no server: write HOST:PORT") from None
+    except OSError:
+        return False
+
+
+def _cause(told: str, name: str) -> str:
+    """Return what Flower's last words mean for people."""
+    if "CERTIFICATE_VERIFY_FAILED" in told:
+        return "ca.crt is not the authority of this server, or the server is known by another name: ask the coordinator"
+    if "code: 2004" in told:
+        return (
+            f"not let in: the coordinator has no {name}.pub, or has turned it out; or {name} was cut off, and the "
+            "server has not noticed yet, which takes a minute"
+        )
+    return f"cut off: {told}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -89,6 +91,21 @@ def make_site(folder: Path, name: str) -> list[Path]:
     text = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     _write(public, text + b"\n", 0o644)
     return [private, public]
+
+
+def fingerprint(public: str) -> str:
+    """Return the SHA-256 of a public key, as ``ssh-keygen -l`` does: to be read out on the telephone.
+
+    Example:
+        >>> fingerprint("ecdsa-sha2-nistp384 AAAA north")[:12]
+        'SHA256:cJ6Ay'
+    """
+    words = public.split()
+    try:
+        digest = hashlib.sha256(base64.b64decode(words[1], validate=True)).digest()
+    except (IndexError, ValueError):
+        return "no key in OpenSSH's form"
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def _host(host: str) -> x509.GeneralName:

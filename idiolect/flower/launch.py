@@ -8,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,9 @@ SAFE = {
 
 _FLWR = (sys.executable, "-c", "from flwr.cli.app import app; app()")
 
+SERVED = "IDIOLECT_SERVED"
+"""Set for what runs under `idiolect serve`."""
+
 LINK = "idiolect"
 """Our name for the connection in Flower's settings."""
 
@@ -43,7 +48,7 @@ def private(folder: Path) -> Path:
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's commands: `SAFE`, and a folder of their own."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **SAFE, "FLWR_HOME": str(private(home)), "PATH": path}
+    return {**os.environ, **SAFE, SERVED: "1", "FLWR_HOME": str(private(home)), "PATH": path}
 
 
 @contextmanager
@@ -115,6 +120,19 @@ def connect(home: Path, server: str, authority: Path | None) -> None:
     trust = "insecure = true" if authority is None else f"root-certificates = {json.dumps(str(authority.resolve()))}"
     text = f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\naddress = {json.dumps(server)}\n{trust}\n'
     (home / "config.toml").write_text(text)
+
+
+def end_with_the_server() -> None:
+    """End this process, a coordinator's, when the one that started it has gone: Flower would leave it at work."""
+    starter = os.getppid()
+
+    def watch_it() -> None:
+        while os.getppid() == starter:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if SERVED in os.environ:
+        threading.Thread(target=watch_it, daemon=True).start()
 
 
 def free_port() -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from idiolect.errors import UsageError
 from idiolect.flower.door import open_door
-from idiolect.flower.keys import SERVER
+from idiolect.flower.keys import SERVER, fingerprint
 from idiolect.flower.launch import LINK, connect, flwr, free_port, last_words, private, reason, running
+
+SPENT = "this key has been let in and turned out before, and no key is taken twice: the site has to make a new one"
 
 LOOK = 2.0
 """Seconds between two looks at the keys that may join."""
@@ -97,10 +99,11 @@ class Doorkeeper:
         told, text = flwr(["supernode", "register", str(path), LINK, "--name", name], self._home)
         if "node-id" in told:
             self._admitted[name] = [str(told["node-id"]), key]
-            self._save(f"{name} may join")
+            self._save(f"{name} may join: {fingerprint(key)}")
         else:
             self._odd[name] = key
-            print(f"idiolect: {name} cannot be let in: {reason(told, text)}", flush=True)
+            why = SPENT if "already in use" in text else reason(told, text)
+            print(f"idiolect: {name} cannot be let in: {why}", flush=True)
 
     def _save(self, what: str) -> None:
         self._list.write_text(json.dumps(self._admitted))

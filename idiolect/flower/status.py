@@ -26,7 +26,7 @@ def status(console: Console, folder: Path) -> None:
     """
     found = next((path for path in (folder, folder / "run") if (path / STATUS).is_file()), None)
     if found is None:
-        raise UsageError(f"no run has begun in {folder}: it has no {STATUS}; give the folder of the server or of a run")
+        raise UsageError(f"no run has begun in {folder} yet: it has no {STATUS}")
     told = json.loads((found / STATUS).read_text())
     console.print(f"round {told['round']} of {told['rounds']} played, {told['phase']} (as of {_ago(told['time'])})")
     console.print(_sites(told["sites"]))

@@ -9,8 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flwr.serverapp import ServerApp
+
 from idiolect.errors import UsageError
 from idiolect.flower.launch import LINK, flwr, reason, watch
+from idiolect.flower.load import load, place_of
 
 _CHATTER = re.compile(r"INFO|^Using SuperLink|^Successfully installed|^\s*$")
 """Flower's own lines, which say nothing about the run."""
@@ -48,14 +51,11 @@ def submit(app: str, folder: Path) -> int:
     Raises:
         UsageError: if the file is none, or the server cannot be reached.
     """
-    file, _, name = app.partition(":")
-    path = Path(file).resolve()
-    name = name or "app"
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: give the file that makes the coordinator's app")
+    path, name = place_of(app)
     home = folder.resolve() / "flower"
     if not (home / "config.toml").is_file():
         raise UsageError(f"no server has run in {folder}: start `idiolect serve {folder}` first")
+    load(app, ServerApp, "server_app")  # what is wrong with the file is said here, and not on the server
     if name not in _assigned(path):
         raise UsageError(f"{path} has no plain `{name} = idiolect.flower.server_app(...)`")
     with tempfile.TemporaryDirectory(prefix="idiolect-") as place:
@@ -66,8 +66,10 @@ def submit(app: str, folder: Path) -> int:
         title = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "federation"
         (project / "pyproject.toml").write_text(PROJECT.format(name=title, module=path.stem, app=name))
         started, text = flwr(["run", str(project), LINK], home)
+        if "check your network connection" in text:
+            raise UsageError(f"no server is running in {folder}: start `idiolect serve {folder}`")
         if not started.get("run-id"):
-            raise UsageError(f"the server in {folder} did not take it, or is not running: {reason(started, text)}")
+            raise UsageError(f"the server in {folder} did not take it: {reason(started, text)}")
         run = str(started["run-id"])
         print("idiolect: submitted; this only watches (Ctrl-C leaves the run alone)", flush=True)
         for line in watch(["log", run, LINK, "--stream"], home):
@@ -82,14 +84,11 @@ def _ended(run: str, home: Path) -> int:
     status = str((told.get("runs") or [{}])[0].get("status", "out of sight: is the server running?"))
     if status.startswith("finished:completed"):
         return 0
-    print(f"idiolect: the run is {status}; submit it again to go on", file=sys.stderr)
+    print(f"idiolect: the run is {status}; once what is said above is put right, submit it again", file=sys.stderr)
     return 1
 
 
 def _assigned(path: Path) -> set[str]:
     """Return the names that a file assigns plainly, as Flower looks for them."""
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{path} is no Python file: {error}") from None
+    body = ast.parse(path.read_text(encoding="utf-8")).body
     return {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}

@@ -56,6 +56,10 @@ class Worker:
         began, done = time.monotonic(), _DONE[kind]
         try:
             reply = self._site.answer(kind, content, self._config)
+            if kind == EVALUATE:
+                done = f"measured; its own model is {self._config['state-dir']}/{self._config['client-id']}/" + (
+                    f"{content.config_records['words']['run']!s}/personal.safetensors"
+                )
             if REFUSED in reply:
                 done = f"refused: {reply.config_records[REFUSED]['why']!s}"
         except Exception as error:  # the user's own code may raise anything; the site lives on
