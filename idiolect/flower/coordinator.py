@@ -119,7 +119,7 @@ class Coordinator(Center):
         self._record(answers)
         self._report()
         held = f"{len(answers)} of {counted(len(everybody), 'site')} hold their final models"
-        self._chronicle.tell(f"done: {held}; the report is {self.directory / 'report.html'}")
+        self._chronicle.tell(f"done: {held}; the report is {self.directory.resolve() / 'report.html'}")
         self._desk.show("done")
 
     def _play(self) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flwr.serverapp import ServerApp
@@ -72,10 +73,27 @@ def submit(app: str, folder: Path) -> int:
             raise UsageError(f"the server in {folder} did not take it: {reason(started, text)}")
         run = str(started["run-id"])
         print("idiolect: submitted; this only watches (Ctrl-C leaves the run alone)", flush=True)
-        for line in watch(["log", run, LINK, "--stream"], home):
-            if not _CHATTER.search(line):
-                print(line, end="", flush=True)
+        for line in told(watch(["log", run, LINK, "--stream"], home)):
+            print(line, end="", flush=True)
         return _ended(run, home)
+
+
+def told(lines: Iterable[str]) -> Iterator[str]:
+    r"""Yield what a run says, without what Flower says of itself; of our own errors, which are lines, no traceback.
+
+    Example:
+        >>> error = ["ServerApp raised an exception\n", "Traceback\n", "idiolect.errors.UsageError: no\n", "Exit\n"]
+        >>> list(told(["idiolect: hello\n", *error])), len(list(told([*error[:2], "KeyError: 3\n", error[3]])))
+        (['idiolect: hello\n'], 4)
+    """
+    failed: list[str] = []
+    for line in lines:
+        if failed or "ServerApp raised an exception" in line:
+            failed.append(line)
+        elif not _CHATTER.search(line):
+            yield line
+    if not any(line.startswith("idiolect.") for line in failed):
+        yield from failed
 
 
 def _ended(run: str, home: Path) -> int:
