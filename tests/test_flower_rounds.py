@@ -41,7 +41,7 @@ SEVERAL = [
 
 @pytest.mark.parametrize("method", SEVERAL, ids=lambda m: m.name)
 def test_rounds_are_those_of_the_simulation(tmp_path, method):
-    world = World(tmp_path, method, sizes=RAGGED, participation=0.6)
+    world = World(tmp_path, method, sizes=RAGGED, participation=0.6, rounds=3)
     made, run = world.play(), world.simulated()
     same(world, made, run.federation)
     same_records(made, run)
@@ -49,7 +49,7 @@ def test_rounds_are_those_of_the_simulation(tmp_path, method):
 
 @pytest.mark.parametrize("method", CATALOGUE, ids=lambda m: m.name)
 def test_every_method_of_the_catalogue(tmp_path, method):
-    world = World(tmp_path, method, rounds=2, sizes={"ada": 9, "ben": 3, "cleo": 4})
+    world = World(tmp_path, method, rounds=2, sizes={"ada": 9, "ben": 3})
     made, run = world.play(), world.simulated()
     same(world, made, run.federation)
     same_records(made, run)
