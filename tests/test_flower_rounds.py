@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 from flower_worlds import World, late, same
 from test_methods import CATALOGUE
 
-from idiolect import methods, parts, scope
+from idiolect import ClientData, methods, parts, scope
 from idiolect.report import read_run
 from idiolect.testing.worlds import RAGGED
 
@@ -92,6 +92,17 @@ def test_evaluation_follows_its_interval_and_the_last_round_is_measured_by_all(t
     measured = {r["round"]: sorted(r["clients"]) for r in made.records if "personalised" in r}
     cohorts = {r["round"]: r["cohort"] for r in made.records}
     assert measured == {2: cohorts[3], 4: cohorts[5], 5: sorted(world.clients)}
+
+
+def test_a_site_without_test_examples_trains_and_one_with_validation_measures_on_both(tmp_path):
+    world = World(tmp_path, methods.fedbn(), rounds=2)
+    for client, splits in (("ben", ("train",)), ("cleo", ("train", "val", "test"))):
+        data = {"val": world.clients[client].test} | world.clients[client].splits()
+        world.clients[client] = ClientData(**{split: data[split] for split in splits})
+    made, run = world.play(), world.simulated()
+    same(world, made, run.federation)
+    same_records(made, run)
+    assert set(made.records[-1]["personalised"]) == {"val", "test"}
 
 
 def test_a_directory_tells_it_all(tmp_path):
