@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flower_worlds import Lines, World, equal, flat
+from flower_net import Lines
+from flower_worlds import World, equal, flat
 
 from idiolect import methods, parts
 

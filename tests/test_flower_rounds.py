@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flower_worlds import World, late, same
+from flower_net import late
+from flower_worlds import World, same
 from test_methods import CATALOGUE
 
 from idiolect import ClientData, methods, parts, scope

@@ -13,7 +13,8 @@ import torch
 
 pytest.importorskip("flwr")
 
-from flower_worlds import Killed, Lines, World, after_which, late
+from flower_net import Killed, Lines, after_which, late
+from flower_worlds import World
 from flower_worlds import same as same_as
 
 from idiolect import methods

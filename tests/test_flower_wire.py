@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("flwr")
 
-from flower_worlds import wired
+from flower_net import wired
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from idiolect.flower.wire import WireError, holds, nbytes, put, take

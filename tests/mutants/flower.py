@@ -4,6 +4,7 @@ from mutants.planted import Mutant
 
 ROUNDS, FAULTS, CRASHES = "tests/test_flower_rounds.py", "tests/test_flower_faults.py", "tests/test_flower_crashes.py"
 WIRE, STATE = "tests/test_flower_wire.py", "tests/test_flower_state.py"
+REFUSALS = "tests/test_flower_refusals.py"
 
 MUTANTS = [
     # rounds
@@ -190,7 +191,7 @@ MUTANTS = [
         "flower/seat.py",
         "        if flaw:\n",
         "        if False:\n",
-        FAULTS,
+        REFUSALS,
         "overflow",
     ),
     # what a coordinator remembers
@@ -313,7 +314,7 @@ MUTANTS = [
         "flower/board.py",
         "or self._again.get(node, inf) <= now:",
         "or False:",
-        FAULTS,
+        REFUSALS,
         "put_right",
     ),
     Mutant(
@@ -321,7 +322,7 @@ MUTANTS = [
         "flower/board.py",
         'return "" if line and line.online and line.node != node else client',
         "return client",
-        FAULTS,
+        REFUSALS,
         "nobody_refuses",
     ),
     # what is refused
@@ -354,7 +355,7 @@ MUTANTS = [
         "flower/coordinator.py",
         'if flaw := not_finite("upload", sent):',
         'if flaw := "":',
-        FAULTS,
+        REFUSALS,
         "hostile_result",
     ),
     Mutant(
@@ -362,7 +363,7 @@ MUTANTS = [
         "flower/coordinator.py",
         "if report.examples != known:",
         "if False:",
-        FAULTS,
+        REFUSALS,
         "hostile_result",
     ),
     Mutant(
@@ -370,7 +371,7 @@ MUTANTS = [
         "flower/coordinator.py",
         "report.steps >= 1 and",
         "True and",
-        FAULTS,
+        REFUSALS,
         "hostile_result",
     ),
     Mutant(
@@ -378,7 +379,7 @@ MUTANTS = [
         "flower/seat.py",
         "        if different:\n",
         "        if False:\n",
-        FAULTS,
+        REFUSALS,
         "another_model",
     ),
     Mutant(
@@ -386,7 +387,7 @@ MUTANTS = [
         "flower/words.py",
         r're.fullmatch(r"\w[\w.-]{,99}", client)',
         "client",
-        FAULTS,
+        REFUSALS,
         "client_id",
     ),
     Mutant(
