@@ -47,7 +47,6 @@ class Hospitals:
             for file in files:
                 shutil.copy(HERE / file, place / folder)
         call("keys", self.server, "--host", "127.0.0.1")
-        (self.server / "sites").mkdir()
         for name in SITES:
             call("keys", place / name, "--site", name)
             shutil.copy(self.server / "ca.crt", place / name)
