@@ -1,13 +1,15 @@
 """Killed anywhere and started again, coordinator and sites end as if nothing had happened."""
 
+import itertools
 import random
 
 import pytest
 
 pytest.importorskip("flwr")
 
-from flower_net import Lines
-from flower_worlds import World, equal, flat
+from flower_net import Lines, answers, breaks, dies, ends, late
+from flower_worlds import World, absent, equal, flat, same
+from flwr.app import RecordDict
 
 from idiolect import methods, parts
 
@@ -45,7 +47,7 @@ def world_in(folder):
     return World(folder, METHOD, rounds=3, sizes=TINY, quorum=2)
 
 
-def ends(world, made):
+def left_by(world, made):
     """What a run leaves: the server's slots, each client's state and own model, and what was measured."""
     kept = {f"server/{name}": t for name, t in flat(made.server).items()}
     for client in world.clients:
@@ -63,7 +65,7 @@ def undisturbed(tmp_path_factory):
     world.net.lines = Lines(*SITE)
     with Lines(*COORDINATOR) as lines:
         made = world.play()
-    return ends(world, made), lines.places(), world.net.lines.places()
+    return left_by(world, made), lines.places(), world.net.lines.places()
 
 
 def same_ends(found, wanted):
@@ -82,7 +84,7 @@ def coordinator_is_killed(folder, undisturbed, at, functions=COORDINATOR):
         world.play()
     assert len(lines.seen) == at, "it was not killed"
     made = world.play()
-    same_ends(ends(world, made), undisturbed[0])
+    same_ends(left_by(world, made), undisturbed[0])
     nobody_trained_twice(world)
 
 
@@ -91,7 +93,7 @@ def site_is_killed(folder, undisturbed, at):
     world.net.lines = Lines(*SITE, kill=at)
     made = world.play()
     assert len(world.net.lines.seen) >= at
-    same_ends(ends(world, made), undisturbed[0])
+    same_ends(left_by(world, made), undisturbed[0])
     nobody_trained_twice(world)
 
 
@@ -117,3 +119,47 @@ def test_a_kill_while_what_was_measured_is_written_changes_nothing(tmp_path, und
 def test_a_kill_at_any_line_changes_nothing(tmp_path, undisturbed, crash):
     for at in undisturbed[1 if crash is coordinator_is_killed else 2]:
         crash(tmp_path / str(at), undisturbed, at)
+
+
+ANY = [methods.fedpac(strength=0.7), methods.fedbn() + parts.control_variates(), methods.fedamp(strength=0.5)]
+
+
+def any_fault(dice):
+    """Nothing, or one of the things that befall a site when a message comes."""
+    return dice.choice(
+        [
+            late(dice.uniform(1, 90)),
+            late(dice.uniform(1, 250)),
+            dies(dice.uniform(0.1, 150), trained=dice.random() < 0.5, anew=dice.random() < 0.5),
+            breaks,
+            ends,
+            answers(lambda content: RecordDict()),
+            *[lambda visit: visit.answer()] * 3,
+        ]
+    )
+
+
+def a_troubled_run(folder, seed):
+    """Play a run in which all goes wrong, again and again until it is done; it equals that without the results lost."""
+    dice = random.Random(seed)
+    sizes = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5, "eve": 1}
+    share, quorum = dice.choice([0.5, 0.75, 1.0]), dice.choice([None, 1, 2, 4])
+    world = World(folder, ANY[seed % 3], 5, share, sizes, deadline=100, give_up=5000, quorum=quorum)
+    for client, kind, played in itertools.product(sizes, ("query", "train", "evaluate"), range(6)):
+        world.net.plan[client, kind, played] = [any_fault(dice) for _ in range(dice.randint(0, 3))]
+    for _ in range(60):
+        made = world.play()
+        if made and world.status()["phase"] == "done":
+            break
+    same(world, made, world.rehearsed(absent(made)), made.records[-1].get("clients", {}))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_troubled_run_is_that_without_the_results_that_were_lost(tmp_path, seed):
+    a_troubled_run(tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 30))
+def test_many_troubled_runs(tmp_path, seed):
+    a_troubled_run(tmp_path, seed)
