@@ -57,7 +57,13 @@ class Hospitals:
         """Serve, and submit the run, which goes on where it was."""
         self.start("server", "serve", self.server, "--port", self.port)
         wait(lambda: connects(self.port), "the server")
+        wait(lambda: self.admitted() == len(SITES), "the sites' keys")
         self.start("submit", "submit", self.place / "hub" / self.coordinator, self.server)
+
+    def admitted(self) -> int:
+        """Return how many sites the server lets in."""
+        file = self.server / "sites.json"
+        return len(json.loads(file.read_text())) if file.exists() else 0
 
     def start_site(self, name: str) -> None:
         """Join."""
