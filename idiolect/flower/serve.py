@@ -12,6 +12,7 @@ from idiolect.errors import UsageError
 from idiolect.flower.door import open_door
 from idiolect.flower.keys import SERVER, fingerprint
 from idiolect.flower.launch import LINK, connect, flwr, free_port, last_words, private, reason, running
+from idiolect.report import write_whole
 
 SPENT = "this key has been let in and turned out before, and no key is taken twice: the site has to make a new one"
 
@@ -106,7 +107,7 @@ class Doorkeeper:
             print(f"idiolect: {name} cannot be let in: {why}", flush=True)
 
     def _save(self, what: str) -> None:
-        self._list.write_text(json.dumps(self._admitted))
+        write_whole(self._list, json.dumps(self._admitted).encode())
         print(f"idiolect: {what}", flush=True)
 
 
