@@ -31,13 +31,13 @@ def test_three_sites_end_with_the_models_of_the_simulator(demo, tmp_path):
     try:
         hospitals.start_server()
         hospitals.start_site("east")  # its key is not in the server's folder
-        demo.wait(lambda: "knocking again" in hospitals.told("east").lower(), "the stranger to be turned away")
+        demo.wait(lambda: "not let in" in hospitals.told("east"), "the stranger to be turned away")
         hospitals.kill("east")
         hospitals.play(disturbed=False, say=print)
     finally:
         for name in ("submit", "north", "east"):
             print(hospitals.told(name))
-    assert "not let in, or cut off" in hospitals.told("east")
+    assert "has no east.pub" in hospitals.told("east")
     assert "'east'" not in hospitals.told("submit")
     assert hospitals.status()["round"] == 2
     expected = demo.simulated("coordinator.py", rounds=2)
