@@ -24,7 +24,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 TYPES = [torch.float32, torch.float64, torch.float16]
 LIKE = {"share": Tree.of({"w": torch.zeros(2, 3), "b": torch.zeros(4)})}
 BRIEF = Brief("run-1", "fedavg()", "Training()", 3, 2, 0.1, 1, True, ["accuracy"])
-INTRODUCTION = Introduction("ward-a", 12, ["torch 2"], [1, 2], "")
+INTRODUCTION = Introduction("ward-a", 12, ["torch 2"], "")
 REPORT = Report("ward-a", 12, 3.0, 0.5, 6, 0.1, ["test"], [5], [0.5, 1.0], [0.25, 0.5])
 
 
@@ -233,7 +233,7 @@ def test_words_come_back(words):
         (INTRODUCTION, {"examples": 0}, "no Introduction: examples is 0"),
         (INTRODUCTION, {"examples": -9}, "no Introduction: examples is -9"),
         (INTRODUCTION, {"examples": True}, "no Introduction: examples is True"),
-        (INTRODUCTION, {"states": [1.5]}, r"no Introduction: states\.0 is 1.5"),
+        (INTRODUCTION, {"versions": [1.5]}, r"no Introduction: versions\.0 is 1.5"),
         (REPORT, {"loss": "low"}, "no Report: loss is 'low'"),
         (REPORT, {"examples": "x" * 10**6}, "no Report: examples is 'xxx"),
         (REPORT, {"sizes": [1.5]}, r"no Report: sizes\.0 is 1.5"),

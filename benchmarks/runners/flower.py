@@ -55,13 +55,13 @@ def prepare(seat: Seat) -> Game:
         torch.set_num_threads(threads)
         me, net = int(context.node_config["partition-id"]), network(WORKLOADS[name])
         shared = message.content["arrays"].to_torch_state_dict()
-        kept = context.state["bn"].to_torch_state_dict() if "bn" in context.state else {}
+        kept = context.state["kept"].to_torch_state_dict() if "kept" in context.state else {}
         net.load_state_dict({**shared, **kept})
         x, y = held(name)
         steps = fit(WORKLOADS[name], net, x[me], y[me])
         after = net.state_dict()
         if WORKLOADS[name].batch_norm:
-            context.state["bn"] = ArrayRecord({k: after[k] for k in normalisation(net)})
+            context.state["kept"] = ArrayRecord({k: after[k] for k in normalisation(net)})
         numbers = MetricRecord({"num-examples": len(y[me]), "steps": steps})
         return Message(RecordDict({"arrays": ArrayRecord(after), "metrics": numbers}), reply_to=message)
 

@@ -71,7 +71,7 @@ class Seat:
         versions = [f"{n} {version(n)}" for n in ("idiolect", "flwr", "torch")] + [
             f"python {platform.python_version()}"
         ]
-        return _reply(Introduction(self.client, len(self.data.train.y), versions, self.state.rounds(), differs))
+        return _reply(Introduction(self.client, len(self.data.train.y), versions, differs))
 
     def train(self, told: Brief, content: RecordDict) -> RecordDict:
         """Play one round, and before it measure what the last one has made."""

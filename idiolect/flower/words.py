@@ -66,8 +66,6 @@ class Introduction:
     client: Name
     examples: Examples
     versions: list[str]
-    states: list[int]
-    """Rounds after which it has a state of this run."""
     differs: str = ""
     """What is different here but harmless, for a person to read."""
 
