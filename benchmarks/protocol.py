@@ -21,7 +21,7 @@ from benchmarks.workloads import WORKLOADS, Workload, network
 
 
 @dataclass(frozen=True)
-class Seat:
+class Session:
     """What a runner is asked to do."""
 
     work: Workload
@@ -54,7 +54,7 @@ class Game:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def serve(prepare: Callable[[Seat], Game]) -> None:
+def serve(prepare: Callable[[Session], Game]) -> None:
     """Set up, then play a round per line of standard input. What the peer prints goes to standard error."""
     line = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -66,7 +66,7 @@ def serve(prepare: Callable[[Seat], Game]) -> None:
     told = parser.parse_args()
     work = WORKLOADS[told.workload]
     start = parameters_to_vector(network(work).parameters()).detach()
-    game = prepare(Seat(work, told.method, told.setting, told.checkout and told.checkout.resolve()))
+    game = prepare(Session(work, told.method, told.setting, told.checkout and told.checkout.resolve()))
     versions = {"python": platform.python_version(), "torch": torch.__version__, **game.versions}
     print(json.dumps({"ready": True, "versions": versions, "threads": torch.get_num_threads()}), file=line)
     for _ in sys.stdin:
@@ -98,7 +98,7 @@ def cpu_seconds() -> float:
 
 
 class Counter:
-    """Counts the optimiser steps that are taken in this process, whoever takes them."""
+    """Counts the optimizer steps that are taken in this process, whoever takes them."""
 
     def __init__(self) -> None:
         self.steps = 0

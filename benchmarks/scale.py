@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.report import machine
 from benchmarks.workloads import WORKLOADS, examples, network
+from idiolect.compute.autograd import Model
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.processes import Processes
+from idiolect.engines.federation import Federation
+from idiolect.engines.processes import Processes
 from idiolect.methods import fedbn
-from idiolect.model import Model
-from idiolect.training import Training
+from idiolect.rounds.training import Training
 
 
 def main(argv: Sequence[str] | None = None) -> None:

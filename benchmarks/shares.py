@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.protocol import Seat
+from benchmarks.protocol import Session
 from benchmarks.report import machine
 from benchmarks.runners.ours import method
 from benchmarks.workloads import WORKLOADS, examples, network
 from idiolect import client
+from idiolect.compute.autograd import Model
+from idiolect.compute.metrics import accuracy
 from idiolect.data import ClientData
-from idiolect.engine.evaluate import accuracy
-from idiolect.engine.federation import Federation
-from idiolect.engine.processes import Processes
-from idiolect.evaluation import evaluate_all
-from idiolect.model import Model
-from idiolect.training import Training
+from idiolect.engines.federation import Federation
+from idiolect.engines.processes import Processes
+from idiolect.rounds.training import Training
+from idiolect.running.evaluation import evaluate_all
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def federation(name: str, workers: int) -> Federation:
         for i, (x, y) in enumerate(zip(*examples(work), strict=True))
     }
     training = Training(work.lr, work.epochs, work.batch)
-    made, share = method(Seat(work, "fedavg", "", None)), work.per_round / work.clients
+    made, share = method(Session(work, "fedavg", "", None)), work.per_round / work.clients
     return Federation(Model(network(work)), made, training, 10**6, share, 1, clients, Processes(workers))
 
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from idiolect.flower.launch import LINK, SAFE, connect, environment, flwr, free_port
-from idiolect.flower.submit import PROJECT
+from idiolect.flower.coordinator.submit import PROJECT
+from idiolect.flower.server.launch import LINK, SAFE, connect, environment, flwr, free_port
 
 SITE = """
 import torch, idiolect, idiolect.flower

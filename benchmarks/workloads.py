@@ -76,8 +76,8 @@ def network(work: Workload) -> nn.Sequential:
     )  # fmt: skip
 
 
-def normalisation(net: nn.Module) -> set[str]:
-    """Return the names of all tensors of batch normalisation."""
+def normalization(net: nn.Module) -> set[str]:
+    """Return the names of all tensors of batch normalization."""
     layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm1d)]
     return {f"{name}.{own}" for name, layer in layers for own in layer.state_dict()}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from idiolect import methods, parts
-from idiolect.card import Problem, card_of
-from idiolect.describe import cost
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
+from idiolect.core.card import Problem, card_of
 from idiolect.models import small_cnn
+from idiolect.running.describe import cost
 
 PAGE = Path(__file__).with_name("methods.md")
 HEAD = """\
@@ -58,7 +58,7 @@ def _costs() -> str:
         found = cost(getattr(methods, name)(), model)
         rows.append(f"| `{name}` | {' | '.join(map(_spaced, found))} |")
     head = ["| | keeps | receives | sends | gradients a step |", "| --- | ---: | ---: | ---: | ---: |"]
-    return "\n".join([COSTS.format(total=_spaced(model.anatomy.layout.total)), *head, *rows, ""])
+    return "\n".join([COSTS.format(total=_spaced(model.structure.layout.total)), *head, *rows, ""])
 
 
 def _spaced(number: int) -> str:

@@ -1,15 +1,16 @@
-"""Personalised federated learning for PyTorch: a method is a composition of small parts."""
+"""Personalized federated learning for PyTorch: a method is a composition of small parts."""
 
-from idiolect import methods, models, parts, scope
+from idiolect import methods, models, parts
+from idiolect.compute.metrics import Metric, accuracy
+from idiolect.core import scope
+from idiolect.core.errors import UsageError
+from idiolect.core.method import Method
+from idiolect.core.part import Part, part
 from idiolect.data import ClientData, federate, load
-from idiolect.engine.evaluate import Metric, accuracy
-from idiolect.errors import UsageError
-from idiolect.fit import fit
-from idiolect.method import Method
-from idiolect.optim import SGD, Adam, Constant, Cosine, Exponential, Step
-from idiolect.part import Part, part
-from idiolect.run import Run
-from idiolect.training import Group, Training
+from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, Step
+from idiolect.rounds.training import Group, Training
+from idiolect.running.fit import fit
+from idiolect.running.run import Run
 
 __all__ = [
     "SGD",

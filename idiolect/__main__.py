@@ -1,6 +1,6 @@
 """``python -m idiolect`` is ``idiolect``."""
 
-from idiolect.cli import main
+from idiolect.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

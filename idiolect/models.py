@@ -7,25 +7,23 @@ network predicts one number (a regression). Weights are PyTorch's default initia
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from idiolect import own
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 
-__all__ = ["digit_model", "fedfsa_cnn", "from_module", "mlp", "next_character", "small_cnn"]
+__all__ = ["digit_model", "fedfsa_cnn", "mlp", "next_character", "small_cnn"]
 
 Shape = tuple[int, ...]
 
 
 def small_cnn(shape: Shape, classes: int) -> nn.Sequential:
-    """Return two 3x3 convolutions and two linear layers, all with batch normalisation but the last.
+    """Return two 3x3 convolutions and two linear layers, all with batch normalization but the last.
 
-    13 930 parameters on 8x8 grey digits, 106 090 on 28x28 grey, 137 098 on 32x32 colour images, 10 classes.
+    13 930 parameters on 8x8 gray digits, 106 090 on 28x28 gray, 137 098 on 32x32 color images, 10 classes.
 
     Args:
         shape: (channels, height, width); height and width at least 4.
@@ -75,9 +73,9 @@ def digit_model(classes: int = 10) -> nn.Sequential:
 
 
 def fedfsa_cnn(shape: Shape, classes: int) -> nn.Sequential:
-    """Return FedFSA's network, without normalisation; its widths follow from the shape, as in the paper.
+    """Return FedFSA's network, without normalization; its widths follow from the shape, as in the paper.
 
-    Grey images get the network for Fashion-MNIST (1 258 798 parameters on 28x28, 10 classes), colour images
+    Grey images get the network for Fashion-MNIST (1 258 798 parameters on 28x28, 10 classes), color images
     below 48 pixels that for CIFAR (2 806 602 on 32x32, 10 classes), larger ones that for Tiny ImageNet
     (3 527 784 on 64x64, 200 classes).
 
@@ -113,7 +111,7 @@ def fedfsa_cnn(shape: Shape, classes: int) -> nn.Sequential:
 
 
 def mlp(shape: Shape, classes: int | None, hidden: Sequence[int] = (128, 64)) -> nn.Sequential:
-    """Return linear layers, each but the last with batch normalisation; for tables.
+    """Return linear layers, each but the last with batch normalization; for tables.
 
     111 818 parameters with 800 features and 10 classes.
 
@@ -150,7 +148,7 @@ class _Channels(nn.Module):
 
 
 def next_character(shape: Shape, classes: int) -> nn.Sequential:
-    """Return a network that reads a window of characters and predicts the next; no normalisation.
+    """Return a network that reads a window of characters and predicts the next; no normalization.
 
     Characters are embedded, and three convolutions sum the window up in steps: 4 characters, 16, all.
     133 665 parameters with windows of 80 and 65 characters.
@@ -190,25 +188,6 @@ def default_model(shape: Shape, classes: int | None, whole_numbers: bool) -> nn.
     if classes is not None and whole_numbers:
         return next_character(shape, classes)
     return mlp(shape, classes)
-
-
-def from_module(text: str, shape: Shape, classes: int | None) -> nn.Module:
-    """Return your own network: ``package.module:function``, looked for in the current directory first.
-
-    The function is called with `shape` and `classes` if it has arguments of these names, else without.
-
-    Raises:
-        UsageError: if the module or function is not there, or what it returns is no `torch.nn.Module`.
-    """
-    module, _, name = text.partition(":")
-    make = own.load(module, name, "model")
-    if not callable(make):
-        raise UsageError(f"model: {module} has no function {name!r}")
-    takes = inspect.signature(make).parameters
-    model = make(**{k: v for k, v in (("shape", shape), ("classes", classes)) if k in takes})
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model: {text} returns a {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _named(**layers: nn.Module) -> nn.Sequential:

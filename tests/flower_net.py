@@ -20,9 +20,9 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.flower.site import Site
-from idiolect.flower.state import locked
-from idiolect.flower.words import Brief, hear
+from idiolect.flower.protocol.messages import Brief, hear
+from idiolect.flower.site.app import Site
+from idiolect.flower.site.state import locked
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # else Flower makes no message outside a run
 
@@ -273,7 +273,7 @@ class Lines:
     """Notes the lines that run in some functions of the package, and kills the process at one of them.
 
     Args:
-        functions: such as ``"flower/coordinator.py:_play"``, or a whole file.
+        functions: such as ``"flower/coordinator/coordinator.py:_play"``, or a whole file.
         kill: the how many-eth line it dies at.
     """
 

@@ -19,18 +19,18 @@ from flower_net import Clock, Killed, Net
 
 import idiolect
 from idiolect import SGD, ClientData, Training, fit
-from idiolect.engine.federation import Federation
-from idiolect.engine.one_by_one import OneByOne
+from idiolect.compute.autograd import Model, seeded
+from idiolect.engines.federation import Federation
+from idiolect.engines.sequential import Sequential
 from idiolect.flower import board, chronicle, coordinator, desk, state
-from idiolect.flower.coordinator import Coordinator
-from idiolect.flower.desk import Patience
-from idiolect.model import Model, seeded
-from idiolect.optim import Cosine
-from idiolect.report import read_tensors
+from idiolect.flower.coordinator.coordinator import Coordinator
+from idiolect.flower.coordinator.requests import Patience
+from idiolect.rounds.optim import Cosine
+from idiolect.storage.run_directory import read_tensors
 from idiolect.testing.worlds import network, population
 
 TRAINING = Training(
-    lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0, schedule=Cosine(floor=0.1)
+    lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0, schedule=Cosine(floor=0.1)
 )
 SMALL = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5}
 
@@ -152,7 +152,7 @@ class World:
         return [(client, played, base) for client, kind, played, base in self.net.log if kind == "train"]
 
 
-class Without(OneByOne):
+class Without(Sequential):
     """One by one; some results are made useless, so that the federation drops them."""
 
     def __init__(self, absent=()):

@@ -72,7 +72,7 @@ def fedfsa_case() -> GoldenCase:
     starts = [first + n * i for i in range(clients)]
     train = [_examples(x[a : a + n, None], y[a : a + n]) for a in starts]
     steps = settings["args"]["local_ep"]
-    return GoldenCase(_initialised(FashionNet()), train, [], settings, record["methods"], steps)
+    return GoldenCase(_initialized(FashionNet()), train, [], settings, record["methods"], steps)
 
 
 def fedbn_case() -> GoldenCase:
@@ -86,7 +86,7 @@ def fedbn_case() -> GoldenCase:
     domains = [_mnist(), _usps(), _mnist_m()]
     train, test = rows(settings["first"], settings["n"]), rows(settings["test"], settings["ntest"])
     steps = settings["local_epochs"]
-    return GoldenCase(_initialised(DigitModel()), train, test, settings, record["methods"], steps)
+    return GoldenCase(_initialized(DigitModel()), train, test, settings, record["methods"], steps)
 
 
 class FashionNet(nn.Module):
@@ -130,8 +130,8 @@ class DigitModel(nn.Module):
         return self.fc3(self.bn5(self.fc2(self.bn4(self.fc1(x)).relu())).relu())
 
 
-def _initialised(model: nn.Module) -> nn.Module:
-    """Float64 weights uniform on ±1/sqrt(fan-in) from one NumPy stream; normalisation layers as they are."""
+def _initialized(model: nn.Module) -> nn.Module:
+    """Float64 weights uniform on ±1/sqrt(fan-in) from one NumPy stream; normalization layers as they are."""
     model, stream = model.double(), np.random.default_rng(7)
     for layer in model.children():
         if isinstance(layer, nn.Conv2d | nn.Linear):

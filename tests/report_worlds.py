@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from idiolect.report import RunSummary, summarise
+from idiolect.report import RunSummary, summarize
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class World:
     clients: int = 5
     rounds: int = 4
     seed: int = 0
-    generalised: bool = True
+    generalized: bool = True
     val: bool = True
     every: int = 1
     participation: float = 1.0
@@ -61,15 +61,15 @@ class World:
         metric = self.metric
 
         def over_clients(values):
-            return {metric: summarise(values, sizes, self.higher_is_better)}
+            return {metric: summarize(values, sizes, self.higher_is_better)}
 
         return {
-            "personalised": {"test": over_clients(own), "val": over_clients(val) if self.val else None},
-            "generalised": {"test": over_clients(shared)} if self.generalised else None,
+            "personalized": {"test": over_clients(own), "val": over_clients(val) if self.val else None},
+            "generalized": {"test": over_clients(shared)} if self.generalized else None,
             "clients": {
                 c: {
-                    "personalised": {metric: own[c]},
-                    "generalised": {metric: shared[c]} if self.generalised else None,
+                    "personalized": {metric: own[c]},
+                    "generalized": {metric: shared[c]} if self.generalized else None,
                 }
                 for c in own
             },
@@ -87,7 +87,7 @@ def make_run(label="FedAvg", seed=0, **world):
     return RunSummary(label, seed, world.records(), world.metric, world.higher_is_better)
 
 
-def plain_record(round=1, test=0.9, val=None, generalised=None, clients=None, cohort=("a", "b"), **more):
+def plain_record(round=1, test=0.9, val=None, generalized=None, clients=None, cohort=("a", "b"), **more):
     """Return a record with a hand-typed mean, whose other statistics follow from it by fixed offsets."""
 
     def view(mean):
@@ -103,7 +103,7 @@ def plain_record(round=1, test=0.9, val=None, generalised=None, clients=None, co
         "bytes_up": 600,
         "bytes_down": 800,
         "gradients": 30,
-        "personalised": {"test": view(test), "val": None if val is None else view(val)},
-        "generalised": None if generalised is None else {"test": view(generalised)},
-        "clients": {c: {"personalised": {"accuracy": v}, "generalised": None} for c, v in (clients or {}).items()},
+        "personalized": {"test": view(test), "val": None if val is None else view(val)},
+        "generalized": None if generalized is None else {"test": view(generalized)},
+        "clients": {c: {"personalized": {"accuracy": v}, "generalized": None} for c, v in (clients or {}).items()},
     } | more

@@ -6,15 +6,15 @@ from torch import nn
 
 import idiolect
 from idiolect import methods
-from idiolect.admit import admit
+from idiolect.compute.autograd import Model
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.memory import RamStore
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
 from idiolect.models import small_cnn
+from idiolect.rounds.training import Training
+from idiolect.running.new_client import admit
+from idiolect.storage.memory import RamStore
 from idiolect.testing.oracles.averaging import pooled_statistics
 from idiolect.testing.worlds import SIZES, examples, federation
-from idiolect.training import Training
 
 RULES = ("average", "pooled", "reestimate")
 STATISTICS = {"1.running_mean", "1.running_var"}
@@ -73,8 +73,8 @@ def test_pooled_variance_counts_the_spread_of_means():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_identical_clients_give_their_own_normalisation(rule):
-    """Normalisation comes first and keeps its last batch, all examples: its statistics are those of the client."""
+def test_identical_clients_give_their_own_normalization(rule):
+    """Normalization comes first and keeps its last batch, all examples: its statistics are those of the client."""
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double() * 3 + 2, torch.arange(20) % 2
     net = nn.Sequential(nn.BatchNorm1d(3, momentum=1.0), nn.Linear(3, 2)).double()
     clients = {name: ClientData(train=(x, y)) for name in "abc"}
@@ -93,7 +93,7 @@ def two_layers():
 
 
 def deep():
-    """A federation of two clients whose network has two layers of normalisation and dropout, and a new client's x."""
+    """A federation of two clients whose network has two layers of normalization and dropout, and a new client's x."""
     torch.manual_seed(4)
     x, y = torch.randn(3, 30, 4).double() * torch.tensor([1.0, 2.0, 5.0]).reshape(3, 1, 1) + 1, torch.arange(30) % 2
     clients = {name: ClientData(train=(x[i], y)) for i, name in enumerate("ab")}
@@ -103,7 +103,7 @@ def deep():
 
 
 def test_reestimated_statistics_by_hand():
-    """Every layer normalises by all examples (biased variance) and keeps their unbiased variance; no dropout."""
+    """Every layer normalizes by all examples (biased variance) and keeps their unbiased variance; no dropout."""
     made, x = deep()
     state = given(made, "reestimate", x)
     hidden = x
@@ -183,7 +183,7 @@ FORGETFUL = nn.Sequential(TRACKING, nn.BatchNorm2d(1, track_running_stats=False)
     [
         (methods.local(), None, 1, {}, "0.bias is personal .* new client of Local has to train first"),
         (methods.bn_only(), None, 1, {}, "0.bias is personal .* new client of BN-only has to train first"),
-        (methods.silobn(), INSTANCE, 1, {}, "0.running_mean is personal and not of batch normalisation"),
+        (methods.silobn(), INSTANCE, 1, {}, "0.running_mean is personal and not of batch normalization"),
         (methods.fedbn(), None, 0, {}, "no client has trained yet; play a round"),
         (methods.fedbn(), None, 1, {"rule": "mean"}, "rule is one of 'pooled', 'average', 'reestimate', not 'mean'"),
         (methods.fedbn(), None, 1, {"weighting": "size"}, "weighting is 'samples' or 'uniform', not 'size'"),
@@ -193,7 +193,7 @@ FORGETFUL = nn.Sequential(TRACKING, nn.BatchNorm2d(1, track_running_stats=False)
             FORGETFUL,
             1,
             {"rule": "reestimate", "x": X},
-            "no batch normalisation with running statistics",
+            "no batch normalization with running statistics",
         ),
         (methods.fedbn(), None, 1, {"rule": "reestimate"}, r"needs x .*NoneType; .*shape \(n, 1, 6, 6\), n above 1"),
     ],
@@ -253,7 +253,7 @@ def test_a_new_hospital_on_digits():
     for rule in RULES:
         model = admit(run.federation, rule, new.train.x if rule == "reestimate" else None)
         right[rule] = (model(new.test.x).argmax(dim=1) == new.test.y).double().mean().item()
-    known = run.records[-1]["personalised"]["test"]["accuracy"]["mean"]
+    known = run.records[-1]["personalized"]["test"]["accuracy"]["mean"]
     assert known > 0.9
     assert right["reestimate"] > known - 0.1
     assert max(right["average"], right["pooled"]) < right["reestimate"] - 0.3

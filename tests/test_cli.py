@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from idiolect import cli, methods
-from idiolect.experiment import Experiment
-from idiolect.report import RunDirectory, read_run
+from idiolect import methods
+from idiolect.cli import main as cli
+from idiolect.cli.experiment import Experiment
+from idiolect.storage.run_directory import RunDirectory, read_run
 
 QUICK = ("--clients", "3", "--size", "16", "--rounds", "2", "--lr", "0.1")
 
@@ -30,7 +31,7 @@ def test_run_trains_writes_and_says_where(tmp_path, capsys):
     assert len(records) == 2
     assert config["config"]["method"].endswith("'FedAvg', 'samples')")
     table, said = capsys.readouterr()
-    assert f"{100 * records[-1]['personalised']['test']['accuracy']['mean']:.2f}" in table
+    assert f"{100 * records[-1]['personalized']['test']['accuracy']['mean']:.2f}" in table
     assert "report: out/report.html" in table
     assert re.fullmatch(r"idiolect: clients are trained in \d+ processes, by explicit kernels\n", said)
 
@@ -193,7 +194,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(verb, monkeypatch, capsys):
 
 def scores(line):
     record = json.loads(line)
-    return record["train_loss"], record["personalised"]
+    return record["train_loss"], record["personalized"]
 
 
 def test_a_crash_that_is_no_usage_error_keeps_its_traceback(monkeypatch):
@@ -214,4 +215,4 @@ def test_the_command_of_a_comparison_can_be_given_again(tmp_path, capsys):
     assert words[0] == "idiolect"
     assert cli.main([*words[1:], "--directory", str(tmp_path / "two")]) == 0
     one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
-    assert [row["personalised"] for row in one] == [row["personalised"] for row in two]
+    assert [row["personalized"] for row in one] == [row["personalized"] for row in two]

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from idiolect import Method, methods
-from idiolect.client import mail_of
-from idiolect.describe import describe
-from idiolect.engine.one_by_one import OneByOne
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
-from idiolect.engine.threads import Threads
-from idiolect.part import Part, part
+from idiolect.core.part import Part, part
+from idiolect.core.scope import batch_norm, everything
+from idiolect.core.tree import EMPTY, Tree, layout, pick
+from idiolect.core.types import Arrival, Central
+from idiolect.engines.processes import Processes
+from idiolect.engines.sequential import Sequential
+from idiolect.engines.stacked import Stacked
+from idiolect.engines.threads import Threads
 from idiolect.parts import share
-from idiolect.scope import batch_norm, everything
-from idiolect.server import server_round
+from idiolect.rounds.client import mail_of
+from idiolect.rounds.server import server_round
+from idiolect.running.describe import describe
 from idiolect.testing.checks import parametrize_with_checks, same
 from idiolect.testing.worlds import RAGGED, federation, population
-from idiolect.tree import EMPTY, Tree, layout, pick
-from idiolect.words import Arrival, Central
 
 SIZE = 8  # bytes of a float64
 LETTER = layout(("echo", "place", "letters"), (torch.Size([1]),) * 3)
@@ -85,7 +85,7 @@ def memory(made, client):
 
 
 @pytest.mark.parametrize(("listed", "participation"), [(1, 0.5), (-1, 1.0)])
-@pytest.mark.parametrize("engine", [OneByOne(), Stacked(4), Threads(2), Processes(1)], ids=repr)
+@pytest.mark.parametrize("engine", [Sequential(), Stacked(4), Threads(2), Processes(1)], ids=repr)
 def test_messages_reach_the_client_they_are_for(engine, listed, participation):
     """Whatever the sizes, the order and the participation; who is absent keeps its last.
 
@@ -142,7 +142,7 @@ def test_a_server_round_changes_nothing_it_is_given():
     arrivals = [Arrival(out.uploads, 3, out.steps) for out in outs]
     before = [{p: t.clone() for p, t in a.uploads.items()} for a in arrivals]
     slots = {p: t.clone() for p, t in made.server.items()}
-    central = Central(made.model.anatomy, made.server["share"], made.server["share"], made.lr, 1.0)
+    central = Central(made.model.structure, made.server["share"], made.server["share"], made.lr, 1.0)
     after = server_round(made.method, made.server, arrivals, central, 4)
     for arrival, uploads in zip(arrivals, before, strict=True):
         same(arrival.uploads, uploads)

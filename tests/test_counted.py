@@ -3,15 +3,15 @@
 import pytest
 
 from idiolect import methods, parts
-from idiolect.engine.one_by_one import OneByOne
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
+from idiolect.engines.processes import Processes
+from idiolect.engines.sequential import Sequential
+from idiolect.engines.stacked import Stacked
 from idiolect.testing.worlds import federation
 
 STEPS = 2 * (3 + 1 + 2 + 4)  # two epochs of batches of eight, all four clients
 
 
-@pytest.mark.parametrize("engine", [OneByOne(), Stacked(3), Processes(2)], ids=repr)
+@pytest.mark.parametrize("engine", [Sequential(), Stacked(3), Processes(2)], ids=repr)
 @pytest.mark.parametrize(
     ("method", "expected"),
     [

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
+from idiolect.core.errors import UsageError
 from idiolect.data import ClientData, check_clients, holdings
-from idiolect.errors import UsageError
 
 
 class Squares(torch.utils.data.Dataset):

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from idiolect.core.errors import UsageError
 from idiolect.data import load
-from idiolect.errors import UsageError
 
 datasets = pytest.importorskip("datasets", reason="needs the extra idiolect[data]")
 
@@ -32,10 +32,10 @@ def photo_features(names=("cat", "dog", "owl")):
 
 
 def test_images_with_named_classes_and_official_parts(hub):
-    grey = [np.full((2, 3), value, np.uint8) for value in (0, 255, 51)]
+    gray = [np.full((2, 3), value, np.uint8) for value in (0, 255, 51)]
     name = hub(
-        train={"image": grey[:2], "label": [2, 0], "features": photo_features()},
-        test={"image": grey[2:], "label": [2], "features": photo_features()},
+        train={"image": gray[:2], "label": [2, 0], "features": photo_features()},
+        test={"image": gray[2:], "label": [2], "features": photo_features()},
     )
     pool = load(name)
     assert pool.name == name
@@ -47,7 +47,7 @@ def test_images_with_named_classes_and_official_parts(hub):
     assert pool.group is None
 
 
-def test_colour_images_put_channels_first_and_keep_their_client(hub):
+def test_color_images_put_channels_first_and_keep_their_client(hub):
     red = np.zeros((4, 5, 3), np.uint8)
     red[..., 0] = 255
     features = photo_features() | {"writer_id": datasets.Value("string")}

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import idiolect.data
+from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Dirichlet, DirichletEqual, Iid, Pathological, QuantitySkew
 from idiolect.data.partition import top_up
-from idiolect.errors import UsageError
 
 ALPHAS = st.floats(1e-6, 1e6)
 RULES = st.one_of(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from idiolect.core.errors import UsageError
 from idiolect.data import (
     ByClient,
     ByDomain,
@@ -19,11 +20,10 @@ from idiolect.data import (
     federate,
     load,
 )
-from idiolect.errors import UsageError
 
 
 def numbered(n=200, **columns):
-    """A pool whose only feature is the row number, so that every example can be recognised."""
+    """A pool whose only feature is the row number, so that every example can be recognized."""
     y = torch.arange(n) % 4
     return Pool("numbers", torch.arange(n, dtype=torch.float32)[:, None], y, tuple("abcd"), **columns)
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import idiolect.data
+from idiolect.core.errors import UsageError
 from idiolect.data import (
     Blur,
     Brightness,
     ClientData,
-    Colour,
+    Color,
     Contrast,
     Noise,
     PermuteLabels,
@@ -18,10 +19,9 @@ from idiolect.data import (
     SensorOffset,
 )
 from idiolect.data.shift import rotate
-from idiolect.errors import UsageError
 
 FEATURE_SHIFTS = (
-    *(Rotation(40), Brightness(0.5), Contrast(0.5), Blur(2), Noise(0.3), Colour(0.5)),
+    *(Rotation(40), Brightness(0.5), Contrast(0.5), Blur(2), Noise(0.3), Color(0.5)),
     *(SensorGain(0.5), SensorOffset(0.5)),
 )
 
@@ -129,13 +129,13 @@ def test_noise_is_white_with_one_level_per_client_and_new_for_each_example():
     assert np.mean(levels) == pytest.approx(0.2, abs=0.05)
 
 
-def test_colour_scales_intensity_per_channel_and_leaves_black_black():
+def test_color_scales_intensity_per_channel_and_leaves_black_black():
     data = photos()
-    ratio = (shifted(Colour(0.5), data) + 1) / (data.train.x + 1)
+    ratio = (shifted(Color(0.5), data) + 1) / (data.train.x + 1)
     assert ratio.std((0, 2, 3)).max() < 1e-4
     assert len({round(float(value), 3) for value in ratio.mean((0, 2, 3))}) == 3
     black = ClientData((-torch.ones(1, 3, 4, 4), [0]))
-    assert torch.equal(shifted(Colour(0.5), black), black.train.x)
+    assert torch.equal(shifted(Color(0.5), black), black.train.x)
 
 
 @pytest.mark.parametrize("data", [table(), photos()], ids=["table", "photos"])
@@ -207,8 +207,8 @@ def test_image_shifts_are_refused_on_tables(shift):
 
 
 def test_other_misfits_are_refused():
-    with pytest.raises(UsageError, match="Colour needs colour images, at least 2 channels; client 'w'"):
-        Colour(0.1).apply(photos(channels=1), "w")
+    with pytest.raises(UsageError, match="Color needs color images, at least 2 channels; client 'w'"):
+        Color(0.1).apply(photos(channels=1), "w")
     with pytest.raises(UsageError, match=r"Noise needs floating-point features; .* torch.int64"):
         Noise(0.1).apply(ClientData(([[1, 2]], [0])), "w")
     with pytest.raises(UsageError, match="Rotation: degrees is -1"):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from idiolect.core.errors import UsageError
 from idiolect.data import ByDomain, Pool, check_clients, federate, load
 from idiolect.data.archives import read_sheet
-from idiolect.errors import UsageError
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("IDIOLECT_DATA"), reason="set IDIOLECT_DATA to the folder of real data sets"
@@ -20,7 +20,7 @@ TEN = [str(digit) for digit in range(10)]
 
 
 def write_sheet(path, values, columns=2):
-    """Write 32 x 32 images of one grey value each as a lossless sheet; the last cells stay white."""
+    """Write 32 x 32 images of one gray value each as a lossless sheet; the last cells stay white."""
     rows = -(-len(values) // columns)
     sheet = np.full((rows * 32, columns * 32, 3), 255, np.uint8)
     for i, value in enumerate(values):
@@ -60,7 +60,7 @@ def test_sheets_are_cut_row_by_row_and_follow_one_another(tmp_path):
     assert len(pool.classes) == 100
 
 
-def test_sheets_keep_rows_columns_and_colours(tmp_path):
+def test_sheets_keep_rows_columns_and_colors(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "s.webp", lossless=True)
     images = read_sheet(tmp_path / "s.webp")
@@ -160,9 +160,9 @@ def test_real_images_have_their_counts_and_moments(name, shape, train_counts, te
     first_test = len(pool) - tests
     assert pool.part.tolist() == ["train"] * first_test + ["test"] * tests
     assert torch.bincount(pool.y[:first_test]).tolist() == train_counts
-    spread, centre = torch.std_mean(pool.x[:first_test], (0, 2, 3))
+    spread, center = torch.std_mean(pool.x[:first_test], (0, 2, 3))
     tolerance = 0.01 if name == "mnist-m" else 0.0006
-    assert ((centre + 1) / 2).tolist() == pytest.approx(mean, abs=tolerance)
+    assert ((center + 1) / 2).tolist() == pytest.approx(mean, abs=tolerance)
     assert (spread / 2).tolist() == pytest.approx(std, abs=tolerance)
 
 
@@ -183,7 +183,7 @@ def test_digit_domains_are_prepared_as_in_fedbn():
 
 
 @needs_data
-def test_office_caltech_is_standardised_over_its_four_domains():
+def test_office_caltech_is_standardized_over_its_four_domains():
     pool = load("office-caltech10")
     sizes = dict(zip(*np.unique(pool.group, return_counts=True), strict=True))
     assert sizes == {"amazon": 958, "caltech10": 1123, "dslr": 157, "webcam": 295}

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, federate, load, read_table
-from idiolect.errors import UsageError
 
 FRAME = pl.DataFrame(
     {

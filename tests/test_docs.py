@@ -17,10 +17,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from idiolect import cli, methods
-from idiolect.card import card_of
+from idiolect import methods
+from idiolect.cli import main as cli
+from idiolect.core.card import card_of
 from idiolect.data.sources import SOURCES
-from idiolect.experiment import SHIFTS, SPLITS, method_of
+from idiolect.registry.names import SHIFTS, SPLITS, method_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 import idiolect
 from idiolect import ClientData, Metric, Training, UsageError, methods, scope
-from idiolect.engine.evaluate import accuracy, evaluate
-from idiolect.engine.stream import Shuffled
-from idiolect.evaluation import evaluate_all
-from idiolect.model import Model
-from idiolect.report import read_run
+from idiolect.compute.autograd import Model
+from idiolect.compute.metrics import accuracy, evaluate
+from idiolect.rounds.batches import Shuffled
+from idiolect.running.evaluation import evaluate_all
+from idiolect.storage.run_directory import read_run
 from idiolect.testing.checks import same_state
 from idiolect.testing.worlds import SIZES, examples, federation, network, population
 
 WEIGHTS = 3 * 9 + 3 + 6 + 48 * 6 + 6 + 6 * 3 + 3  # trainable values of the test network
-NORMALISATION = 12  # scale, shift, mean and variance of three channels
+NORMALIZATION = 12  # scale, shift, mean and variance of three channels
 
 
 def quick(method, rounds=3, **more):
@@ -94,7 +94,7 @@ def test_bytes_are_those_of_what_is_sent():
     wide = 8  # float64
     played = {m.name: federation(m, participation=0.5).play() for m in (methods.fedavg(), methods.fedbn())}
     played |= {m.name: federation(m, participation=0.5).play() for m in (methods.mofedsam(), methods.local())}
-    everything, without = (WEIGHTS + 6) * wide, (WEIGHTS + 6 - NORMALISATION) * wide
+    everything, without = (WEIGHTS + 6) * wide, (WEIGHTS + 6 - NORMALIZATION) * wide
     assert (played["FedAvg"].bytes_down, played["FedAvg"].bytes_up) == (2 * everything, 2 * everything)
     assert (played["FedBN"].bytes_down, played["FedBN"].bytes_up) == (2 * without, 2 * without)
     momentum = WEIGHTS * wide
@@ -122,13 +122,13 @@ def test_summaries_over_clients():
         c: evaluate(made.model, made.model.loss, made.personal(c), *d.test, [accuracy])["accuracy"]
         for c, d in clients.items()
     }
-    summary = found["personalised"]["test"]["accuracy"]
+    summary = found["personalized"]["test"]["accuracy"]
     assert summary["mean"] == pytest.approx((own["ada"] + own["ben"]) / 2)
     assert summary["by_samples"] == pytest.approx((5 * own["ada"] + 20 * own["ben"]) / 25)
     assert own["ada"] != own["ben"]
-    assert found["generalised"] == found["personalised"]
-    assert found["clients"]["ada"]["personalised"]["accuracy"] == own["ada"]
-    assert evaluate_all(federation(methods.fedbn(), clients=clients), [accuracy])["generalised"] is None
+    assert found["generalized"] == found["personalized"]
+    assert found["clients"]["ada"]["personalized"]["accuracy"] == own["ada"]
+    assert evaluate_all(federation(methods.fedbn(), clients=clients), [accuracy])["generalized"] is None
 
 
 def test_fit_leaves_model_and_random_stream_alone():
@@ -150,14 +150,14 @@ def test_run_gives_models_tables_and_what_clients_keep():
     assert calls == [(1, 1), (2, 2), (3, 3)]
     table = run.table()
     assert table["round"].to_list() == [1, 2, 3]
-    assert set(table.columns) >= {"personalised accuracy", "generalised accuracy", "worst decile", "bytes up"}
+    assert set(table.columns) >= {"personalized accuracy", "generalized accuracy", "worst decile", "bytes up"}
     assert run.inspect("ada")["sensitive_layers"][0] in {"0.weight", "4.weight", "6.weight"}
-    assert set(run.weights) == scope.everything(run.federation.model.anatomy)
+    assert set(run.weights) == scope.everything(run.federation.model.structure)
     assert set(run.memory("ada")) == {"share", "flexible_sam", "server_momentum", "finetune"}
     module = run.personal("ada")
     x, y = population()["ada"].test
     right = (module(x).argmax(1) == y).double().mean().item()
-    assert right == run.records[-1]["clients"]["ada"]["personalised"]["accuracy"]
+    assert right == run.records[-1]["clients"]["ada"]["personalized"]["accuracy"]
     assert not module.training
     with pytest.raises(UsageError, match=r"no client 'adda' \(did you mean ada\?\)"):
         run.personal("adda")
@@ -167,8 +167,8 @@ def test_metrics_and_losses_of_the_user():
     clients = {n: ClientData(train=(x := torch.randn(12, 2), x @ torch.ones(2, 1)), test=(x, x[:, :1])) for n in "ab"}
     error = Metric("rmse", lambda out, y: F.mse_loss(out, y).sqrt(), higher_is_better=False)
     run = idiolect.fit(nn.Linear(2, 1), clients, methods.fedavg(), rounds=2, loss=F.mse_loss, metrics=[error])
-    assert run.table().columns[1] == "personalised rmse"
-    summary = run.records[-1]["personalised"]["test"]["rmse"]
+    assert run.table().columns[1] == "personalized rmse"
+    summary = run.records[-1]["personalized"]["test"]["rmse"]
     assert summary["worst_decile"] == summary["max"]
     unmeasured = idiolect.fit(nn.Linear(2, 1), clients, methods.fedavg(), rounds=1, loss=F.mse_loss)
     assert unmeasured.lead == "loss"
@@ -191,7 +191,7 @@ def test_run_directory_and_exact_resume(tmp_path):
     same_state(whole.federation, resumed.federation)
     config, records = read_run(tmp_path / "cut")
     assert [r["round"] for r in records] == [1, 2, 3, 4]
-    assert records[-1]["personalised"] == json.loads(json.dumps(whole.records[-1]["personalised"]))
+    assert records[-1]["personalized"] == json.loads(json.dumps(whole.records[-1]["personalized"]))
     assert config["config"]["method"] == repr(methods.fedfsa())
     files = {f.name for f in (tmp_path / "cut").iterdir()}
     assert files >= {"config.json", "metrics.jsonl", "shared.safetensors", "personal.safetensors", "report.html"}
@@ -260,10 +260,10 @@ def test_empty_clients_are_left_out_and_said():
         (lambda: methods.fedfsa(rho_lager=0.9), r"no argument 'rho_lager' \(did you mean rho_larger\?\)"),
         (lambda: methods.fedavg("samples", 3), "fedavg: too many positional arguments; it takes fedavg"),
         (lambda: quick(methods.fedfsa(top=9)), "top=9, but the model has 3 candidate tensors"),
-        (lambda: quick(methods.fedavg(), training=Training(batch_size=1)), "batch_size=1 with batch normalisation"),
+        (lambda: quick(methods.fedavg(), training=Training(batch_size=1)), "batch_size=1 with batch normalization"),
         (lambda: idiolect.Method((idiolect.parts.sam(0.1),)), "first part must be share"),
         (lambda: methods.fedsam() + idiolect.parts.sam(0.2), "occurs twice"),
-        (lambda: quick(idiolect.Method((idiolect.parts.share(scope.named("fc9")),))), "no layer or tensor 'fc9'"),
+        (lambda: quick(idiolect.Method((idiolect.parts._share(scope.named("fc9")),))), "no layer or tensor 'fc9'"),
     ],
 )
 def test_bad_methods_are_one_line(act, line):
@@ -279,7 +279,7 @@ def test_a_model_without_batch_norm_is_refused_with_a_way_out(make):
     assert "fedavg" in str(caught.value)
 
 
-def test_normalisation_is_found_by_type_wherever_it_is():
+def test_normalization_is_found_by_type_wherever_it_is():
     """In a nested, unnamed block, a subclass, and a layer whose name says something else."""
 
     class Own(nn.BatchNorm1d):
@@ -293,9 +293,9 @@ def test_normalisation_is_found_by_type_wherever_it_is():
             self.scale = nn.SyncBatchNorm(2)
             self.head = nn.Linear(2, 2)
 
-    found = scope.batch_norm(Model(Net()).anatomy)
+    found = scope.batch_norm(Model(Net()).structure)
     assert {n.rpartition(".")[0] for n in found} == {"downsample.1", "scale"}
-    assert scope.head(Model(Net()).anatomy) == {"head.weight", "head.bias"}
+    assert scope.head(Model(Net()).structure) == {"head.weight", "head.bias"}
 
 
 def test_frozen_parameters_and_integer_buffers_are_constants():

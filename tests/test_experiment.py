@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from idiolect import compare as comparing
-from idiolect.cli import _experiment, _parse
-from idiolect.compare import compare, labels
+from idiolect.cli.compare import compare, labels
+from idiolect.cli.experiment import Experiment, build, check, command, load_pool, read_toml, run, shift_of, split_of
+from idiolect.cli.main import _experiment, _parse
+from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Contrast, Dirichlet, Iid, Pathological, Rotation
-from idiolect.errors import UsageError
-from idiolect.experiment import Experiment, build, check, command, load_pool, read_toml, run, shift_of, split_of
-from idiolect.optim import SGD, Adam, Cosine
-from idiolect.report import read_run
+from idiolect.rounds.optim import SGD, Adam, Cosine
+from idiolect.storage.run_directory import read_run
 
 SMALL = Experiment(clients=3, rounds=2, size=16, lr=0.1)
 
@@ -47,7 +47,7 @@ def test_settings_become_objects():
                 "lr": 0.3,
                 "local_epochs": 2,
                 "batch_size": "all",
-                "optimiser": "sgd(momentum=0.9)",
+                "optimizer": "sgd(momentum=0.9)",
                 "schedule": "cosine()",
                 "clip": 10,
                 "val": 0.1,
@@ -60,16 +60,16 @@ def test_settings_become_objects():
     assert [p.name for p in setup.method.parts] == ["share", "sam"]
     assert setup.model.fc1.weight.shape == (9, 64)
     assert (training.lr, training.local_epochs, training.batch_size, training.clip) == (0.3, 2, None, 10.0)
-    assert (training.optimiser, training.schedule) == (SGD(momentum=0.9), Cosine())
+    assert (training.optimizer, training.schedule) == (SGD(momentum=0.9), Cosine())
     assert setup.loss is F.cross_entropy
 
 
 def test_adam_split_and_shift_by_name():
     pool = load_pool(SMALL)
     asked = SMALL.model_copy(
-        update={"optimiser": "adam", "split": "pathological(3)", "shift": "rotation(9)+contrast(1)"}
+        update={"optimizer": "adam", "split": "pathological(3)", "shift": "rotation(9)+contrast(1)"}
     )
-    assert build(asked, pool).training.optimiser == Adam()
+    assert build(asked, pool).training.optimizer == Adam()
     assert split_of(asked, pool) == Pathological(3)
     assert shift_of(asked) == Rotation(9) + Contrast(1)
     assert split_of(SMALL, pool) == Dirichlet(0.5)
@@ -154,7 +154,7 @@ def test_wrong_settings_are_one_line(values, line):
         ({"split": "rotation(3)"}, "split: unknown name 'rotation'"),
         ({"split": "3"}, "'3' is a int, not a split"),
         ({"shift": "dirichlet(3)"}, "shift: unknown name 'dirichlet'"),
-        ({"optimiser": "rmsprop"}, "optimiser: unknown name 'rmsprop'"),
+        ({"optimizer": "rmsprop"}, "optimizer: unknown name 'rmsprop'"),
         ({"schedule": "cosin"}, "did you mean Cosine?"),
         ({"model": "small_cmm"}, "model: unknown name 'small_cmm' (did you mean small_cnn?)"),
         ({"model": "fedfsa_cnn"}, "fedfsa_cnn needs images"),
@@ -189,7 +189,7 @@ def test_compared_methods_start_alike_and_run_as_alone():
     runs = compare(SMALL, ["local", "fedavg"], seeds=[0, 3])
     assert [(r.label, r.seed) for r in runs] == [("Local", 0), ("Local", 3), ("FedAvg", 0), ("FedAvg", 3)]
     alone = run(SMALL.model_copy(update={"method": "fedavg", "seed": 3}))
-    assert alone.records[-1]["personalised"] == runs[3].records[-1]["personalised"]
+    assert alone.records[-1]["personalized"] == runs[3].records[-1]["personalized"]
     assert runs[0].records[0]["train_loss"] == runs[2].records[0]["train_loss"]
     assert runs[0].records[0]["train_loss"] != runs[1].records[0]["train_loss"]
 
@@ -212,10 +212,10 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path):
     runs = compare(halted.model_copy(update={"resume": True}), methods)
     assert (tmp_path / "c/Local-seed0/metrics.jsonl").read_text() == first
     for one, other in zip(whole, runs, strict=True):
-        assert one.records[-1]["personalised"] == other.records[-1]["personalised"]
+        assert one.records[-1]["personalized"] == other.records[-1]["personalized"]
     rows = json.loads((tmp_path / "c/comparison.json").read_text())
     assert [row["method"] for row in rows] == ["Local", "FedAvg"]
-    assert rows[1]["personalised"] == whole[1].records[-1]["personalised"]["test"]["accuracy"]["mean"]
+    assert rows[1]["personalized"] == whole[1].records[-1]["personalized"]["test"]["accuracy"]["mean"]
     line = "idiolect compare --clients 3 --size 16 --rounds 2 --lr 0.1 --methods local fedavg --seeds 0"
     assert line in (tmp_path / "c/comparison.md").read_text()
     assert line in (tmp_path / "c/report.html").read_text()

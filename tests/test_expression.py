@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idiolect import methods, parts, scope
+from idiolect.core.errors import UsageError
 from idiolect.data import Contrast, DirichletEqual, Rotation
-from idiolect.errors import UsageError
-from idiolect.experiment import METHODS, SHIFTS, SPLITS
-from idiolect.expression import evaluate
+from idiolect.registry.expression import evaluate
+from idiolect.registry.names import METHODS, SHIFTS, SPLITS
 
 
 def of(text):

@@ -26,17 +26,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 import idiolect
 import idiolect.flower
-from idiolect import cli
+from idiolect.cli import main as cli
 from idiolect.flower import serve as serving
-from idiolect.flower.door import LARGEST, open_door
-from idiolect.flower.join import _answers, _cause
-from idiolect.flower.keys import make_server, make_site
-from idiolect.flower.launch import environment, free_port, last_words
 from idiolect.flower.load import load
-from idiolect.flower.relay import FAILED, receive, send
-from idiolect.flower.site import Site
-from idiolect.flower.state import locked
-from idiolect.flower.worker import Worker
+from idiolect.flower.server.keys import make_server, make_site
+from idiolect.flower.server.launch import environment, free_port, last_words
+from idiolect.flower.server.proxy import LARGEST, start_proxy
+from idiolect.flower.site.app import Site
+from idiolect.flower.site.join import _answers, _cause
+from idiolect.flower.site.relay import FAILED, receive, send
+from idiolect.flower.site.state import locked
+from idiolect.flower.site.worker import Worker
 
 
 def mode(path):
@@ -295,7 +295,7 @@ def test_the_door_passes_sites_and_nobody_else(secure, tmp_path):
         behind.socket = context.wrap_socket(behind.socket, server_side=True)
     threading.Thread(target=behind.serve_forever, daemon=True).start()
     port = free_port()
-    open_door("127.0.0.1", port, behind.server_port, certificates)
+    start_proxy("127.0.0.1", port, behind.server_port, certificates)
     trust = ssl.create_default_context(cafile=str(tmp_path / "ca.crt")) if secure else False
     with httpx.Client(base_url=f"http{'s' * secure}://127.0.0.1:{port}", verify=trust) as site:
         for _ in range(200):
@@ -320,7 +320,7 @@ def test_the_door_passes_sites_and_nobody_else(secure, tmp_path):
 
 def test_a_door_that_cannot_be_opened_says_so():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(idiolect.UsageError, match="cannot listen on"):
-        open_door("127.0.0.1", taken.getsockname()[1], 1, None)
+        start_proxy("127.0.0.1", taken.getsockname()[1], 1, None)
 
 
 def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
@@ -365,7 +365,7 @@ def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
 def test_flowers_processes_end_with_the_one_that_started_them(tmp_path):
     """The starter is killed: what it started reads the end of a pipe, and ends itself."""
     script = (
-        "import sys, time; from pathlib import Path; from idiolect.flower.launch import running, free_port\n"
+        "import sys, time; from pathlib import Path; from idiolect.flower.server.launch import running, free_port\n"
         "with running('flower-superlink', ['--insecure', '--port', str(free_port())], Path(sys.argv[1]) / 'flower',"
         " Path(sys.argv[1]) / 'log') as process:\n    print(process.pid, flush=True)\n    time.sleep(60)\n"
     )

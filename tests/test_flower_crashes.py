@@ -16,30 +16,30 @@ from idiolect import methods, parts
 METHOD = methods.fedpac(strength=0.7) + parts.control_variates()  # memory, mail and a slot of the server
 TINY = {"ada": 4, "ben": 3}
 COORDINATOR = (
-    "flower/coordinator.py:__post_init__",
-    "flower/coordinator.py:play_all",
-    "flower/coordinator.py:_play",
-    "flower/coordinator.py:_record",
-    "flower/coordinator.py:_checked",
-    "flower/desk.py:ask",
-    "flower/desk.py:gather",
-    "flower/desk.py:_meet",
-    "flower/board.py:look",
-    "flower/board.py:listen",
-    "flower/board.py:_hear",
-    "flower/board.py:_post",
-    "flower/known.py:save",
-    "checkpoint.py:save",
-    "report/record.py:put",
-    "report/record.py:write_config",
-    "report/record.py:write_whole",
+    "flower/coordinator/coordinator.py:__post_init__",
+    "flower/coordinator/coordinator.py:play_all",
+    "flower/coordinator/coordinator.py:_play",
+    "flower/coordinator/coordinator.py:_record",
+    "flower/coordinator/coordinator.py:_checked",
+    "flower/coordinator/requests.py:ask",
+    "flower/coordinator/requests.py:gather",
+    "flower/coordinator/requests.py:_meet",
+    "flower/coordinator/connections.py:look",
+    "flower/coordinator/connections.py:listen",
+    "flower/coordinator/connections.py:_hear",
+    "flower/coordinator/connections.py:_post",
+    "flower/coordinator/clients.py:save",
+    "storage/checkpoint.py:save",
+    "storage/run_directory.py:put",
+    "storage/run_directory.py:write_config",
+    "storage/run_directory.py:write_whole",
 )
 STATE = ("__init__", "rounds", "load", "newest", "save")
 SITE = (
-    "flower/seat.py",
-    "flower/site.py",
-    *(f"flower/state.py:{name}" for name in STATE),
-    "report/record.py:write_whole",
+    "flower/site/session.py",
+    "flower/site/app.py",
+    *(f"flower/site/state.py:{name}" for name in STATE),
+    "storage/run_directory.py:write_whole",
 )
 
 
@@ -106,7 +106,7 @@ def test_a_kill_changes_nothing(tmp_path, undisturbed, crash):
 
 
 def test_a_kill_while_what_was_measured_is_written_changes_nothing(tmp_path, undisturbed):
-    functions = ("flower/coordinator.py:_record",)
+    functions = ("flower/coordinator/coordinator.py:_record",)
     with Lines(*functions) as lines:
         world_in(tmp_path).play()
     for at in lines.places():

@@ -9,8 +9,8 @@ from flower_worlds import World, absent, dropped, same, tiny
 
 import idiolect
 from idiolect import methods, parts
-from idiolect.errors import UsageError
-from idiolect.flower.desk import TooFewSitesError
+from idiolect.core.errors import UsageError
+from idiolect.flower.coordinator.requests import TooFewSitesError
 
 METHOD = methods.fedbn() + parts.control_variates()
 
@@ -249,7 +249,7 @@ def test_a_directory_of_another_run_is_refused_with_what_differs(tmp_path):
         other.play()
     assert contents(tmp_path / "run") == before
     fit_here = tmp_path / "simulation"
-    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, directory=fit_here / "run", report=False, engine="one-by-one")
+    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, directory=fit_here / "run", report=False, engine="sequential")
     with pytest.raises(UsageError, match=r"started with other settings: run was None, is "):
         World(fit_here, METHOD, rounds=1).play()
 

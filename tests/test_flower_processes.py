@@ -45,4 +45,4 @@ def test_three_sites_end_with_the_models_of_the_simulator(demo, tmp_path):
         own = hospitals.personal(name)
         assert demo.alike(own, expected[name])
         sent = set(demo.sent(hospitals.tap, own))
-        assert sent == {n for n in own if n.split(".")[0] not in ("1", "5")}  # all but normalisation
+        assert sent == {n for n in own if n.split(".")[0] not in ("1", "5")}  # all but normalization

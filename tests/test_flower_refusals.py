@@ -16,9 +16,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 import idiolect
 from idiolect import ClientData, methods, parts
-from idiolect.flower.desk import TooFewSitesError
-from idiolect.flower.site import REFUSED
-from idiolect.part import Part, part
+from idiolect.core.part import Part, part
+from idiolect.flower.coordinator.requests import TooFewSitesError
+from idiolect.flower.site.app import REFUSED
 from idiolect.testing.worlds import network
 
 METHOD = methods.fedbn() + parts.control_variates()
@@ -192,13 +192,13 @@ HOSTILE = [
     (words(steps=0.0), "after 0.0 steps cannot be counted"),
     (words(steps=-7.0), "after -7.0 steps cannot be counted"),
     (words(client="ada"), "says that it is client 'ada': join again"),
-    (words(splits=["test", "test"], sizes=[5, 5], personalised=[0.0] * 4), "has not measured what it was asked to"),
+    (words(splits=["test", "test"], sizes=[5, 5], personalized=[0.0] * 4), "has not measured what it was asked to"),
     (words(splits=["train"]), "has not measured what it was asked to measure"),
     (words(sizes=[0]), "no Report: sizes.0 is 0"),
     (words(sizes=[]), "has not measured what it was asked to measure"),
-    (words(personalised=[]), "has not measured what it was asked to measure"),
-    (words(personalised=[0.0] * 99), "has not measured what it was asked to measure"),
-    (words(generalised=[0.5, 0.5]), "has not measured what it was asked to measure"),
+    (words(personalized=[]), "has not measured what it was asked to measure"),
+    (words(personalized=[0.0] * 99), "has not measured what it was asked to measure"),
+    (words(generalized=[0.5, 0.5]), "has not measured what it was asked to measure"),
     (words(gradients="many"), "no Report: gradients is 'many'"),
     (lambda content: content.pop("words"), "no Report: client is missing"),
     (lambda content: RecordDict({**content, "words": ArrayRecord()}), "no Report: client is missing"),
@@ -225,7 +225,7 @@ def test_a_hostile_result_is_refused_and_named_and_the_rounds_go_on(tmp_path):
 
 def test_a_result_that_says_more_than_it_was_asked_is_refused(tmp_path):
     world = World(tmp_path, METHOD, rounds=2, evaluate_every=5)
-    measured = {"splits": ["test"], "sizes": [5], "personalised": [0.5, 1.0]}
+    measured = {"splits": ["test"], "sizes": [5], "personalized": [0.5, 1.0]}
     world.net.plan["ben", "train", 1] = [answers(words(**measured))]
     made = world.play()
     assert made.records[1]["dropped"] == {"ben": "has not measured what it was asked to measure"}
@@ -233,9 +233,9 @@ def test_a_result_that_says_more_than_it_was_asked_is_refused(tmp_path):
 
 def test_a_hostile_measurement_at_the_end_is_left_out(tmp_path):
     world = World(tmp_path, methods.fedavg(), rounds=1)
-    world.net.plan["ben", "evaluate", 1] = [answers(words(generalised=[]))]
+    world.net.plan["ben", "evaluate", 1] = [answers(words(generalized=[]))]
     world.net.plan["dan", "evaluate", 1] = [
-        answers(words(personalised=[math.inf, math.nan], generalised=[math.inf, 0.5]))
+        answers(words(personalized=[math.inf, math.nan], generalized=[math.inf, 0.5]))
     ]
     made = world.play()
     assert sorted(made.records[-1]["clients"]) == ["ada", "cleo", "dan"]

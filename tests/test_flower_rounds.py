@@ -12,7 +12,7 @@ from flower_worlds import World, same
 from test_methods import CATALOGUE
 
 from idiolect import ClientData, methods, parts, scope
-from idiolect.report import read_run
+from idiolect.storage.run_directory import read_run
 from idiolect.testing.worlds import RAGGED
 
 HEADER = 128
@@ -35,7 +35,7 @@ SEVERAL = [
     methods.fedsmoo(rho=0.1, strength=0.3),  # private tensors
     methods.fedrod(),  # a personal head beside
     methods.fedper(),
-    methods.knnper(neighbours=3, capacity=12),  # buffers that only predictions have
+    methods.knnper(neighbors=3, capacity=12),  # buffers that only predictions have
     methods.fedavg_ft(scope.head, epochs=1),
 ]
 
@@ -90,7 +90,7 @@ def test_evaluation_follows_its_interval_and_the_last_round_is_measured_by_all(t
     world = World(tmp_path, methods.fedavg(), rounds=5, participation=0.5, evaluate_every=2)
     made, run = world.play(), world.simulated()
     same(world, made, run.federation)
-    measured = {r["round"]: sorted(r["clients"]) for r in made.records if "personalised" in r}
+    measured = {r["round"]: sorted(r["clients"]) for r in made.records if "personalized" in r}
     cohorts = {r["round"]: r["cohort"] for r in made.records}
     assert measured == {2: cohorts[3], 4: cohorts[5], 5: sorted(world.clients)}
 
@@ -103,7 +103,7 @@ def test_a_site_without_test_examples_trains_and_one_with_validation_measures_on
     made, run = world.play(), world.simulated()
     same(world, made, run.federation)
     same_records(made, run)
-    assert set(made.records[-1]["personalised"]) == {"val", "test"}
+    assert set(made.records[-1]["personalized"]) == {"val", "test"}
 
 
 def test_a_directory_tells_it_all(tmp_path):
@@ -132,7 +132,7 @@ def same_records(made, run):
         for client, scores in found["clients"].items():
             assert scores == wanted["clients"][client], (found["round"], client)
         if found["clients"].keys() == wanted["clients"].keys():
-            assert found["personalised"] == wanted["personalised"]
-            assert found["generalised"] == wanted["generalised"]
+            assert found["personalized"] == wanted["personalized"]
+            assert found["generalized"] == wanted["generalized"]
     assert made.records[-1]["clients"].keys() == made.memory._clients.keys()
     assert read_run(made.directory)[1] == made.records

@@ -20,19 +20,20 @@ from torch import nn
 pytest.importorskip("flwr")
 
 import idiolect.flower
-from idiolect import UsageError, cli, methods
+from idiolect import UsageError, methods
+from idiolect.cli import main as cli
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import Tree
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.one_by_one import OneByOne
-from idiolect.evaluation import evaluate_all
-from idiolect.flower.actor import Actor, light, packed
-from idiolect.flower.actors import Actors
-from idiolect.model import Model
-from idiolect.optim import SGD
+from idiolect.engines.federation import Federation
+from idiolect.engines.sequential import Sequential
+from idiolect.flower.ray.actor import Actor, light, packed
+from idiolect.flower.ray.engine import RayEngine
+from idiolect.rounds.optim import SGD
+from idiolect.rounds.training import Training
+from idiolect.running.evaluation import evaluate_all
 from idiolect.testing.checks import same_state
 from idiolect.testing.worlds import RAGGED, network, population
-from idiolect.training import Training
-from idiolect.tree import Tree
 
 METHODS = [
     methods.fedavg(),
@@ -56,7 +57,7 @@ def single(data):
 def world(method, engine, *before, clients=None):
     """Return a federation of unequal clients in float32, half of which take part in a round."""
     held = {name: single(data) for name, data in population(RAGGED).items()} if clients is None else clients
-    training = Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+    training = Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0)
     model = Model(nn.Sequential(*before, *network().float()))
     return Federation(model, method, training, 4, 0.5, 0, held, engine)
 
@@ -66,7 +67,7 @@ def weights_of(federation, client, weights):
 
 
 def assert_same_bits(method, engine, *before):
-    alone, away = world(method, OneByOne(), *before), world(method, engine, *before)
+    alone, away = world(method, Sequential(), *before), world(method, engine, *before)
     for _ in range(3):
         assert alone.play() == away.play()
         assert evaluate_all(alone, ()) == evaluate_all(away, ())
@@ -104,20 +105,20 @@ class Here:
 def here(monkeypatch):
     """Have engines take the crew that needs no Ray."""
     monkeypatch.setattr(Here, "dismissed", 0)
-    monkeypatch.setitem(sys.modules, "idiolect.flower.crew", SimpleNamespace(Crew=Here))
+    monkeypatch.setitem(sys.modules, "idiolect.flower.ray.pool", SimpleNamespace(Pool=Here))
 
 
 @every_method
 def test_messages_hold_all_that_a_client_needs(here, method):
-    assert_same_bits(method, Actors())
+    assert_same_bits(method, RayEngine())
 
 
 def test_what_an_actor_has_is_without_clients_and_engine():
-    federation = world(methods.fedbn(), Actors())
+    federation = world(methods.fedbn(), RayEngine())
     sent = light(federation)
     assert (sent.clients, sent.engine, list(sent.memory.get(""))) == ({}, sent.engine, ["share"])
-    assert isinstance(federation.engine, Actors)
-    assert type(sent.engine) is OneByOne
+    assert isinstance(federation.engine, RayEngine)
+    assert type(sent.engine) is Sequential
     assert len(federation.clients) == len(RAGGED)
 
 
@@ -174,7 +175,7 @@ def assert_fails_with_a_note(engine):
 
 
 def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(here):
-    engine = Actors()
+    engine = RayEngine()
     assert_fails_with_a_note(engine)
     assert Here.dismissed == 1
     with pytest.raises(UsageError, match=r"^too hot: cool it first$"):
@@ -187,16 +188,16 @@ def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(here):
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (1, -0.5)])
 def test_resources_that_cannot_be_are_refused(cpus, gpus):
     with pytest.raises(UsageError, match="cpus above 0"):
-        Actors(cpus, gpus)
+        RayEngine(cpus, gpus)
 
 
 def test_gpus_need_a_run_on_one(here):
     with pytest.raises(UsageError, match=r"gpus=0\.25 on cpu"):
-        world(methods.fedavg(), Actors(gpus=0.25)).play()
+        world(methods.fedavg(), RayEngine(gpus=0.25)).play()
 
 
 def test_a_model_that_messages_cannot_hold_is_refused(here):
-    federation = Federation(Model(nn.Linear(3, 2).bfloat16()), methods.fedavg(), Training(), 1, 1.0, 0, {}, Actors())
+    federation = Federation(Model(nn.Linear(3, 2).bfloat16()), methods.fedavg(), Training(), 1, 1.0, 0, {}, RayEngine())
     with pytest.raises(UsageError, match="messages to actors hold no bfloat16"):
         list(federation.engine.train(federation, ["a"]))
 
@@ -217,7 +218,7 @@ def test_reports_to_the_makers_are_off_unless_the_user_wants_them(monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["run", "compare"])
-@pytest.mark.parametrize(("text", "cpus"), [("flower", 1.0), ("flower(cpus=2)", 2), ("one-by-one", None)])
+@pytest.mark.parametrize(("text", "cpus"), [("flower", 1.0), ("flower(cpus=2)", 2), ("sequential", None)])
 def test_the_command_line_makes_the_engine(monkeypatch, tmp_path, verb, text, cpus):
     given = []
 
@@ -261,22 +262,22 @@ def ray():
 
 @on_ray
 @every_method
-def test_actors_give_the_bits_of_one_by_one(ray, method):
-    engine = Actors()
+def test_actors_give_the_bits_of_sequential(ray, method):
+    engine = RayEngine()
     assert_same_bits(method, engine)
     engine.close()
 
 
 @on_ray
 def test_dropout_draws_the_same_in_actors(ray):
-    engine = Actors()
+    engine = RayEngine()
     assert_same_bits(methods.fedavg(), engine, nn.Dropout(0.5))
     engine.close()
 
 
 @on_ray
 def test_actors_that_fail_or_die_are_an_error_and_the_engine_works_again(ray):
-    engine = Actors()
+    engine = RayEngine()
     assert_fails_with_a_note(engine)
     with pytest.raises(RuntimeError, match="the actor of client 'ill' is gone, often from too little memory"):
         with_one_ill(die, engine).play()
@@ -293,8 +294,8 @@ def test_actors_that_fail_or_die_are_an_error_and_the_engine_works_again(ray):
 @on_ray
 def test_what_ray_cannot_do_is_one_line(ray):
     with pytest.raises(UsageError, match=r"no room for an actor of cpus=3, gpus=0: Ray has .*'CPU': 2.0"):
-        world(methods.fedavg(), Actors(cpus=3)).play()
-    federation = world(methods.fedavg(), Actors())
+        world(methods.fedavg(), RayEngine(cpus=3)).play()
+    federation = world(methods.fedavg(), RayEngine())
     lock, loss = threading.Lock(), federation.model.loss
     federation.model.loss = lambda outputs, y: loss(outputs, y) if lock else None
     with pytest.raises(
@@ -307,7 +308,7 @@ def test_what_ray_cannot_do_is_one_line(ray):
 def test_a_module_that_a_machine_lacks_is_named(ray, tmp_path, monkeypatch):
     (tmp_path / "only_here.py").write_text("def score(federation, client, weights):\n    return [1.0]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    engine = Actors()
+    engine = RayEngine()
     federation = world(methods.fedavg(), engine)
     with pytest.raises(RuntimeError, match=r"^an actor cannot work on client 'eve': .*No module named 'only_here'$"):
         list(engine.measure(federation, ["eve"], importlib.import_module("only_here").score))
@@ -325,7 +326,7 @@ def test_the_command_line_on_ray_of_its_own_is_quiet_and_leaves_nothing(tmp_path
     pytest.importorskip("ray")
     mark = f"IDIOLECT_TEST={tmp_path.name}-{os.getpid()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    for engine in ("flower", "one-by-one"):
+    for engine in ("flower", "sequential"):
         command = [sys.executable, "-m", "idiolect", "run", "--engine", engine, "--directory", str(tmp_path / engine)]
         done = subprocess.run(
             [*command, "--clients", "5", "--rounds", "2", "--method", "fedbn"],
@@ -336,7 +337,7 @@ def test_the_command_line_on_ray_of_its_own_is_quiet_and_leaves_nothing(tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert all(line.startswith("idiolect: ") for line in done.stderr.splitlines()), done.stderr
-    assert results(tmp_path / "flower") == results(tmp_path / "one-by-one")
+    assert results(tmp_path / "flower") == results(tmp_path / "sequential")
     time.sleep(1)
     assert [pid for pid in Path("/proc").glob("[0-9]*") if mark.encode() in environment_of(pid)] == []
 

@@ -18,11 +18,11 @@ from flower_worlds import World
 from flower_worlds import same as same_as
 
 from idiolect import methods
-from idiolect.errors import UsageError
-from idiolect.flower.state import SiteState, locked
-from idiolect.report import write_tensors
+from idiolect.core.errors import UsageError
+from idiolect.core.tree import EMPTY, Tree
+from idiolect.flower.site.state import SiteState, locked
+from idiolect.storage.run_directory import write_tensors
 from idiolect.testing.checks import same
-from idiolect.tree import EMPTY, Tree
 
 FRESH = {"share": Tree.of({"bn.mean": torch.zeros(3), "bn.var": torch.ones(2, 2)}), "sam": EMPTY}
 DICE = random.Random(7)
@@ -189,7 +189,7 @@ def crash_safe(folder):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that the kill leaves open
 def test_a_kill_at_any_line_of_a_save_leaves_the_states_before(tmp_path):
-    files = ("flower/state.py", "report/record.py")
+    files = ("flower/site/state.py", "storage/run_directory.py")
     at = 0
     while True:
         at += 1
@@ -212,7 +212,7 @@ def test_a_kill_at_any_line_of_a_save_leaves_the_states_before(tmp_path):
 def test_a_disk_that_takes_no_more_leaves_the_states_before(tmp_path, saved, call):
     full = OSError(errno.ENOSPC, "No space left on device")
     targets = {
-        "open": mock.patch("idiolect.report.record.open", side_effect=full, create=True),
+        "open": mock.patch("idiolect.storage.run_directory.open", side_effect=full, create=True),
         "fsync": mock.patch("os.fsync", side_effect=full),
         "rename": mock.patch("pathlib.Path.replace", side_effect=full),
         "write": mock.patch("os.open", side_effect=full),

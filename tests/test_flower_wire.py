@@ -16,9 +16,9 @@ pytest.importorskip("flwr")
 from flower_net import wired
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from idiolect.flower.wire import WireError, holds, nbytes, put, take
-from idiolect.flower.words import PROTOCOL, Brief, Introduction, Report, hear, say
-from idiolect.tree import EMPTY, Tree
+from idiolect.core.tree import EMPTY, Tree
+from idiolect.flower.protocol.arrays import WireError, holds, nbytes, put, take
+from idiolect.flower.protocol.messages import PROTOCOL, Brief, Introduction, Report, hear, say
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 TYPES = [torch.float32, torch.float64, torch.float16]
@@ -237,7 +237,7 @@ def test_words_come_back(words):
         (REPORT, {"loss": "low"}, "no Report: loss is 'low'"),
         (REPORT, {"examples": "x" * 10**6}, "no Report: examples is 'xxx"),
         (REPORT, {"sizes": [1.5]}, r"no Report: sizes\.0 is 1.5"),
-        (REPORT, {"personalised": ["a"] * 10**5}, r"no Report: personalised\.0 is 'a'"),
+        (REPORT, {"personalized": ["a"] * 10**5}, r"no Report: personalized\.0 is 'a'"),
     ],
 )
 def test_words_of_other_types_are_refused_by_name(words, changed, said):

@@ -6,12 +6,12 @@ import golden_cases as cases
 import pytest
 
 from idiolect import SGD, Training, methods, parts, scope
+from idiolect.compute.autograd import Model
+from idiolect.compute.metrics import accuracy, evaluate
+from idiolect.core.part import Part, part
+from idiolect.core.tree import axpy, pick
 from idiolect.data import ClientData
-from idiolect.engine.evaluate import accuracy, evaluate
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
-from idiolect.part import Part, part
-from idiolect.tree import axpy, pick
+from idiolect.engines.federation import Federation
 
 
 def federation(case, method, training):
@@ -43,7 +43,7 @@ def fedfsa_methods(settings):
 
 @part
 def left_to_decay(strength: float) -> Part:
-    """Leave the weights' share of a pull to the optimiser's decay, which is not clipped."""
+    """Leave the weights' share of a pull to the optimizer's decay, which is not clipped."""
 
     def direction(direction, weights, local, slot):
         return axpy(-strength, pick(weights, direction), direction)
@@ -56,9 +56,9 @@ def test_fedfsa_code(fedfsa, name):
     settings, expected = fedfsa.settings["args"], fedfsa.expected[name]
     training = Training(lr=settings["lr"], local_epochs=settings["local_ep"], batch_size=None, clip=10.0)
     if name == "FedSpeed":  # in that code decay is a part of the pull, and it stays on while heads are tuned
-        training = replace(training, optimiser=SGD(weight_decay=settings["lamb"]))
+        training = replace(training, optimizer=SGD(weight_decay=settings["lamb"]))
     made = federation(fedfsa, fedfsa_methods(settings)[name], training)
-    names = made.model.anatomy.trainable.names
+    names = made.model.structure.trainable.names
     for t, rounds in enumerate(expected["rounds"]):
         made.play()
         for key, gained, numbers in zip(names, fedfsa.gain(made.server["share"], names), rounds, strict=True):

@@ -274,7 +274,7 @@ def test_candidates_go_by_module_type():
 
 
 @pytest.fixture
-def normalised():
+def normalized():
     """A network with a BatchNorm layer, and two clients whose features differ in place and spread."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
@@ -306,8 +306,8 @@ STATISTICS = {"1.running_mean", "1.running_var"}
         (local, set()),
     ],
 )
-def test_what_is_exchanged(normalised, method, shared):
-    result = method(**normalised)
+def test_what_is_exchanged(normalized, method, shared):
+    result = method(**normalized)
     assert set(result.shared[-1]) == shared
     first, second = result.personal
     assert {name for name in first if torch.equal(first[name], second[name])} == shared
@@ -323,19 +323,19 @@ def test_what_is_exchanged(normalised, method, shared):
         ("least", "code", "0.weight"),
     ],
 )
-def test_most_and_least_moved_tensor(normalised, selection, sensitivity, top):
+def test_most_and_least_moved_tensor(normalized, selection, sensitivity, top):
     # A steep last layer moves the first one more; an entry of 100 on an input of 0 hides that in its range.
     with torch.no_grad():
-        normalised["model"][2].weight *= 3
-        normalised["model"][0].weight[0, 0] = 100
-    for x, _ in normalised["batches"](0, 0) + normalised["batches"](0, 1):
+        normalized["model"][2].weight *= 3
+        normalized["model"][0].weight[0, 0] = 100
+    for x, _ in normalized["batches"](0, 0) + normalized["batches"](0, 1):
         x[:, 0] = 0
-    result = fedfsa(0.1, 0.2, 1, 1.0, selection=selection, sensitivity=sensitivity, **normalised)
+    result = fedfsa(0.1, 0.2, 1, 1.0, selection=selection, sensitivity=sensitivity, **normalized)
     assert result.top[0] == [[top], [top]]
 
 
-def test_statistics_come_from_the_first_pass(normalised):
-    once = {**normalised, "rounds": 1, "batches": lambda t, i: normalised["batches"](t, i)[:1]}
+def test_statistics_come_from_the_first_pass(normalized):
+    once = {**normalized, "rounds": 1, "batches": lambda t, i: normalized["batches"](t, i)[:1]}
     plain, sharp = fedavg(**once), fedsam(rho=1.0, **once)
     for name in STATISTICS:
         assert torch.equal(plain.shared[0][name], sharp.shared[0][name])
@@ -343,10 +343,10 @@ def test_statistics_come_from_the_first_pass(normalised):
     assert [int(state["1.num_batches_tracked"]) for state in sharp.personal] == [1, 1]
 
 
-def test_tuning_the_head_leaves_the_body(normalised):
-    states = fedbn(**normalised).personal
+def test_tuning_the_head_leaves_the_body(normalized):
+    states = fedbn(**normalized).personal
     head, whole = (
-        fine_tune(normalised["model"], states, lambda i: normalised["batches"](0, i), 0.1, names)
+        fine_tune(normalized["model"], states, lambda i: normalized["batches"](0, i), 0.1, names)
         for names in (["2.weight", "2.bias"], None)
     )
     for before, tuned, retrained in zip(states, head, whole, strict=True):

@@ -15,7 +15,7 @@ from mutants import MUTANTS
 from test_methods import CATALOGUE
 
 from idiolect import Method, methods, parts, scope
-from idiolect.card import Card, card_of
+from idiolect.core.card import Card, card_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "idiolect").rglob("*.py"))

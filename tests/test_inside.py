@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
-from idiolect.anatomy import Private
-from idiolect.engine.federation import Federation
-from idiolect.evaluation import evaluate_all
-from idiolect.model import Model
-from idiolect.part import Part, part
+from idiolect.compute.autograd import Model
+from idiolect.core.part import Part, part
+from idiolect.core.structure import Private
+from idiolect.core.tree import Tree, overlay, pick
+from idiolect.core.types import Batch, Group, Lockstep, Objective, Query
+from idiolect.engines.federation import Federation
+from idiolect.running.evaluation import evaluate_all
 from idiolect.testing import checks
 from idiolect.testing.worlds import examples, federation, network
-from idiolect.tree import Tree, overlay, pick
-from idiolect.words import Batch, Group, Lockstep, Look, Objective
 
 HEAD, BODY = "6", "4"
 CLIENTS = ["ada", "ben", "cleo"]
@@ -104,7 +104,7 @@ def test_what_a_pass_shows(model, batch):
     def loss(inner, seen, y, facts):
         close(seen.layer(seen.features), seen.outputs)
         close(seen.features @ seen.weights["6.weight"].T + seen.weights["6.bias"], seen.outputs)
-        for name in model.anatomy.names("statistic"):
+        for name in model.structure.names("statistic"):
             close(seen.weights[name], model.initial[name])
         return seen.weights["0.weight"].square().sum() + seen.features.sum()
 
@@ -183,7 +183,7 @@ def moments(seen, y, facts):
 
 def test_a_look_is_a_sum_in_evaluation_mode(model, batch, stack):
     shapes = {"count": (1,), "sum": (6,)}
-    look = Look(HEAD, moments, shapes, Tree.of({"by": torch.full((1,), 2.0).double()}))
+    look = Query(HEAD, moments, shapes, Tree.of({"by": torch.full((1,), 2.0).double()}))
     before = model.initial.clone()
     found = model.observe(model.initial, batch, look)
     body = model.module(model.initial)[:-1]
@@ -226,7 +226,7 @@ def shifted() -> Part:
         def sums(seen, y, facts):
             return {"mean": seen.features.sum(0), "n": seen.features.new_ones(1) * len(y)}
 
-        found = local.total(local.start, Look(HEAD, sums, {"mean": (6,), "n": (1,)}))
+        found = local.total(local.start, Query(HEAD, sums, {"mean": (6,), "n": (1,)}))
         counts = local.counts(3)
         where = Tree.of({"mean": torch.zeros(6), "counts": torch.zeros(3)}).layout
         facts = Tree(where, torch.cat([found["mean"] / counts.sum(-1, keepdim=True), counts], -1))
@@ -260,9 +260,9 @@ def test_attaching_is_to_a_copy_and_once():
     net = network()
     model = Model(net)
     once = model.extended([add_a_shift])
-    assert "6.own.shift" in once.anatomy.layout.starts
+    assert "6.own.shift" in once.structure.layout.starts
     assert not hasattr(net[6], "own")
-    assert "6.own.shift" not in model.anatomy.layout.starts
+    assert "6.own.shift" not in model.structure.layout.starts
     assert once.extended([add_a_shift]) is once
     assert "6.own.steps" not in once.module(once.initial).state_dict()
 
@@ -287,7 +287,7 @@ def test_private_weights_that_predict_are_measured_as_personal():
     made.play()
     found = evaluate_all(made, [])
     for scores in found["clients"].values():
-        assert scores["personalised"] != scores["generalised"]
+        assert scores["personalized"] != scores["generalized"]
 
 
 def test_classes_are_counted():

@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idiolect.client import descend
-from idiolect.engine.stream import Shuffled
-from idiolect.errors import UsageError
-from idiolect.kernels import Kernels, NotAChainError
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
+from idiolect.compute.kernels import Kernels, NotAChainError
+from idiolect.core.errors import UsageError
+from idiolect.core.tree import Tree, clip, step
+from idiolect.core.types import Batch, Lockstep
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
-from idiolect.training import Training
-from idiolect.tree import Tree, clip, step
-from idiolect.words import Batch, Lockstep
+from idiolect.rounds.batches import Shuffled
+from idiolect.rounds.client import descend
+from idiolect.rounds.training import Training
 
 TINY = 1e-12
 
@@ -43,8 +43,8 @@ def prepared(net, loss=F.cross_entropy, seed=0):
     row = model.initial.flat + 0.1 * torch.randn(
         model.initial.flat.shape, generator=torch.Generator().manual_seed(seed)
     )
-    weights = Tree(model.anatomy.layout, row.double())
-    for item in model.anatomy.items:
+    weights = Tree(model.structure.layout, row.double())
+    for item in model.structure.items:
         if item.name.endswith("running_var"):
             weights[item.name].abs_().add_(0.5)
         if item.kind == "counter":
@@ -53,7 +53,7 @@ def prepared(net, loss=F.cross_entropy, seed=0):
 
 
 def check(net, x, y, loss=F.cross_entropy):
-    """Compare gradient, step and prediction over two steps, in both ways of normalising."""
+    """Compare gradient, step and prediction over two steps, in both ways of normalizing."""
     model, kernels, weights = prepared(net, loss)
     given = x.clone()
     for frozen in (False, True, False):
@@ -114,7 +114,7 @@ def test_functions_and_methods_are_the_modules_they_equal(name):
 
 NETWORKS = {
     "published": (lambda: fedfsa_cnn((1, 16, 16), 10), (6, 1, 16, 16)),
-    "batch normalisation": (lambda: small_cnn((3, 9, 11), 10), (7, 3, 9, 11)),
+    "batch normalization": (lambda: small_cnn((3, 9, 11), 10), (7, 3, 9, 11)),
     "tabular": (lambda: mlp((20,), 10), (4, 20)),
     "one layer": (lambda: nn.Linear(5, 10), (3, 5)),
     "no biases": (lambda: nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 10, bias=False)), (3, 5)),
@@ -264,10 +264,10 @@ def test_a_label_beyond_the_classes_is_an_error():
 
 
 def test_some_weights_only():
-    """Each weight alone, all but each, none: the same gradient as autograd's, in the anatomy's order."""
+    """Each weight alone, all but each, none: the same gradient as autograd's, in the structure's order."""
     torch.manual_seed(7)
     model, kernels, weights = prepared(small_cnn((1, 8, 8), 10))
-    names = set(model.anatomy.trainable.names)
+    names = set(model.structure.trainable.names)
     for only in [*({n} for n in names), *(names - {n} for n in names), set(), names | {"elsewhere"}]:
         for frozen in (False, True):
             batch = Batch(images(4, 1), torch.randint(10, (4,)), frozen=frozen)
@@ -313,7 +313,7 @@ def test_a_step_allocates_nothing_of_the_size_of_the_weights():
         kernels.descend(weights, batch, 0.1)
     with Counted() as gradient:
         kernels.grad(weights, batch)
-    assert gradient.largest == model.anatomy.trainable.total > 1e6
+    assert gradient.largest == model.structure.trainable.total > 1e6
     assert step_.largest <= 2 * 1024  # the widest layer's activations
 
 
@@ -342,7 +342,7 @@ def test_ties_of_a_pool_go_to_the_first():
     check(net, torch.randint(-1, 2, (6, 1, 8, 8)).double(), torch.randint(4, (6,)))
 
 
-def test_a_single_example_cannot_be_normalised():
+def test_a_single_example_cannot_be_normalized():
     model, kernels, weights = prepared(mlp((6,), 4))
     alone = Batch(torch.randn(1, 6, dtype=torch.float64), torch.tensor([1]))
     for grad in (model.grad, kernels.grad):
@@ -645,7 +645,7 @@ REFUSED = {
     "called twice": (lambda: Net(lambda m, x: m.b(m.a(m.a(x)))), "a layer is used more than once"),
     "frozen": (half_frozen, "parameter '0.bias' is frozen"),
     "patched": (patched, "layer '0' (Linear) has a forward of its own"),
-    "parametrised": (
+    "parametrized": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 3)),
         "has no explicit kernel",
     ),

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from idiolect import SGD, Adam, Cosine, Group, Method, Step, Training, methods, parts, scope
-from idiolect.client import descend
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import Tree, norm, pick
+from idiolect.core.types import Batch
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
+from idiolect.rounds.client import descend
 from idiolect.testing.checks import played, same, same_state
 from idiolect.testing.worlds import SIZES, examples, federation, network, population
-from idiolect.tree import Tree, norm, pick
-from idiolect.words import Batch
 
 PLAIN = Training(lr=0.1, local_epochs=2, batch_size=8)
 
@@ -84,7 +84,7 @@ def test_adaptive_sam_with_a_large_eta_is_sam():
     round_ball = parts.sam(0.2).gradient(model.grad, None, None)(model.initial, batch).gradient
 
     class Round:
-        anatomy, start = model.anatomy, model.initial
+        structure, start = model.structure, model.initial
 
     def stretched(rho, eta):
         return parts.adaptive_sam(rho, eta).gradient(model.grad, Round, None)(model.initial, batch).gradient
@@ -141,11 +141,11 @@ def test_fedfsa_with_all_layers_is_mofedsam_with_the_larger_radius():
 
 
 def test_fedbn_and_its_dual_share_complementary_sets():
-    anatomy = Model(network()).anatomy
-    fedbn, dual = (~scope.batch_norm)(anatomy), scope.batch_norm(anatomy)
-    assert fedbn | dual == anatomy.exchangeable
+    structure = Model(network()).structure
+    fedbn, dual = (~scope.batch_norm)(structure), scope.batch_norm(structure)
+    assert fedbn | dual == structure.exchangeable
     assert not fedbn & dual
-    assert fedbn < (~scope.statistics)(anatomy) < anatomy.exchangeable
+    assert fedbn < (~scope.statistics)(structure) < structure.exchangeable
 
 
 def test_fedbn_on_identical_clients_is_fedavg():
@@ -156,8 +156,8 @@ def test_fedbn_on_identical_clients_is_fedavg():
         same({"": fedavg.personal(client)}, {"": fedbn.personal(client)}, 1e-12)
 
 
-def test_a_client_of_fedbn_never_sees_anothers_normalisation():
-    """Whatever the others hold, a client's normalisation after its own training is the same."""
+def test_a_client_of_fedbn_never_sees_anothers_normalization():
+    """Whatever the others hold, a client's normalization after its own training is the same."""
     loud = {**population(), "dan": ClientData(train=(examples("dan", 32)[0] * 100, examples("dan", 32)[1]))}
     quiet, changed = played(methods.fedbn(), rounds=1), played(methods.fedbn(), rounds=1, clients=loud)
     same({"": quiet.memory.get("ada")["share"]}, {"": changed.memory.get("ada")["share"]})
@@ -166,7 +166,7 @@ def test_a_client_of_fedbn_never_sees_anothers_normalisation():
 def test_proximal_holds_back_and_leaves_personal_tensors_alone():
     free, held = (played(methods.fedprox(mu), rounds=1, training=PLAIN).server["share"] for mu in (0.0, 4.0))
     start = federation(methods.fedavg()).server["share"]
-    weights = Model(network()).anatomy.names("weight")
+    weights = Model(network()).structure.names("weight")
     assert norm(pick(held - start, weights)) < 0.7 * norm(pick(free - start, weights))
     direction = parts.proximal(1.0).direction
     made = federation(methods.fedbn() + parts.proximal(1.0))
@@ -192,7 +192,7 @@ def test_ditto_alone_is_local_training_and_strong_is_the_anchor():
     away["personal_model"] = away["personal_model"] + 1.0
     strong.memory.put("ada", away)
     strong.play()
-    weights = strong.model.anatomy.names("weight")
+    weights = strong.model.structure.names("weight")
     gap = pick(strong.personal("ada"), weights) - pick(received, weights)
     assert gap.flat.abs().max() < 0.5  # lr times strength is 1: one step lands on the anchor, but for the gradient
 
@@ -236,17 +236,17 @@ def test_fine_tuning_moves_what_it_names_and_nothing_that_is_kept():
         (Adam(beta1=0.5, beta2=0.9), lambda p: torch.optim.Adam(p, 0.05, betas=(0.5, 0.9))),
     ],
 )
-def test_optimisers_are_pytorchs(ours, theirs):
+def test_optimizers_are_pytorchs(ours, theirs):
     net = network()
     model, expected = Model(net), network().train()
-    optimiser = theirs(expected.parameters())
+    optimizer = theirs(expected.parameters())
     batches = [Batch(*examples(f"{k}", 8)) for k in range(5)]
     for batch in batches:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(expected(batch.x), batch.y).backward()
         nn.utils.clip_grad_norm_(expected.parameters(), 0.5)
-        optimiser.step()
-    training = Training(lr=0.05, optimiser=ours, clip=0.5)
+        optimizer.step()
+    training = Training(lr=0.05, optimizer=ours, clip=0.5)
     end = descend(model, training, model.initial, batches, 0.05)[0]
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(end[name].reshape(tensor.shape), tensor.double(), atol=1e-12), name
@@ -257,14 +257,14 @@ def test_groups_are_pytorchs_parameter_groups():
     head = [p for n, p in expected.named_parameters() if n.startswith("6.")]
     body = [p for n, p in expected.named_parameters() if not n.startswith("6.")]
     groups = [{"params": body}, {"params": head, "lr": 0.5, "weight_decay": 0.0}]
-    optimiser = torch.optim.SGD(groups, 0.05, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9, weight_decay=0.1)
     batches = [Batch(*examples(f"{k}", 8)) for k in range(4)]
     for batch in batches:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(expected(batch.x), batch.y).backward()
-        optimiser.step()
+        optimizer.step()
     ours = SGD(momentum=0.9, weight_decay=0.1)
-    training = Training(lr=0.05, optimiser=ours, groups=(Group(scope.head, lr=10.0, weight_decay=0.0),))
+    training = Training(lr=0.05, optimizer=ours, groups=(Group(scope.head, lr=10.0, weight_decay=0.0),))
     end = descend(model, training, model.initial, batches, 0.05)[0]
     for name, parameter in expected.named_parameters():
         assert torch.allclose(end[name], parameter.detach(), atol=1e-12), name

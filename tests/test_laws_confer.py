@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from idiolect import Method, Training, methods, parts, scope
-from idiolect.client import _begin, mail_of
+from idiolect.compute.autograd import Model
+from idiolect.core.errors import UsageError
+from idiolect.core.tree import Tree, layout
+from idiolect.core.types import Central
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.errors import UsageError
-from idiolect.model import Model
-from idiolect.parts.class_means import class_sums
-from idiolect.parts.critical import _largest, _partners
+from idiolect.engines.federation import Federation
+from idiolect.parts._aligned_features import class_sums
+from idiolect.parts._critical_mix import _largest, _partners
+from idiolect.rounds.client import _begin, mail_of
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, population
-from idiolect.tree import Tree, layout
-from idiolect.words import Central
 
 
 def rows(**columns):
@@ -27,8 +27,8 @@ def rows(**columns):
     return Tree(where, torch.cat([t.flatten(1) for t in tensors.values()], dim=1))
 
 
-def told(part, uploads, round=0, anatomy=None):
-    return part.confer(Central(anatomy, uploads, uploads, 0.1, 1.0, round), uploads)
+def told(part, uploads, round=0, structure=None):
+    return part.confer(Central(structure, uploads, uploads, 0.1, 1.0, round), uploads)
 
 
 def letter(made, client, at=1):
@@ -118,7 +118,7 @@ def end_of_third(method, client):
     """Return the weights a client ends its third round with."""
     made = played(method, rounds=2)
     end = made.train(made.assignment(client, "train")).uploads["share"]
-    return torch.cat([end.stretch(name) for name in made.model.anatomy.trainable.names])
+    return torch.cat([end.stretch(name) for name in made.model.structure.trainable.names])
 
 
 def test_critical_values_are_the_largest_of_their_tensor():
@@ -128,25 +128,25 @@ def test_critical_values_are_the_largest_of_their_tensor():
         sums = {name: int(tensor.sum()) for name, tensor in mask.items()}
         halves = {name: tensor.numel() // 2 for name, tensor in mask.items()}
         assert {n: s for n, s in sums.items() if n != "0.bias"} == {n: h for n, h in halves.items() if n != "0.bias"}
-        assert sums["0.bias"] <= 1  # before batch normalisation: it moves by rounding, or not at all
+        assert sums["0.bias"] <= 1  # before batch normalization: it moves by rounding, or not at all
 
 
 def test_bodies_by_hand():
     """Heads of one row: cosines 0.6 between the first two, 0 and -0.8 to the third, which counts as none."""
-    anatomy = Model(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).double()).anatomy
+    structure = Model(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).double()).structure
     heads = [[[3.0, 0.0]], [[1.2, 1.6]], [[0.0, -5.0]]]
     uploads = rows(**{"0.weight": [[[10.0], [0.0]], [[20.0], [0.0]], [[40.0], [0.0]]], "1.weight": heads})
     own, near = -math.log(1 - 0.9999), -math.log(1 - 0.6)
-    found = told(parts.similar_bodies(warmup=0), uploads, anatomy=anatomy)
+    found = told(parts.similar_bodies(warmup=0), uploads, structure=structure)
     assert list(found) == ["0.weight"]
     expected = [(own * 10 + near * 20) / (own + near), (near * 10 + own * 20) / (own + near), 40]
     assert found["0.weight"][:, 0, 0].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_equal_heads_give_the_plain_mean_of_bodies():
-    anatomy = Model(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).double()).anatomy
+    structure = Model(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).double()).structure
     uploads = rows(**{"0.weight": [[[1.0], [0.0]], [[3.0], [0.0]]], "1.weight": [[[2.0, 1.0]], [[4.0, 2.0]]]})
-    assert told(parts.similar_bodies(0), uploads, anatomy=anatomy)["0.weight"][:, 0, 0].tolist() == [2.0, 2.0]
+    assert told(parts.similar_bodies(0), uploads, structure=structure)["0.weight"][:, 0, 0].tolist() == [2.0, 2.0]
 
 
 def test_a_warm_up_is_averaging_and_costs_no_more():
@@ -169,10 +169,10 @@ def test_after_the_warm_up_heads_are_their_clients_own():
 
 def heads_told(means, variances, heads=((1.0,), (2.0,), (4.0,))):
     """Return what clients are told of heads of one weight, given class means and variances of their features."""
-    anatomy = Model(nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()).anatomy
+    structure = Model(nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()).structure
     count = len(means)
     uploads = rows(**{"1.weight": [[h] for h in heads[:count]], "means": means, "variance": [[v] for v in variances]})
-    return told(parts.mixed_heads(), uploads, anatomy=anatomy)["1.weight"].flatten().tolist()
+    return told(parts.mixed_heads(), uploads, structure=structure)["1.weight"].flatten().tolist()
 
 
 def test_mixed_heads_by_hand():
@@ -191,7 +191,7 @@ def test_a_head_in_a_cohort_of_one_is_its_own():
 def test_nothing_is_aligned_in_the_first_round_and_features_are_after_it():
     def spread(strength, rounds):
         made = played(methods.fedpac(strength=strength), rounds=rounds)
-        look = class_sums(scope.head, made.model.anatomy)
+        look = class_sums(scope.head, made.model.structure)
         total = 0.0
         for client in made.clients:
             batch = made.assignment(client, "train").stream.epochs(1)
@@ -225,7 +225,7 @@ def test_head_and_body_take_turns():
     """The head alone before, the body alone after; statistics stand still with the body."""
     method = Method((parts.share(), parts.head_first(epochs=2, lr=0.3, freeze_statistics=True), parts.freeze()))
     made = federation(method)
-    head_names = scope.head(made.model.anatomy)
+    head_names = scope.head(made.model.structure)
     before = made.server["share"]
     own = made.personal("ada")
     end = made.train(made.assignment("ada", "train")).uploads["share"]

@@ -9,15 +9,15 @@ from torch import nn
 
 import idiolect
 from idiolect import Method, Training, UsageError, methods, parts, scope
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import Tree, norm, overlay, pick
+from idiolect.core.types import Batch
 from idiolect.data import ClientData
-from idiolect.describe import describe
-from idiolect.engine.federation import Federation
-from idiolect.engine.stacked import Stacked
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
+from idiolect.engines.stacked import Stacked
+from idiolect.running.describe import describe
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, federation, network, population
-from idiolect.tree import Tree, norm, overlay, pick
-from idiolect.words import Batch
 
 PLAIN = Training(lr=0.1, local_epochs=2, batch_size=8)
 
@@ -95,7 +95,7 @@ def test_the_first_round_goes_twice_as_far():
     """With all clients, for any strength: the server adds the mean move to the mean. Statistics are averaged only."""
     start = federation(methods.fedavg()).server["share"]
     once = played(methods.fedprox(0.3, "uniform"), rounds=1).server["share"]
-    weights = Model(network()).anatomy.names("weight")
+    weights = Model(network()).structure.names("weight")
     twice = overlay(once, pick(start, weights) + 2 * (pick(once, weights) - pick(start, weights)))
     for method in QUIET:
         same({"": played(method, rounds=1).server["share"]}, {"": twice}, 1e-12)
@@ -179,7 +179,7 @@ def test_the_dual_turns_the_perturbation():
     batch = Batch(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
     received = Tree.of({"weight": torch.full((1, 1), -0.02, dtype=torch.float64)})
     row, seen = model.initial, []
-    sharp = part.gradient(model.grad, None, idiolect.words.Slot(Tree.of({}), received))
+    sharp = part.gradient(model.grad, None, idiolect.core.types.Slot(Tree.of({}), received))
     for _ in range(3):
         out = sharp(row, batch)
         seen.append((out.gradient["weight"].item(), out.buffers["consistent_sam.mu/weight"].item()))
@@ -196,7 +196,7 @@ def test_the_server_looks_ahead_by_its_radius_and_comes_back():
     made = played(Method((parts.share(), parts.server_sam(0.25))), rounds=2)
     moved = made.sent("train")["share"] - made.server["share"]
     assert float(norm(moved)) == pytest.approx(0.25, rel=1e-6)
-    statistics = pick(moved, made.model.anatomy.names("statistic"))
+    statistics = pick(moved, made.model.structure.names("statistic"))
     assert len(statistics) == 2
     assert not statistics.flat.any()
     same({"": made.sent("deploy")["share"]}, {"": made.server["share"]})
@@ -223,7 +223,7 @@ def looked_at(method_part):
         return model.grad(at, batch)
 
     class Here:
-        anatomy, start = model.anatomy, model.initial
+        structure, start = model.structure, model.initial
 
     x, y = population()["ada"].train
     method_part.gradient(grad, Here, None)(model.initial, Batch(x, y))
@@ -231,9 +231,9 @@ def looked_at(method_part):
 
 
 @pytest.mark.parametrize("make", [parts.sam, parts.adaptive_sam])
-def test_sam_on_normalisation_moves_nothing_else(make):
+def test_sam_on_normalization_moves_nothing_else(make):
     """So with FedBN the weights that are exchanged are never perturbed."""
-    start, (first, second) = looked_at(make(0.3, names=scope.normalisation))
+    start, (first, second) = looked_at(make(0.3, names=scope.normalization))
     assert torch.equal(first.flat, start.flat)
     assert {n for n in start if not torch.equal(start[n], second[n])} == {"1.weight", "1.bias"}
     if make is parts.sam:
@@ -282,7 +282,7 @@ FLEXIBLE_ALIKE = parts.flexible_sam(0.05, 0.05, top=2)
 
 def test_what_is_kept_and_sent():
     """Sizes as the parts' docstrings have them."""
-    weights = Model(network()).anatomy.trainable
+    weights = Model(network()).structure.trainable
     size = f"{weights.total} values in {len(weights.names)} tensors"
 
     def row(method, part):
@@ -312,7 +312,7 @@ def test_duals_of_perturbations_are_in_no_model_that_is_handed_out():
         (lambda: parts.consistent_sam(0.1, "mu"), "consistent_sam: no report 'mu'"),
         (lambda: parts.server_sam(-1.0), "server_sam: rho must be at least 0"),
         (lambda: federation(Method((parts.share(), parts.sam(0.1, scope.statistics)))), "names no weight"),
-        (lambda: bare(methods.sam_on()), "no normalisation layer"),
+        (lambda: bare(methods.sam_on()), "no normalization layer"),
     ],
 )
 def test_what_cannot_be_is_one_line(make, message):

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
-from idiolect.client import client_round
-from idiolect.describe import describe
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
-from idiolect.rng import normal_hash
+from idiolect.compute.autograd import Model
+from idiolect.core.rng import normal_hash
+from idiolect.core.tree import combine, vectors
+from idiolect.core.types import Batch
+from idiolect.engines.federation import Federation
+from idiolect.rounds.client import client_round
+from idiolect.running.describe import describe
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, federation, network
-from idiolect.tree import combine, vectors
-from idiolect.words import Batch
 
 ONE_STEP = Training(lr=0.3, local_epochs=1, batch_size=None)
 
@@ -150,7 +150,7 @@ def test_who_predicts_with_which_head():
     plain = Model(network())
     x, _ = made.clients["ada"].test
     general, own = made.general(), made.personal("ada")
-    shared = plain.predict(combine(plain.anatomy.layout, plain.initial, made.server["share"]), x)
+    shared = plain.predict(combine(plain.structure.layout, plain.initial, made.server["share"]), x)
     assert torch.equal(made.model.predict(general, x), shared)
     features = made.model.module(own)[:-1](x).detach()
     expected = shared + features @ own["6.private.weight"].T + own["6.private.bias"]

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from idiolect import Method, Training, UsageError, methods, parts, scope
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import pick
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.stacked import Stacked
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
+from idiolect.engines.stacked import Stacked
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, network
-from idiolect.tree import pick
 
 ONE_STEP = Training(lr=0.1, batch_size=None)
 
@@ -46,7 +46,7 @@ def no_loss(outputs, y):
 
 
 def test_mean_features_are_pulled_together_as_known_by_hand():
-    """With no loss but the regulariser a step is lr kappa (m - consensus) times the slope of m, momentum times x."""
+    """With no loss but the regularizer a step is lr kappa (m - consensus) times the slope of m, momentum times x."""
     clients = held(a=([0.0, 2.0], [0, 1]), b=([3.0, 3.0], [0, 1]))
     for momentum, expected in ((1.0, [1 + 0.2, 1 - 0.6]), (0.5, [1 + 0.05, 1 - 0.15])):
         made = world(methods.feddbe(strength=2.0, momentum=momentum), clients, tiny(loss=no_loss))
@@ -82,7 +82,7 @@ def test_a_vector_on_features_is_a_bias_of_the_head():
 
 
 def test_the_features_of_clients_settle_where_they_are_nearest_to_the_consensus():
-    """Without a loss but the regulariser, w goes to the least squares of w x against the consensus."""
+    """Without a loss but the regularizer, w goes to the least squares of w x against the consensus."""
     clients = held(a=([0.0, 2.0], [0, 1]), b=([3.0, 3.0], [0, 1]))
     made = world(methods.feddbe(strength=0.5, momentum=1.0), clients, tiny(loss=no_loss))
     for _ in range(60):
@@ -93,13 +93,13 @@ def test_the_features_of_clients_settle_where_they_are_nearest_to_the_consensus(
 # kNN-Per
 
 
-def test_neighbours_alone_and_the_model_alone():
-    alone = played(methods.knnper(1, share_of_neighbours=1.0))
+def test_neighbors_alone_and_the_model_alone():
+    alone = played(methods.knnper(1, share_of_neighbors=1.0))
     x, y = alone.clients["dan"].train
     found = alone.model.predict(alone.personal("dan"), x)
     assert torch.allclose(found.gather(1, y[:, None]), torch.zeros(1).double(), atol=1e-12)  # each is its own nearest
     assert (found.exp().sum(dim=1) - 1).abs().max() < 1e-12
-    model = played(methods.knnper(share_of_neighbours=0.0))
+    model = played(methods.knnper(share_of_neighbors=0.0))
     plain = played(methods.fedavg())
     same({"": model.server["share"]}, {"": plain.server["share"]})
     logits = plain.model.predict(plain.personal("dan"), x)
@@ -128,7 +128,7 @@ def test_what_is_kept_is_drawn_by_the_seed_even_from_a_single_batch():
 
     def kept():
         own = made.personal("a")
-        return sorted(own["1.nearest_neighbours.features"][:, 0].tolist()), own["1.nearest_neighbours.labels"]
+        return sorted(own["1.nearest_neighbors.features"][:, 0].tolist()), own["1.nearest_neighbors.labels"]
 
     first, labels = kept()
     assert len(set(first)) == 10
@@ -138,8 +138,8 @@ def test_what_is_kept_is_drawn_by_the_seed_even_from_a_single_batch():
     assert kept()[0] != first
 
 
-def test_neighbours_are_looked_for_among_features_without_a_clients_own_vector():
-    made = federation(methods.feddbe() + parts.nearest_neighbours(1, 1.0))
+def test_neighbors_are_looked_for_among_features_without_a_clients_own_vector():
+    made = federation(methods.feddbe() + parts.nearest_neighbors(1, 1.0))
     made.play()
     memory = made.memory.get("dan")
     memory["share"].flat[memory["share"].layout.starts["6.domain_bias.vector"]] = 50.0
@@ -152,11 +152,11 @@ def test_neighbours_are_looked_for_among_features_without_a_clients_own_vector()
 
 def test_training_carries_no_kept_example():
     made = federation(methods.knnper(capacity=10_000))
-    assert made.model.anatomy.layout.total == Model(network()).anatomy.layout.total
+    assert made.model.structure.layout.total == Model(network()).structure.layout.total
     assert made.memory.get("ada")["share"].nbytes == federation(methods.fedavg()).memory.get("ada")["share"].nbytes
 
 
-def test_neighbours_need_labels():
+def test_neighbors_need_labels():
     clients = held(a=([0.0, 1.0], [0.5, 1.5]))
     with pytest.raises(UsageError, match="class labels"):
         world(methods.knnper(), clients, tiny(loss=F.l1_loss)).personal("a")
@@ -247,9 +247,9 @@ def test_what_the_server_keeps_of_fisher_weights_is_not_sent():
     [
         (lambda: parts.domain_bias(-1.0), "strength must be at least 0"),
         (lambda: parts.domain_bias(momentum=0.0), "momentum must be in"),
-        (lambda: parts.nearest_neighbours(0), "0 neighbours of 1000"),
-        (lambda: parts.nearest_neighbours(share=1.5), "share must be in"),
-        (lambda: parts.nearest_neighbours(scale=0.0), "scale must be above 0"),
+        (lambda: parts.nearest_neighbors(0), "0 neighbors of 1000"),
+        (lambda: parts.nearest_neighbors(share=1.5), "share must be in"),
+        (lambda: parts.nearest_neighbors(scale=0.0), "scale must be above 0"),
         (lambda: parts.feature_alignment(-1), "epochs must be at least 0"),
         (lambda: parts.feature_alignment(lr=0.0), "lr must be above 0"),
         (

@@ -1,4 +1,4 @@
-"""What must hold of a server's step, normalised averages, other starts and second models, whatever the numbers."""
+"""What must hold of a server's step, normalized averages, other starts and second models, whatever the numbers."""
 
 from types import SimpleNamespace
 
@@ -8,13 +8,13 @@ from test_laws import PLAIN, half_squares, quadratics, same_state_of_share
 from torch import nn
 
 from idiolect import SGD, Adam, Method, Training, UsageError, methods, parts
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import Tree, pick
+from idiolect.core.types import Batch, Central, Slot, Start
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, network
-from idiolect.tree import Tree, pick
-from idiolect.words import Batch, Central, Slot, Start
 
 
 def one_weight(value=0.0):
@@ -31,9 +31,9 @@ def server_plays(part, moves):
     """Return the only weight after each of these moves of the clients, from 0."""
     model = Model(one_weight())
     now, seen = model.initial, []
-    slot = part.server(Start(model.anatomy, now, now))
+    slot = part.server(Start(model.structure, now, now))
     for move in moves:
-        central = Central(model.anatomy, now, now + move, 0.1, 1.0)
+        central = Central(model.structure, now, now + move, 0.1, 1.0)
         slot = part.aggregate(central, slot, Tree.of({}))
         now = part.advance(central, slot)
         seen.append(now["weight"].item())
@@ -72,27 +72,27 @@ def test_what_the_server_keeps_is_not_sent():
 
 
 @pytest.mark.parametrize(
-    "optimiser", [SGD(), SGD(momentum=0.9), SGD(momentum=0.5, nesterov=True), Adam(beta1=0.5, epsilon=0.0)]
+    "optimizer", [SGD(), SGD(momentum=0.9), SGD(momentum=0.5, nesterov=True), Adam(beta1=0.5, epsilon=0.0)]
 )
-def test_effective_steps_are_how_far_a_constant_direction_leads(optimiser):
+def test_effective_steps_are_how_far_a_constant_direction_leads(optimizer):
     direction = Tree.of({"w": torch.ones(1, dtype=torch.float64)})
-    state, way = optimiser.init(direction), 0.0
+    state, way = optimizer.init(direction), 0.0
     for taken in range(1, 12):
-        move, state = optimiser.move(direction, state)
+        move, state = optimizer.move(direction, state)
         way += move["w"].item()
-        found = optimiser.effective_steps(torch.tensor([float(taken)], dtype=torch.float64))
+        found = optimizer.effective_steps(torch.tensor([float(taken)], dtype=torch.float64))
         assert found.item() == pytest.approx(way, abs=1e-12)
 
 
-@pytest.mark.parametrize("optimiser", [SGD(), SGD(momentum=0.9), SGD(momentum=0.5, nesterov=True)])
-def test_fednova_follows_the_mean_gradient_whoever_takes_more_steps(optimiser):
+@pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), SGD(momentum=0.5, nesterov=True)])
+def test_fednova_follows_the_mean_gradient_whoever_takes_more_steps(optimizer):
     """Where gradients are constant, the shared weight moves by lr times the mean step count times their mean."""
     slopes, counts = [3.0, -1.0], [8, 24]
     clients = {
         f"{i}": ClientData(train=(torch.full((n, 1), s, dtype=torch.float64), torch.zeros(n, 1, dtype=torch.float64)))
         for i, (s, n) in enumerate(zip(slopes, counts, strict=True))
     }
-    training = Training(lr=0.1, batch_size=4, optimiser=optimiser)
+    training = Training(lr=0.1, batch_size=4, optimizer=optimizer)
 
     def moved(method):
         model = Model(one_weight(), lambda output, target: output.mean())
@@ -100,7 +100,7 @@ def test_fednova_follows_the_mean_gradient_whoever_takes_more_steps(optimiser):
         made.play()
         return made.server["share"]["weight"].item()
 
-    worth = [optimiser.effective_steps(torch.tensor(n / 4)).item() for n in counts]
+    worth = [optimizer.effective_steps(torch.tensor(n / 4)).item() for n in counts]
     assert moved(methods.fednova()) == pytest.approx(0.0, abs=1e-6)  # a quarter of 3, three quarters of -1
     assert moved(methods.fedavg()) > 0.1  # the client with more steps has its way
     assert moved(methods.fednova("uniform")) == pytest.approx(-0.1 * sum(worth) / 2, rel=1e-6)  # half of 3, half of -1
@@ -161,12 +161,12 @@ def test_relaxed_start_by_hand():
 
 
 def test_pfedme_descends_on_the_moreau_envelope():
-    """On h (w - a)^2 / 2 the nearest minimiser is (h a + l w) / (h + l), the slope h l (w - a) / (h + l)."""
+    """On h (w - a)^2 / 2 the nearest minimizer is (h a + l w) / (h + l), the slope h l (w - a) / (h + l)."""
     h, a, strength, w = 3.0, -2.0, 2.0, 1.0
     part = parts.moreau_envelope(strength, steps=60, lr=0.15)
     model = Model(one_weight(w), half_squares).extended([part.attach])
     x = torch.full((4, 1), h**0.5, dtype=torch.float64)
-    out = part.gradient(model.grad, SimpleNamespace(anatomy=model.anatomy), None)(model.initial, Batch(x, x * a))
+    out = part.gradient(model.grad, SimpleNamespace(structure=model.structure), None)(model.initial, Batch(x, x * a))
     assert out.gradient["weight"].item() == pytest.approx(h * strength / (h + strength) * (w - a), abs=1e-10)
     assert out.buffers["moreau_envelope.weights"].item() == pytest.approx((h * a + strength * w) / (h + strength))
 
@@ -174,7 +174,7 @@ def test_pfedme_descends_on_the_moreau_envelope():
 def test_pfedme_whose_own_model_takes_no_step_stays_where_it_began():
     made = played(methods.pfedme(2.0, lr=0.0))
     start = made.model.initial
-    moving = made.model.anatomy.names("weight") & set(made.server["share"])
+    moving = made.model.structure.names("weight") & set(made.server["share"])
     for now in (made.server["share"], made.personal("ada")):
         assert torch.allclose(pick(now, moving).flat, pick(start, moving).flat, rtol=0, atol=1e-15)
 
@@ -199,7 +199,7 @@ def test_apfl_shares_fedavg_whatever_the_client_keeps():
 def test_apfl_of_nothing_its_own_is_the_shared_model_and_of_all_is_local_training():
     shared, alone = (played(methods.apfl(share, adaptive=False), training=PLAIN) for share in (0.0, 1.0))
     local = played(methods.local(), training=PLAIN)
-    moving = Model(network()).anatomy.names("weight")
+    moving = Model(network()).structure.names("weight")
     for client in SIZES:
         same({"": pick(shared.personal(client), moving)}, {"": pick(shared.server["share"], moving)}, 1e-12)
         same({"": pick(alone.personal(client), local.personal(client))}, {"": local.personal(client)}, 1e-12)
@@ -215,7 +215,7 @@ def test_apfl_by_hand(v, lr, mixture, slope, after):
     model = Model(one_weight(1.0), half_squares).extended([part.attach])
     row = Tree.of({**model.initial, "personal_mixture.weights": torch.tensor([v], dtype=torch.float64)})
     x = torch.full((4, 1), 2**0.5, dtype=torch.float64)
-    local = SimpleNamespace(anatomy=model.anatomy, lr=lr)
+    local = SimpleNamespace(structure=model.structure, lr=lr)
     out = part.gradient(model.grad, local, None)(row, Batch(x, x * 0.0))
     assert out.gradient["weight"].item() == pytest.approx(2.0)
     assert out.gradient["personal_mixture.weights"].item() == pytest.approx(0.5 * slope)

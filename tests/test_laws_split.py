@@ -6,13 +6,13 @@ from torch import nn
 from torch.func import functional_call, grad
 
 from idiolect import Method, Training, methods, parts, scope
+from idiolect.compute.autograd import Model
+from idiolect.core.tree import Tree, norm, overlay, pick
+from idiolect.core.types import Batch
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, network
-from idiolect.tree import Tree, norm, overlay, pick
-from idiolect.words import Batch
 
 PLAIN = Training(lr=0.1, local_epochs=5, batch_size=None)
 HEAD = ["6.weight", "6.bias"]
@@ -43,9 +43,9 @@ def same_federations(one, other):
 
 
 def test_what_is_personal_and_what_is_shared_are_the_whole():
-    anatomy = Model(network()).anatomy
+    structure = Model(network()).structure
     body, head = (set(federation(m).server["share"]) for m in (methods.fedper(), methods.lg_fedavg()))
-    assert body | head == anatomy.exchangeable
+    assert body | head == structure.exchangeable
     assert not body & head
     same_federations(played(methods.fedper(scope.everything)), played(methods.local()))
 
@@ -61,7 +61,7 @@ def test_a_head_fitted_first_fits_the_body_that_was_received():
     """The body is the received one, the head is better on it than before, and nothing of it is kept."""
     made = played(methods.fedrep(head_epochs=20), rounds=1)
     own, kept = made.personal("ada"), made.memory.get("ada")["share"]
-    body = made.model.anatomy.trainable.only(made.server["share"])
+    body = made.model.structure.trainable.only(made.server["share"])
     assert torch.equal(pick(own, body.starts).flat, pick(made.server["share"], body.starts).flat)
     x, y = examples("ada", SIZES["ada"])
     before = overlay(own, pick(kept, HEAD))
@@ -98,7 +98,7 @@ def test_frozen_tensors_do_not_count_when_gradients_are_clipped():
     made.training = training
     before = made.server["share"]
     made.play()
-    moved = pick(made.server["share"] - before, made.model.anatomy.names("weight"))
+    moved = pick(made.server["share"] - before, made.model.structure.names("weight"))
     assert float(norm(moved)) == pytest.approx(1e-3, rel=1e-2)
     assert not moved["6.weight"].any()
     assert made.server["share"]["1.running_mean"].ne(before["1.running_mean"]).all()
@@ -153,7 +153,7 @@ def test_hessian_free_is_the_gradient_of_the_loss_after_a_step():
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_client_predicts_after_plain_steps_on_all_its_examples(steps):
-    """Whatever the run's optimiser, rate and batches are: each leaves (1 - a h) of the way."""
+    """Whatever the run's optimizer, rate and batches are: each leaves (1 - a h) of the way."""
     clients = {"a": ClientData(train=at_target(2.0, 7, 3.0))}
     training = Training(lr=9.0, batch_size=2, clip=1e-9)
     made = Federation(line(5.0), methods.per_fedavg(0.2, steps=steps), training, 1, 1.0, 0, clients)

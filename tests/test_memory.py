@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import idiolect
-from idiolect import checkpoint, methods
-from idiolect.engine.disk import DiskStore, store_for
-from idiolect.engine.memory import RamStore
-from idiolect.errors import UsageError
-from idiolect.report import RunDirectory
+from idiolect import methods
+from idiolect.core.errors import UsageError
+from idiolect.core.tree import EMPTY, Tree
+from idiolect.storage import checkpoint
+from idiolect.storage.disk import DiskStore, store_for
+from idiolect.storage.memory import RamStore
+from idiolect.storage.run_directory import RunDirectory
 from idiolect.testing.checks import same, same_state
 from idiolect.testing.worlds import federation, network, population
-from idiolect.tree import EMPTY, Tree
 
 FRESH = {"share": Tree.of({"w": torch.zeros(2, 3), "b": torch.zeros(1)}), "none": EMPTY}
 CLIENTS = ["ada", "ben", "ward/7", "", "é\n", "\ud800"]
@@ -313,7 +314,7 @@ def whole(tmp_path_factory):
 
 def test_which_store_and_resume_with_the_other(tmp_path, monkeypatch):
     fresh = {"share": Tree.of({"w": torch.zeros(250)})}
-    monkeypatch.setattr("idiolect.engine.disk.ram", lambda: 800_000)
+    monkeypatch.setattr("idiolect.storage.disk.ram", lambda: 800_000)
     assert isinstance(store_for("auto", None, 100, fresh), RamStore)
     assert isinstance(store_for("auto", None, 101, fresh), DiskStore)
     assert isinstance(store_for("ram", None, 101, fresh), RamStore)
@@ -348,8 +349,8 @@ def test_a_temporary_folder_goes_with_its_store_and_not_with_a_fork(tmp_path, mo
 
 GROWTH = """
 import resource, sys, torch
-from idiolect.engine.disk import DiskStore
-from idiolect.tree import Tree
+from idiolect.storage.disk import DiskStore
+from idiolect.core.tree import Tree
 torch.set_num_threads(1)
 store = DiskStore({"share": Tree.of({"w": torch.zeros(2000)})}, segment_bytes=2**21)
 row = torch.ones(2000)

@@ -50,9 +50,9 @@ CATALOGUE = [
     methods.ditto(strength=0.5) + parts.flexible_sam(rho=0.05, rho_larger=0.4, top=2),
     # represent: methods that look at features
     methods.feddbe(strength=2.0, momentum=0.3),
-    methods.knnper(neighbours=3, capacity=12),
+    methods.knnper(neighbors=3, capacity=12),
     methods.fedas(),
-    methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbours(3, capacity=30),
+    methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbors(3, capacity=30),
     methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
     # losses of their own
     methods.fedlc(tau=0.5),
@@ -72,7 +72,7 @@ CATALOGUE = [
     methods.fedbn() + parts.critical_mix(top=0.3, rounds=4),
     methods.fedbn() + parts.similar_bodies(warmup=1),
     methods.fedbn() + parts.attention(strength=0.5),
-    # the server's step, normalised averages, starts, and state that moves with every step
+    # the server's step, normalized averages, starts, and state that moves with every step
     methods.fedavgm(),
     methods.fedadagrad(),
     methods.fedadam(),
@@ -83,7 +83,7 @@ CATALOGUE = [
     methods.pfedme(strength=2.0, steps=2),
     methods.apfl(),
     methods.fedbn() + parts.estimated_sam(0.1) + parts.control_variates() + parts.relaxed_start(),
-    methods.fedbn() + parts.normalised_average() + parts.server_adaptive("yogi"),
+    methods.fedbn() + parts.normalized_average() + parts.server_adaptive("yogi"),
     methods.fedbn() + parts.personal_mixture(),
     # duals, and SAM in other places
     methods.feddyn(strength=0.3),
@@ -94,7 +94,7 @@ CATALOGUE = [
     methods.fedgloss(rho=0.1, strength=0.3, rho_local=0.1),
     methods.fedbn() + parts.consistent_sam(0.1) + parts.server_sam(0.1) + parts.dynamic(0.3),
     methods.sam_on(rho=0.3),
-    methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalisation),
+    methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalization),
 ]
 
 

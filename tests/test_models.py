@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from idiolect import models
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 from idiolect.models import default_model, digit_model, fedfsa_cnn, mlp, next_character, small_cnn
 
 COUNTS = [
@@ -52,7 +51,7 @@ def test_published_names_and_order():
     assert len(shapes) == 10
 
 
-def test_digit_model_is_relu_after_each_normalisation_and_two_poolings():
+def test_digit_model_is_relu_after_each_normalization_and_two_poolings():
     torch.manual_seed(0)
     net = digit_model().eval()
     x = torch.randn(2, 3, 28, 28)
@@ -76,7 +75,7 @@ def test_fedfsa_cnn_is_relu_after_each_layer_but_the_last_and_two_poolings():
     torch.testing.assert_close(net(x), net.fc3(h), rtol=0, atol=0)
 
 
-def test_small_cnn_is_normalised_after_each_layer_but_the_last():
+def test_small_cnn_is_normalized_after_each_layer_but_the_last():
     torch.manual_seed(0)
     net = small_cnn((1, 8, 8), 10)
     h = x = torch.randn(4, 1, 8, 8)
@@ -117,10 +116,10 @@ def test_default_model_follows_the_data():
         (lambda: fedfsa_cnn((1, 8, 8), 10), "at least 16 x 16"),
         (lambda: next_character((8,), 65), "at least 16 characters"),
         (lambda: mlp((8,), 2, hidden=(0,)), "widths are at least 1"),
-        (lambda: models.from_module("no_such_module:make", (1,), 2), "no module 'no_such_module'"),
-        (lambda: models.from_module("torch.nn:Linea", (1,), 2), "has no function 'Linea' (did you mean Linear?)"),
-        (lambda: models.from_module("math:e", (1,), 2), "has no function 'e'"),
-        (lambda: models.from_module("collections:Counter", (1,), 2), "returns a Counter, not a torch.nn.Module"),
+        (lambda: plugins.model_from("no_such_module:make", (1,), 2), "no module 'no_such_module'"),
+        (lambda: plugins.model_from("torch.nn:Linea", (1,), 2), "has no function 'Linea' (did you mean Linear?)"),
+        (lambda: plugins.model_from("math:e", (1,), 2), "has no function 'e'"),
+        (lambda: plugins.model_from("collections:Counter", (1,), 2), "returns a Counter, not a torch.nn.Module"),
     ],
 )
 def test_what_does_not_fit_is_one_line(make, line):
@@ -138,8 +137,8 @@ def test_your_own_network_is_called_with_what_it_takes(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert models.from_module("my_nets:sized", (5,), 4).weight.shape == (4, 5)
-    assert models.from_module("my_nets:fixed", (5,), 4).weight.shape == (2, 3)
+    assert plugins.model_from("my_nets:sized", (5,), 4).weight.shape == (4, 5)
+    assert plugins.model_from("my_nets:fixed", (5,), 4).weight.shape == (2, 3)
 
 
 def test_a_fault_inside_your_own_module_is_not_hidden(tmp_path, monkeypatch):
@@ -147,4 +146,4 @@ def test_a_fault_inside_your_own_module_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        models.from_module("broken_net:make", (5,), 4)
+        plugins.model_from("broken_net:make", (5,), 4)

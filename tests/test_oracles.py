@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from idiolect import SGD, Exponential, Method, Training, methods, parts, scope
+from idiolect.compute.autograd import Model
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.model import Model
+from idiolect.engines.federation import Federation
 from idiolect.testing.oracles import averaging, personal, sharpness
 from idiolect.testing.worlds import examples, network
 
@@ -22,7 +22,7 @@ SETTINGS = Training(
     lr=0.2,
     local_epochs=2,
     batch_size=4,
-    optimiser=SGD(momentum=0.5, weight_decay=0.01),
+    optimizer=SGD(momentum=0.5, weight_decay=0.01),
     schedule=Exponential(0.9),
     clip=0.7,
 )
@@ -51,8 +51,8 @@ def given(made):
         "lr": [made.training.schedule(made.training.lr, t, ROUNDS) for t in range(ROUNDS)],
         "weights": [SIZES[n] if made.method.weighting == "samples" else 1 for n in NAMES],
         "cohorts": cohorts,
-        "momentum": made.training.optimiser.momentum,
-        "weight_decay": made.training.optimiser.weight_decay,
+        "momentum": made.training.optimizer.momentum,
+        "weight_decay": made.training.optimizer.weight_decay,
         "clip": made.training.clip,
     }
 
@@ -69,7 +69,7 @@ def assert_follows(method, oracle, **arguments):
     for t in range(ROUNDS):
         made.play()
         close(made.server["share"], expected.shared[t], f"shared, round {t}")
-        assert set(made.server["share"]) == set(expected.shared[t]) - made.model.anatomy.names("counter")
+        assert set(made.server["share"]) == set(expected.shared[t]) - made.model.structure.names("counter")
         for i, name in enumerate(NAMES):
             close(made.model.tensors(made.personal(name)), expected.deployed[t][i], f"{name}, round {t}")
     return made, expected
@@ -166,7 +166,7 @@ def test_fedfsa_random_layers():
 def test_fedbn_with_momentum_from_the_server():
     """Personal weights under shared momentum follow their own gradient: the composition has an oracle too."""
     method = methods.fedbn() + parts.sam(0.2) + parts.server_momentum(0.3)
-    shared = sorted((~scope.batch_norm)(Model(network()).anatomy))
+    shared = sorted((~scope.batch_norm)(Model(network()).structure))
     assert_follows(method, sharpness.mofedsam, rho=0.2, alpha=0.3, shared=shared)
 
 

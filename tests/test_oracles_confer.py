@@ -6,8 +6,8 @@ import pytest
 from test_oracles import NAMES, ROUNDS, assert_follows, federation
 
 from idiolect import methods, scope
-from idiolect.method import Method
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
+from idiolect.core.method import Method
 from idiolect.parts import critical_mix, share
 from idiolect.testing.oracles import confer
 from idiolect.testing.worlds import network
@@ -26,7 +26,7 @@ def test_fedcac(weighting):
 
 
 def test_fedcac_with_personal_batch_norm():
-    shared = sorted((~scope.batch_norm)(Model(network()).anatomy))
+    shared = sorted((~scope.batch_norm)(Model(network()).structure))
     method = Method((share(~scope.batch_norm), critical_mix(0.5, 8)))
     assert_follows(method, confer.fedcac, top=0.5, beta=8, shared=shared)
 
@@ -51,7 +51,7 @@ def test_fedpac(weighting, settings):
 
     first = {(t, i): epoch("train", t, i) for t in range(ROUNDS) for i in range(len(NAMES))}
     last = {(t, i): epoch("deploy", t + 1, i) for t in range(ROUNDS) for i in range(len(NAMES))}
-    body = sorted((~scope.head)(made.model.anatomy))
+    body = sorted((~scope.head)(made.model.structure))
     oracle = partial(
         confer.fedpac,
         classes=3,

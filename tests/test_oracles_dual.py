@@ -7,11 +7,11 @@ import pytest
 from test_oracles import NAMES, assert_follows, close
 
 from idiolect import Method, methods, parts, scope
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
 from idiolect.testing.oracles import dual, sharpness
 from idiolect.testing.worlds import network
 
-SHARED_BY_FEDBN = sorted((~scope.batch_norm)(Model(network()).anatomy))
+SHARED_BY_FEDBN = sorted((~scope.batch_norm)(Model(network()).structure))
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -42,7 +42,7 @@ def test_method(method, oracle, weighting):
     ],
     ids=lambda case: getattr(case, "name", ""),
 )
-def test_personal_normalisation_has_no_dual(method, oracle):
+def test_personal_normalization_has_no_dual(method, oracle):
     """With FedBN's exchange: what stays with a client follows its gradient, perturbed with the rest by SAM."""
     method = Method((parts.share(~scope.batch_norm), *method.parts[1:]))
     assert_follows(method, oracle, shared=SHARED_BY_FEDBN)
@@ -70,9 +70,9 @@ def test_duals_of_perturbations(report):
         close(own, expected.dual[-1][i], name)
 
 
-def test_adaptive_sam_on_normalisation():
-    method = Method((parts.share(), parts.adaptive_sam(0.4, 0.1, scope.normalisation)))
-    assert_follows(method, sharpness.fedasam, rho=0.4, eta=0.1, names=sharpness.normalising(network()))
+def test_adaptive_sam_on_normalization():
+    method = Method((parts.share(), parts.adaptive_sam(0.4, 0.1, scope.normalization)))
+    assert_follows(method, sharpness.fedasam, rho=0.4, eta=0.1, names=sharpness.normalizing(network()))
 
 
 def test_fedcm_is_the_servers_momentum_alone():

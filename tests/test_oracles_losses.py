@@ -8,7 +8,7 @@ import torch
 from test_oracles import NAMES, assert_follows, federation, given
 
 from idiolect import Method, methods
-from idiolect.rng import normal_hash
+from idiolect.core.rng import normal_hash
 from idiolect.testing.oracles import losses
 
 WEIGHTINGS = pytest.mark.parametrize("weighting", ["samples", "uniform"])

@@ -16,8 +16,8 @@ from idiolect.testing.worlds import examples, network
 HEAD = ["6.weight", "6.bias"]
 
 
-def normalised(**given):
-    """Three unequal clients with batch normalisation, two of them a round, momentum and clipping."""
+def normalized(**given):
+    """Three unequal clients with batch normalization, two of them a round, momentum and clipping."""
     data = [examples(name, 8) for name in ("ada", "ben", "cleo")]
     steps = [[(x[:4], y[:4]), (x[4:], y[4:])] * (1 + i % 2) for i, (x, y) in enumerate(data)]
     world = {
@@ -74,7 +74,7 @@ def test_variates_find_the_optimum_that_averaging_misses():
 
 
 def test_the_servers_variate_is_the_mean_of_all_clients():
-    result = scaffold(**normalised())
+    result = scaffold(**normalized())
     for server, clients in zip(result.variate, result.variates, strict=True):
         assert_same([server], [{name: sum(c[name] for c in clients) / 3 for name in server}])
     assert set(server) == {name for name, _ in network().named_parameters()}
@@ -82,7 +82,7 @@ def test_the_servers_variate_is_the_mean_of_all_clients():
 
 
 def test_first_round_of_scaffold_is_averaging():
-    world = normalised(rounds=2, lr=[0.3, 0.2], cohorts=[[0, 1], [1, 2]])
+    world = normalized(rounds=2, lr=[0.3, 0.2], cohorts=[[0, 1], [1, 2]])
     corrected, plain = scaffold(**world), fedavg(**world)
     assert_same(corrected.shared[:1], plain.shared[:1])
     assert not torch.allclose(corrected.shared[1]["6.weight"], plain.shared[1]["6.weight"])
@@ -90,8 +90,8 @@ def test_first_round_of_scaffold_is_averaging():
 
 def test_personal_tensors_have_no_variates():
     names = outside_batch_norm(network())
-    assert set(scaffold(**normalised(shared=names)).variate[-1]) == set(names)
-    assert_same(scaffold(**normalised(shared=[])).personal, local(**normalised()).personal)
+    assert set(scaffold(**normalized(shared=names)).variate[-1]) == set(names)
+    assert_same(scaffold(**normalized(shared=[])).personal, local(**normalized()).personal)
 
 
 def test_private_model_by_hand():
@@ -104,7 +104,7 @@ def test_private_model_by_hand():
 
 def test_private_models_pull_nothing_back():
     """The shared model is that of averaging, and without a pull the private ones are trained alone."""
-    world = normalised()
+    world = normalized()
     for lam in (0.0, 0.7):
         assert_same(ditto(lam, **world).shared, fedavg(**world).shared)
     alone = local(**world)
@@ -112,7 +112,7 @@ def test_private_models_pull_nothing_back():
         assert_same(ours, theirs)
     pulled = ditto(0.7, **world).personal[0]
     assert all((pulled[name] - alone.personal[0][name]).abs().max() > 1e-4 for name in ("0.weight", *HEAD))
-    assert_same(ditto(0.7, **normalised(shared=[])).personal, alone.personal)
+    assert_same(ditto(0.7, **normalized(shared=[])).personal, alone.personal)
 
 
 def test_mask_by_hand():
@@ -179,7 +179,7 @@ def test_mixing_goes_over_a_share_of_the_batches_rounded_up():
 
 def test_mixing_nothing_is_averaging():
     """Without a step of the mask, in the first round, and for a client that never trained."""
-    world = normalised()
+    world = normalized()
     extra = {"names": HEAD, "share": 1.0}
     result, plain = fedala(**with_mixing(world, **extra, lr_mix=0.0)), fedavg(**world)
     assert_same(result.shared, plain.shared)
@@ -192,7 +192,7 @@ def test_mixing_nothing_is_averaging():
 
 
 def test_only_the_named_tensors_are_mixed():
-    result = fedala(**with_mixing(normalised(), names=HEAD, share=1.0, lr_mix=0.5))
+    result = fedala(**with_mixing(normalized(), names=HEAD, share=1.0, lr_mix=0.5))
     for i, state in enumerate(result.personal):
         mixed = {name for name, tensor in result.shared[-1].items() if not torch.equal(tensor, state[name])}
         assert mixed == set(HEAD), i
@@ -200,7 +200,7 @@ def test_only_the_named_tensors_are_mixed():
 
 def test_predicting_leaves_no_trace():
     """Other batches to predict with change no later round."""
-    world = normalised()
+    world = normalized()
     nowhere = with_mixing(world, names=HEAD, lr_mix=0.5, deploy_epoch=lambda t, i: [])
     somewhere = with_mixing(world, names=HEAD, lr_mix=0.5)
     assert_same(fedala(**nowhere).shared, fedala(**somewhere).shared)

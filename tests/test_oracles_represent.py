@@ -7,11 +7,11 @@ import torch
 from test_oracles import NAMES, assert_follows, close, federation
 
 from idiolect import Method, methods, parts, scope
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
 from idiolect.testing.oracles import averaging, represent
 from idiolect.testing.worlds import examples, network
 
-NOT_NORMAL = sorted((~scope.batch_norm)(Model(network()).anatomy))
+NOT_NORMAL = sorted((~scope.batch_norm)(Model(network()).structure))
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -25,7 +25,7 @@ def test_feddbe(momentum, weighting):
     assert vectors.abs().amax(dim=1).min() > 1e-3
 
 
-def test_feddbe_with_personal_normalisation():
+def test_feddbe_with_personal_normalization():
     method = methods.fedbn() + parts.domain_bias(5.0, 0.3)
     assert_follows(method, partial(represent.feddbe, 5.0, 0.3), shared=NOT_NORMAL)
 
@@ -52,28 +52,28 @@ def test_fedas(epochs):
     assert (aligned["0.weight"] - received["0.weight"]).abs().max() > 1e-3
 
 
-def test_fedas_with_personal_normalisation():
+def test_fedas_with_personal_normalization():
     parted = (parts.share(~(scope.batch_norm | scope.head)), parts.feature_alignment(1, 0.3), parts.fisher_weights())
     method = Method(parted, "FedAS", "uniform")
     assert_follows(method, partial(represent.fedas, 0.3, 1, passes(federation(method), 1)), shared=NOT_NORMAL)
 
 
 @pytest.mark.parametrize("capacity", [9, 64])
-@pytest.mark.parametrize(("neighbours", "share", "scale"), [(3, 0.6, 0.05), (50, 0.25, 0.01)])
-def test_knnper(neighbours, share, scale, capacity):
+@pytest.mark.parametrize(("neighbors", "share", "scale"), [(3, 0.6, 0.05), (50, 0.25, 0.01)])
+def test_knnper(neighbors, share, scale, capacity):
     """Training is FedAvg's, and each client's predictions are those of the loop over the examples it keeps."""
-    method = methods.knnper(neighbours, share, capacity, scale)
+    method = methods.knnper(neighbors, share, capacity, scale)
     made, _ = assert_follows(method, averaging.fedavg)
     x = examples("unseen", 6)[0]
     for name in NAMES:
         own = made.personal(name)
-        kept = own["6.nearest_neighbours.features"], own["6.nearest_neighbours.labels"]
+        kept = own["6.nearest_neighbors.features"], own["6.nearest_neighbors.labels"]
         train = made.clients[name].train
         plain = made.model.module(made.general())
         count = min(capacity, len(train.y))
         store = found(plain, train, *(t[:count] for t in kept))
         assert (kept[1][count:] == -1).all()
-        expected = represent.knn_probabilities(plain, store, x, neighbours, share, scale)
+        expected = represent.knn_probabilities(plain, store, x, neighbors, share, scale)
         close({"": made.model.predict(own, x).exp()}, {"": expected}, name)
         assert (expected - plain(x).softmax(1)).abs().max() > 1e-2
 

@@ -1,4 +1,4 @@
-"""Methods with a server's step, normalised averages, other starts or a second model, against their textbook loops."""
+"""Methods with a server's step, normalized averages, other starts or a second model, against their textbook loops."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,11 +7,11 @@ import pytest
 from test_oracles import assert_follows
 
 from idiolect import methods, parts, scope
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
 from idiolect.testing.oracles import server
 from idiolect.testing.worlds import network
 
-FEDBN = sorted((~scope.batch_norm)(Model(network()).anatomy))
+FEDBN = sorted((~scope.batch_norm)(Model(network()).structure))
 ADAPTIVE = {"lr": 0.05, "beta1": 0.8, "beta2": 0.7, "tau": 0.01}
 
 
@@ -41,7 +41,7 @@ def test_method(method, oracle, weighting):
     [
         (parts.server_sgd(0.7, 0.6), partial(server.fedavgm, 0.6, 0.7)),
         (parts.server_adaptive("yogi", **ADAPTIVE), partial(server.fedopt, "yogi", 0.05, 0.8, 0.7, 0.01)),
-        (parts.normalised_average(), server.fednova),
+        (parts.normalized_average(), server.fednova),
         (parts.estimated_sam(0.3), partial(server.fedlesam, 0.3)),
         (parts.relaxed_start(0.2), partial(server.fedinit, 0.2)),
         (parts.moreau_envelope(2.0, steps=3, lr=0.1), partial(server.pfedme, 2.0, 3, 0.1)),
@@ -49,6 +49,6 @@ def test_method(method, oracle, weighting):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_with_personal_normalisation(part, oracle):
+def test_with_personal_normalization(part, oracle):
     """What is not exchanged is left alone: the compositions with FedBN have oracles too."""
     assert_follows(methods.fedbn() + part, oracle, shared=FEDBN)

@@ -6,7 +6,7 @@ import pytest
 from test_oracles import NAMES, ROUNDS, SIZES, assert_follows, close, federation
 
 from idiolect import Method, methods, parts, scope
-from idiolect.model import Model
+from idiolect.compute.autograd import Model
 from idiolect.testing.oracles import clusters, meta, sharpness, split
 from idiolect.testing.worlds import examples, network
 
@@ -90,7 +90,7 @@ def test_flexible_sam_goes_with_personal_tensors(personal):
     """FedPer and FedBN with FedFSA's perturbation: candidates of the body and of the head compete alike."""
     settings = {"rho": 0.05, "rho_larger": 0.6, "top": 2}
     flexible, keep = parts.flexible_sam(**settings), ~personal
-    shared = sorted(keep(Model(network()).anatomy))
+    shared = sorted(keep(Model(network()).structure))
     oracle = partial(sharpness.fedfsa, **settings, alpha=1.0, shared=shared)
     made, expected = assert_follows(Method((parts.share(keep), flexible)), oracle)
     chosen = [flexible.show(made.memory.get(name)["flexible_sam"])["sensitive_layers"] for name in NAMES]

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 from idiolect import Method, UsageError, methods, parts
-from idiolect.admit import admit
-from idiolect.anatomy import Private
-from idiolect.engine.evaluate import accuracy
-from idiolect.engine.stacked import Stacked
-from idiolect.evaluation import evaluate_all
-from idiolect.part import Part, part
+from idiolect.compute.metrics import accuracy
+from idiolect.core.part import Part, part
+from idiolect.core.structure import Private
+from idiolect.core.tree import Tree, combine, layout, overlay, pick
+from idiolect.core.types import Query
+from idiolect.engines.stacked import Stacked
+from idiolect.rounds.training import Training
+from idiolect.running.evaluation import evaluate_all
+from idiolect.running.new_client import admit
 from idiolect.testing.worlds import RAGGED, examples, federation, population
-from idiolect.training import Training
-from idiolect.tree import Tree, combine, layout, overlay, pick
-from idiolect.words import Look
 
 
 def _lifted(net, given, outputs):
@@ -47,7 +47,7 @@ LIFTED = Method((parts.share(), lift()))
 def test_a_buffer_without_values_is_filled_to_predict_alone():
     made = federation(LIFTED)
     made.play()
-    plain = made.model.anatomy.layout
+    plain = made.model.structure.layout
     assert plain.shape_of["own.table"] == (0, 3)
     assert made.memory.get("ada")["share"].layout.total == 3 + 1  # the vector and the counter of batches
     own, x = made.personal("ada"), examples("ada", 4)[0]
@@ -68,7 +68,7 @@ def test_no_part_works_on_weights_after_one_that_filled_buffers():
 
 def test_the_shared_model_is_not_measured_as_a_personal_one_that_differs_in_private_tensors_alone():
     found = evaluate_all(federation(LIFTED, clients=population({"ada": 24, "ben": 8})), [accuracy])
-    assert found["generalised"]["test"]["loss"] != found["personalised"]["test"]["loss"]
+    assert found["generalized"]["test"]["loss"] != found["personalized"]["test"]["loss"]
 
 
 def test_a_new_client_begins_with_private_tensors_as_they_were():
@@ -87,7 +87,7 @@ def onlooker() -> Part:
 
     def deploy(local, weights, slot):
         facts = Tree(layout(("more",), (torch.Size((3,)),)), local.counts(3))
-        SEEN.append(local.each(weights, Look("6", own, {"features": (6,), "first": (), "label": ()}, facts)))
+        SEEN.append(local.each(weights, Query("6", own, {"features": (6,), "first": (), "label": ()}, facts)))
         return weights
 
     return Part(deploy=deploy)

@@ -18,33 +18,33 @@ def named(figure, name):
     return trace
 
 
-def test_colours_are_fixed_unlike_and_grey_for_local():
+def test_colors_are_fixed_unlike_and_gray_for_local():
     labels = [f"m{i}" for i in range(12)]
     looks = styles(["Local", *labels])
-    assert len({look.colour for look in looks.values()}) == 13
+    assert len({look.color for look in looks.values()}) == 13
     assert styles(labels)["m3"] == looks["m3"]  # whether or not the baseline is there
-    figure = curves(by_label([make_run("Local", generalised=False), make_run("FedBN", generalised=False)]))
-    assert [trace.line.color for trace in figure.data] == [looks["Local"].colour, looks["m0"].colour]
+    figure = curves(by_label([make_run("Local", generalized=False), make_run("FedBN", generalized=False)]))
+    assert [trace.line.color for trace in figure.data] == [looks["Local"].color, looks["m0"].color]
 
 
 def test_curves_are_means_with_bands():
     runs = [
-        RunSummary("FedBN", 0, [plain_record(1, 0.2, generalised=0.1), plain_record(3, 0.6)]),
-        RunSummary("FedBN", 1, [plain_record(1, 0.4, generalised=0.3), plain_record(3, 0.9)]),
+        RunSummary("FedBN", 0, [plain_record(1, 0.2, generalized=0.1), plain_record(3, 0.6)]),
+        RunSummary("FedBN", 1, [plain_record(1, 0.4, generalized=0.3), plain_record(3, 0.9)]),
     ]
-    band, personalised, shared_band, generalised = curves(by_label(runs)).data
-    assert personalised.line.dash == "solid"
-    assert list(personalised.x) == [1, 3]
-    assert list(personalised.y) == pytest.approx([30, 75])
+    band, personalized, shared_band, generalized = curves(by_label(runs)).data
+    assert personalized.line.dash == "solid"
+    assert list(personalized.x) == [1, 3]
+    assert list(personalized.y) == pytest.approx([30, 75])
     assert list(band.x) == [1, 3, 3, 1]
     assert list(band.y) == pytest.approx([40, 90, 60, 20])
-    assert generalised.line.dash == "dash"
-    assert list(generalised.y) == pytest.approx([20])
+    assert generalized.line.dash == "dash"
+    assert list(generalized.y) == pytest.approx([20])
     assert list(shared_band.y) == pytest.approx([30, 10])
 
 
 def test_one_seed_has_no_band_and_no_shared_model_no_dashes():
-    figure = curves(by_label([make_run(generalised=False)]))
+    figure = curves(by_label([make_run(generalized=False)]))
     assert [trace.line.dash for trace in figure.data] == ["solid"]
 
 
@@ -72,7 +72,7 @@ def test_distribution_marks_the_worst_decile_of_the_table(higher_is_better):
     assert list(mark.x) == ["FedAvg", "FedBN"]
     assert list(mark.y) == pytest.approx([scale * row["worst_decile"] for row in comparison_rows(runs)])
     assert [len(trace.y) for trace in figure.data[:2]] == [40, 40]
-    assert figure.data[0].y[0] == pytest.approx(scale * runs[0].records[-1]["clients"]["c0"]["personalised"][metric])
+    assert figure.data[0].y[0] == pytest.approx(scale * runs[0].records[-1]["clients"]["c0"]["personalized"][metric])
 
 
 def test_gain_is_signed_so_that_more_is_better():
@@ -93,7 +93,7 @@ def test_gain_of_many_clients_is_sorted():
     assert list(trace.y) == sorted(trace.y)
     last = [run.records[-1]["clients"] for run in runs]
     client = trace.text[0]
-    own, alone = (views[client]["personalised"]["accuracy"] for views in reversed(last))
+    own, alone = (views[client]["personalized"]["accuracy"] for views in reversed(last))
     assert trace.y[0] == pytest.approx(100 * (own - alone))
 
 
@@ -104,7 +104,7 @@ def test_traffic_is_cumulative_over_rounds_that_were_not_evaluated_too():
     assert list(up.x) == pytest.approx([2 * 3, 2 * 6])  # MB: two clients a round
     assert list(down.x) == pytest.approx([2 * 2 * 3, 2 * 2 * 6])
     assert list(up.customdata) == [3, 6]
-    assert list(up.y) == [100 * r["personalised"]["test"]["accuracy"]["mean"] for r in records if "clients" in r]
+    assert list(up.y) == [100 * r["personalized"]["test"]["accuracy"]["mean"] for r in records if "clients" in r]
 
 
 def test_holdings_are_sorted_by_group_and_natural_label_order():

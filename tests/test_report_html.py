@@ -10,7 +10,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from report_worlds import make_run
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 from idiolect.report.html import write_report
 from idiolect.report.page import Section, page
 from idiolect.report.tables import comparison_cells
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 def full(tmp_path, clients=100, name="c"):
     runs = [
-        make_run(label, seed, final=final, clients=clients, rounds=30, prefix=name, generalised=label == "FedFSA",
+        make_run(label, seed, final=final, clients=clients, rounds=30, prefix=name, generalized=label == "FedFSA",
                  participation=0.2, sensitivity=LAYERS if label == "FedFSA" else ())
         for label, final in (("Local", 0.7), (f"FedBN {name}", 0.8), ("FedFSA", 0.9))
         for seed in (0, 1, 2)
@@ -129,7 +129,7 @@ def test_a_figure_cannot_end_its_script():
 
 @pytest.mark.parametrize("world", [{"clients": 1, "rounds": 1}, {"metric": "mae", "higher_is_better": False}])
 def test_small_reports(tmp_path, world):
-    run = make_run("FedBN", generalised=False, val=False, **world)
+    run = make_run("FedBN", generalized=False, val=False, **world)
     write_report(tmp_path / "report.html", "One", [run], {}, None, {}, {})
     headings = Page(tmp_path / "report.html").headings
     one_client = world.get("clients") == 1

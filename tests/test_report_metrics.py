@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_worlds import World, plain_record
 
-from idiolect.errors import UsageError
-from idiolect.report import rounds_to, select, summarise
+from idiolect.core.errors import UsageError
+from idiolect.report import rounds_to, select, summarize
 from idiolect.report.metrics import evaluated
 
 
 def test_summary_by_hand():
     # Unequal sizes, so that uniform and by_samples differ: (1*10 + 3*0.5) / 4 is not (10 + 0.5) / 2.
-    summary = summarise({"a": 10.0, "b": 0.5}, {"a": 1, "b": 3})
+    summary = summarize({"a": 10.0, "b": 0.5}, {"a": 1, "b": 3})
     assert summary == {
         "mean": 5.25,
         "by_samples": (1 * 10.0 + 3 * 0.5) / 4,
@@ -32,18 +32,18 @@ def test_summary_by_hand():
 def test_worst_decile_takes_a_tenth_rounded_up(clients, worst):
     values = {f"c{i}": float(i) for i in range(clients)}
     sizes = dict.fromkeys(values, 7)
-    assert summarise(values, sizes)["worst_decile"] == (worst - 1) / 2
-    assert summarise(values, sizes, higher_is_better=False)["worst_decile"] == clients - 1 - (worst - 1) / 2
+    assert summarize(values, sizes)["worst_decile"] == (worst - 1) / 2
+    assert summarize(values, sizes, higher_is_better=False)["worst_decile"] == clients - 1 - (worst - 1) / 2
 
 
 def test_clients_without_a_value_are_left_out():
-    kept = summarise({"a": 1.0, "b": 0.0}, {"a": 3, "b": 1})
-    assert summarise({"a": 1.0, "b": 0.0, "c": None, "d": math.nan}, {"a": 3, "b": 1, "d": 9}) == kept
+    kept = summarize({"a": 1.0, "b": 0.0}, {"a": 3, "b": 1})
+    assert summarize({"a": 1.0, "b": 0.0, "c": None, "d": math.nan}, {"a": 3, "b": 1, "d": 9}) == kept
 
 
 def test_nobody_left_is_nan_and_infinite_losses_stay():
-    assert all(math.isnan(v) for v in summarise({"a": None}, {}).values())
-    diverged = summarise({"a": math.inf, "b": 1.0}, {"a": 1, "b": 1}, higher_is_better=False)
+    assert all(math.isnan(v) for v in summarize({"a": None}, {}).values())
+    diverged = summarize({"a": math.inf, "b": 1.0}, {"a": 1, "b": 1}, higher_is_better=False)
     assert diverged["mean"] == diverged["worst_decile"] == diverged["max"] == math.inf
     assert diverged["min"] == 1.0
     assert math.isnan(diverged["std"])
@@ -51,14 +51,14 @@ def test_nobody_left_is_nan_and_infinite_losses_stay():
 
 def test_a_client_without_a_size_is_named():
     with pytest.raises(UsageError, match="'b' has a value but no number of test examples"):
-        summarise({"a": 1.0, "b": 0.5}, {"a": 3})
+        summarize({"a": 1.0, "b": 0.5}, {"a": 3})
 
 
 @given(st.dictionaries(st.text(), st.tuples(st.floats(0, 1), st.integers(1, 999)), min_size=1))
 def test_summary_agrees_with_numpy(clients):
     values = {c: v for c, (v, _) in clients.items()}
     sizes = {c: n for c, (_, n) in clients.items()}
-    summary = summarise(values, sizes)
+    summary = summarize(values, sizes)
     array = np.array(list(values.values()))
     assert summary["mean"] == pytest.approx(array.mean(), abs=1e-12)
     assert summary["std"] == pytest.approx(np.sqrt(((array - array.mean()) ** 2).mean()), abs=1e-12)
@@ -77,7 +77,7 @@ def test_selection_by_hand():
     selection = select(records, "accuracy")
     chosen = (selection.last, selection.best_by_val, selection.best_on_test)
     assert [c.round for c in chosen] == [5, 4, 2]
-    assert [c.personalised["mean"] for c in chosen] == [0.6, 0.7, 0.9]
+    assert [c.personalized["mean"] for c in chosen] == [0.6, 0.7, 0.9]
     low = select(records, "accuracy", higher_is_better=False)
     assert (low.last.round, low.best_by_val.round, low.best_on_test.round) == (5, 1, 1)
 
@@ -91,7 +91,7 @@ def test_selection_without_validation_or_evaluation():
 def test_a_run_that_diverged_is_quoted_as_nan_at_its_last_round():
     selection = select([plain_record(1, test=0.5), plain_record(2, test=None)], "accuracy")
     assert selection.last.round == 2
-    assert math.isnan(selection.last.personalised["mean"])
+    assert math.isnan(selection.last.personalized["mean"])
     assert selection.best_on_test.round == 1
 
 

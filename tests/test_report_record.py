@@ -11,8 +11,8 @@ import pytest
 import torch
 from report_worlds import World
 
-from idiolect.errors import UsageError
-from idiolect.report import RunDirectory, read_run
+from idiolect.core.errors import UsageError
+from idiolect.storage.run_directory import RunDirectory, read_run
 
 TENSORS = {
     "weights": torch.arange(6.0).reshape(2, 3).T,  # not contiguous

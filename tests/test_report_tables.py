@@ -8,7 +8,7 @@ import pytest
 from report_worlds import World, make_run, plain_record
 from rich.console import Console
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 from idiolect.report import RunSummary, comparison, comparison_markdown, comparison_rows, round_table
 from idiolect.report.tables import comparison_cells, group_cells, human_bytes, number
 
@@ -27,18 +27,18 @@ def run(label="FedBN", seed=0, **last):
 
 
 def test_one_seed_by_hand():
-    [row] = comparison_rows([run(test=0.8, val=0.7, generalised=0.4)])
+    [row] = comparison_rows([run(test=0.8, val=0.7, generalized=0.4)])
     assert row == {
         "method": "FedBN",
         "seeds": 1,
         "rounds": 2,
-        "personalised": 0.8,
+        "personalized": 0.8,
         "std": pytest.approx(0.1),
         "std_over": "clients",
         "worst_decile": pytest.approx(0.6),
         "best_by_val": 0.8,  # the second round has the better validation
         "best_on_test": 0.95,  # the first round has the better test
-        "generalised": 0.4,
+        "generalized": 0.4,
         "bytes_up": (100 + 600) / 4,  # all bytes over all participations, not the mean of 100 and 200
         "bytes_down": (1000 + 800) / 4,
         "gradients": (30 + 30) / 4,
@@ -49,17 +49,17 @@ def test_one_seed_by_hand():
 def test_several_seeds_by_hand():
     rows = comparison_rows([run(test=0.8), run(seed=1, test=0.6), run("Local", test=0.5)])
     fedbn, local = rows
-    assert fedbn["personalised"] == pytest.approx(0.7)
+    assert fedbn["personalized"] == pytest.approx(0.7)
     assert fedbn["std"] == pytest.approx(math.sqrt(2 * 0.1**2 / 1))  # sample deviation: divided by n - 1
     assert [row["std_over"] for row in rows] == ["seeds", "seeds"]
     assert local["std"] is None  # one seed has no deviation over seeds, and must not show another one
     assert comparison_cells([run(test=0.8), run(seed=1, test=0.6), run("Local", test=0.5)])[1] == {
         "method": "Local",
-        "personalised ± std over seeds": "50.00",
+        "personalized ± std over seeds": "50.00",
         "worst decile": "30.00",
         "best by val": "95.00",
         "best on test (optimistic)": "95.00",
-        "generalised": "—",
+        "generalized": "—",
         "up/down per client and round": "175/450 B",
         "gradients per client and round": "15.0",
         "s per round": "1.50",
@@ -67,8 +67,8 @@ def test_several_seeds_by_hand():
 
 
 def test_a_column_with_a_gap_in_one_seed_is_empty():
-    [row] = comparison_rows([run(test=0.8, generalised=0.4), run(seed=1, test=0.6)])
-    assert row["generalised"] is None
+    [row] = comparison_rows([run(test=0.8, generalized=0.4), run(seed=1, test=0.6)])
+    assert row["generalized"] is None
 
 
 def test_nothing_evaluated_and_nobody_there_is_a_dash():
@@ -80,7 +80,7 @@ def test_nothing_evaluated_and_nobody_there_is_a_dash():
 
 def test_a_diverged_seed_shows():
     cells = comparison_cells([run(test=0.8), run(seed=1, test=None)])
-    assert cells[0]["personalised ± std over seeds"] == "nan ± nan"
+    assert cells[0]["personalized ± std over seeds"] == "nan ± nan"
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -95,9 +95,9 @@ def test_what_cannot_be_compared_is_refused():
 def test_lower_is_better():
     world = World(metric="mae", higher_is_better=False, rounds=6)
     [row] = comparison_rows([RunSummary("FedBN", 0, world.records(), "mae", higher_is_better=False)])
-    means = [r["personalised"]["test"]["mae"]["mean"] for r in world.records()]
+    means = [r["personalized"]["test"]["mae"]["mean"] for r in world.records()]
     assert row["best_on_test"] == min(means)
-    assert row["worst_decile"] > row["personalised"] == means[-1]
+    assert row["worst_decile"] > row["personalized"] == means[-1]
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -108,7 +108,7 @@ def test_comparison_fits_the_terminal(width):
     for header, cell in comparison_cells(runs)[1].items():
         assert cell in text or "optimistic" in header  # nothing is cut or folded, the name included
     assert "optimistic" not in text
-    assert all(word in text for word in ("gradients", "± std over", "seeds", "decile", "generalised"))
+    assert all(word in text for word in ("gradients", "± std over", "seeds", "decile", "generalized"))
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -127,10 +127,10 @@ def test_names_are_never_markup():
 
 
 def test_markdown_by_hand():
-    lines = comparison_markdown([run("Fed|BN <b>", test=0.8, val=0.7, generalised=0.4)]).splitlines()
+    lines = comparison_markdown([run("Fed|BN <b>", test=0.8, val=0.7, generalized=0.4)]).splitlines()
     assert lines[0] == (
-        "| method | personalised ± std over clients | worst decile | best by val | best on test (optimistic) "
-        "| generalised | up/down per client and round | gradients per client and round | s per round |"
+        "| method | personalized ± std over clients | worst decile | best by val | best on test (optimistic) "
+        "| generalized | up/down per client and round | gradients per client and round | s per round |"
     )
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2] == (r"| Fed\|BN &lt;b> | 80.00 ± 10.00 | 60.00 | 80.00 | 95.00 | 40.00 | 175/450 B | 15.0 | 1.50 |")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from idiolect.server import Mean
-from idiolect.tree import EMPTY, Tree
+from idiolect.core.tree import EMPTY, Tree
+from idiolect.rounds.server import Mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

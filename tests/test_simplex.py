@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from idiolect.parts.simplex import smallest_on_simplex
+from idiolect.parts.common.simplex import smallest_on_simplex
 from idiolect.testing.oracles.confer import smallest_form
 
 

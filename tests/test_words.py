@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from idiolect import Method, Part, parts, scope
-from idiolect.engine.one_by_one import OneByOne
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
-from idiolect.part import part
+from idiolect.core.part import part
+from idiolect.core.tree import Tree
+from idiolect.core.types import Batch, Group, Lockstep, halves
+from idiolect.engines.processes import Processes
+from idiolect.engines.sequential import Sequential
+from idiolect.engines.stacked import Stacked
 from idiolect.testing.worlds import RAGGED, examples, federation, population
-from idiolect.tree import Tree
-from idiolect.words import Batch, Group, Lockstep, halves
 
 
 def test_halves_hold_every_example_once_and_of_one_both_hold_it():
@@ -43,7 +43,7 @@ def asking() -> Part:
     """Keep the loss of all examples and its gradient."""
 
     def memory(start):
-        slope = {f"slope/{n}": torch.zeros_like(start.weights[n]) for n in start.anatomy.trainable.names}
+        slope = {f"slope/{n}": torch.zeros_like(start.weights[n]) for n in start.structure.trainable.names}
         return Tree.of({**slope, "loss": start.weights.flat.new_zeros(2)})
 
     def begin(local, weights, slot):
@@ -55,7 +55,7 @@ def asking() -> Part:
     return Part(memory=memory, begin=begin)
 
 
-@pytest.mark.parametrize("engine", [OneByOne(), Stacked(6), Stacked(1), Processes(2)], ids=repr)
+@pytest.mark.parametrize("engine", [Sequential(), Stacked(6), Stacked(1), Processes(2)], ids=repr)
 def test_the_whole_loss_is_that_of_all_examples_at_once(engine):
     method = Method((parts.share(), asking()))
     made = federation(method, clients=population(RAGGED), engine=engine)
@@ -67,6 +67,6 @@ def test_the_whole_loss_is_that_of_all_examples_at_once(engine):
         slope = torch.autograd.grad(loss, list(module.parameters()))
         kept = made.memory.get(client)["asking"]
         assert torch.allclose(kept["loss"], loss.detach().expand(2), atol=1e-12)
-        for name, expected in zip(made.model.anatomy.trainable.names, slope, strict=True):
+        for name, expected in zip(made.model.structure.trainable.names, slope, strict=True):
             assert torch.allclose(kept[f"slope/{name}"], expected, atol=1e-12), (client, name)
     engine.close()

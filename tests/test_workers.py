@@ -13,19 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import idiolect
 from idiolect import methods
+from idiolect.compute.autograd import Model
+from idiolect.core.errors import UsageError
+from idiolect.core.types import Batch
 from idiolect.data import ClientData
-from idiolect.engine.choose import choose, cores, not_stackable
-from idiolect.engine.federation import Federation
-from idiolect.engine.one_by_one import OneByOne
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
-from idiolect.engine.threads import Threads
-from idiolect.errors import UsageError
-from idiolect.model import Model
+from idiolect.engines.choose import choose, cores, not_stackable
+from idiolect.engines.federation import Federation
+from idiolect.engines.processes import Processes
+from idiolect.engines.sequential import Sequential
+from idiolect.engines.stacked import Stacked
+from idiolect.engines.threads import Threads
+from idiolect.rounds.training import Training
 from idiolect.testing.checks import same_state
 from idiolect.testing.worlds import RAGGED, federation, population
-from idiolect.training import Training
-from idiolect.words import Batch
 
 WORKERS = [Threads, Processes]
 
@@ -111,8 +111,8 @@ def test_the_number_of_workers_changes_no_bit(kind, workers):
     many.engine.close()
 
 
-def test_dropout_draws_the_same_in_processes_as_one_by_one():
-    one, other = (made(net(nn.Dropout(0.5)), engine) for engine in (OneByOne(), Processes(2)))
+def test_dropout_draws_the_same_in_processes_as_sequential():
+    one, other = (made(net(nn.Dropout(0.5)), engine) for engine in (Sequential(), Processes(2)))
     for _ in range(2):
         one.play(), other.play()
     same_state(one, other)
@@ -137,7 +137,7 @@ def test_what_is_chosen():
     assert isinstance(engine, Processes)
     assert note == f"in {min(cores(), 4)} processes, by explicit kernels"
     assert isinstance(chosen("threads", net())[0], Threads)
-    assert isinstance(chosen("one-by-one", net())[0], OneByOne)
+    assert isinstance(chosen("sequential", net())[0], Sequential)
     engine, note = chosen("stacked", net())
     assert isinstance(engine, Stacked)
     assert note == "in stacks of 4"
@@ -162,7 +162,7 @@ def test_fit_says_which_engine_it_took(tmp_path):
     assert "clients are trained in stacks of 4" in run.notes
     with pytest.raises(UsageError, match="gradients was 'autograd, width 4', is 'autograd, width 1'"):
         idiolect.fit(
-            net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="one-by-one", resume=True
+            net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="sequential", resume=True
         )
 
 
@@ -219,7 +219,7 @@ def launches(engine, count, method):
 
 @pytest.mark.parametrize("method", [methods.fedavg(), methods.fedfsa(rho=0.1, rho_larger=0.3, top=1)])
 def test_a_stack_of_hundred_launches_a_fiftieth_of_what_hundred_clients_do(method):
-    stacked, alone = launches(Stacked(100), 100, method), launches(OneByOne(), 100, method)
+    stacked, alone = launches(Stacked(100), 100, method), launches(Sequential(), 100, method)
     assert stacked > 5
     assert stacked <= alone / 50
 
@@ -282,12 +282,12 @@ def test_garbage_is_collected_again_once_the_workers_are_gone():
     assert gc.get_freeze_count() == 0
 
 
-@pytest.mark.parametrize("optimiser", [idiolect.SGD(momentum=0.9, nesterov=True), idiolect.Adam(weight_decay=0.01)])
-def test_optimisers_keep_their_state_in_a_stack_of_unequal_clients(optimiser):
-    settings = Training(lr=0.01, batch_size=8, local_epochs=2, optimiser=optimiser)
+@pytest.mark.parametrize("optimizer", [idiolect.SGD(momentum=0.9, nesterov=True), idiolect.Adam(weight_decay=0.01)])
+def test_optimizers_keep_their_state_in_a_stack_of_unequal_clients(optimizer):
+    settings = Training(lr=0.01, batch_size=8, local_epochs=2, optimizer=optimizer)
     one, other = (
         federation(methods.ditto(0.5), population(RAGGED), engine=engine, training=settings)
-        for engine in (OneByOne(), Stacked(6))
+        for engine in (Sequential(), Stacked(6))
     )
     for _ in range(3):
         one.play(), other.play()

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, multiprocessing
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.protocol import Game, Seat, serve
-from benchmarks.workloads import ALPHA, CLIP, RHO, RHO_LARGER, TOP, Workload, examples, network, normalisation
+from benchmarks.protocol import Game, Session, serve
+from benchmarks.workloads import ALPHA, CLIP, RHO, RHO_LARGER, TOP, Workload, examples, network, normalization
 
 
 def cnn(p: list[Tensor], x: Tensor, _: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Loop:
         named = dict(net.named_parameters())
         self.shapes = [p.shape for p in named.values()]
         self.sizes = [p.numel() for p in named.values()]
-        personal = normalisation(net)
+        personal = normalization(net)
         self.weight = [name.endswith("weight") and name not in personal for name in named]
         own = [torch.full((p.numel(),), name in personal) for name, p in named.items()]
         self.own = torch.cat(own).nonzero()[:, 0]
@@ -132,7 +132,7 @@ def add_up(loop: Loop, clients: list[int], x: Tensor, y: Tensor, total: Tensor) 
     return taken
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     work, loop = seat.work, Loop(seat.work, seat.method)
     rng = np.random.default_rng(1)
     processes = seat.count if "process" in seat.setting else 1

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.protocol import Counter, Game, Seat, serve
+from benchmarks.protocol import Counter, Game, Session, serve
 from benchmarks.workloads import ALPHA, RHO, RHO_LARGER, TOP, examples, network
 
 
@@ -21,7 +21,7 @@ def without_torchvision() -> None:
     sys.modules |= {"torchvision": stand_in, "torchvision.transforms": stand_in.transforms}
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     assert seat.checkout, "give --peer fedfsa=CHECKOUT"
     torch.set_num_threads(seat.count)
     random.seed(0)

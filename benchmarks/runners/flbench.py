@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 
-from benchmarks.protocol import Counter, Game, Seat, serve
+from benchmarks.protocol import Counter, Game, Session, serve
 from benchmarks.workloads import Workload, examples, network
 
 
@@ -50,7 +50,7 @@ def partition(work: Workload, folder: Path) -> None:
     (folder / "args.json").write_text(json.dumps({"split": "sample"}))
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     if seat.method != "fedavg":
         raise SystemExit("FL-bench has no FedFSA")
     assert seat.checkout, "give --peer flbench=CHECKOUT"

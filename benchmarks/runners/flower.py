@@ -10,9 +10,9 @@ from importlib.metadata import version
 import torch
 import torch.nn.functional as F
 
-from benchmarks.protocol import Game, Seat, serve
+from benchmarks.protocol import Game, Session, serve
 from benchmarks.runners.bare import data
-from benchmarks.workloads import WORKLOADS, Workload, network, normalisation
+from benchmarks.workloads import WORKLOADS, Workload, network, normalization
 
 asked: queue.Queue[bool] = queue.Queue()
 """True for a round, False for the end."""
@@ -25,17 +25,17 @@ def held(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fit(work: Workload, net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    optimiser, steps = torch.optim.SGD(net.parameters(), lr=work.lr), 0
+    optimizer, steps = torch.optim.SGD(net.parameters(), lr=work.lr), 0
     for _ in range(work.epochs):
         for rows in torch.randperm(len(y)).split(work.batch):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimiser.step()
+            optimizer.step()
             steps += 1
     return steps
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     if seat.method != "fedavg":
         raise SystemExit("Flower has no FedFSA")
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -61,7 +61,7 @@ def prepare(seat: Seat) -> Game:
         steps = fit(WORKLOADS[name], net, x[me], y[me])
         after = net.state_dict()
         if WORKLOADS[name].batch_norm:
-            context.state["kept"] = ArrayRecord({k: after[k] for k in normalisation(net)})
+            context.state["kept"] = ArrayRecord({k: after[k] for k in normalization(net)})
         numbers = MetricRecord({"num-examples": len(y[me]), "steps": steps})
         return Message(RecordDict({"arrays": ArrayRecord(after), "metrics": numbers}), reply_to=message)
 

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from benchmarks.protocol import Counter, Game, Seat, serve
+from benchmarks.protocol import Counter, Game, Session, serve
 from benchmarks.runners.bare import data
-from benchmarks.workloads import ALPHA, CLIP, RHO, network, normalisation
+from benchmarks.workloads import ALPHA, CLIP, RHO, network, normalization
 
 
-def prepare(seat: Seat) -> Game:
-    """FedAvg, FedBN where there is batch normalisation; FedFSA with one radius for all layers, as at first."""
+def prepare(seat: Session) -> Game:
+    """FedAvg, FedBN where there is batch normalization; FedFSA with one radius for all layers, as at first."""
     work, net, (x, y) = seat.work, network(seat.work), data(seat.work)
     shared = copy.deepcopy(net.state_dict())
-    own = normalisation(net)
+    own = normalization(net)
     personal = [{k: v.clone() for k, v in shared.items() if k in own} for _ in range(work.clients)]
     delta = torch.zeros_like(parameters_to_vector(net.parameters()))
     rng, counter = np.random.default_rng(1), Counter()
@@ -38,15 +38,15 @@ def prepare(seat: Seat) -> Game:
 
     def train(client: int) -> dict[str, torch.Tensor]:
         net.load_state_dict({**shared, **personal[client]})
-        optimiser = torch.optim.SGD(net.parameters(), lr=work.lr)
+        optimizer = torch.optim.SGD(net.parameters(), lr=work.lr)
         for _ in range(work.epochs):
             for rows in torch.randperm(work.examples).split(work.batch):
                 bx, by = x[client][rows], y[client][rows]
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 F.cross_entropy(net(bx), by).backward()
                 if seat.method == "fedfsa":
                     lookahead(bx, by)
-                optimiser.step()
+                optimizer.step()
         after = {k: v.clone() for k, v in net.state_dict().items()}
         personal[client] = {k: v for k, v in after.items() if k in own}
         return after

@@ -6,31 +6,31 @@ from importlib.metadata import version
 
 import torch
 
-from benchmarks.protocol import Game, Seat, serve
+from benchmarks.protocol import Game, Session, serve
 from benchmarks.workloads import ALPHA, CLIP, RHO, RHO_LARGER, TOP, examples, network
+from idiolect.compute.autograd import Model
+from idiolect.core.method import Method
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.one_by_one import Engine, OneByOne
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
-from idiolect.engine.threads import Threads
-from idiolect.method import Method
+from idiolect.engines.federation import Federation
+from idiolect.engines.processes import Processes
+from idiolect.engines.sequential import Engine, Sequential
+from idiolect.engines.stacked import Stacked
+from idiolect.engines.threads import Threads
 from idiolect.methods import fedavg, fedbn, fedfsa
-from idiolect.model import Model
 from idiolect.parts import flexible_sam, server_momentum
-from idiolect.training import Training
+from idiolect.rounds.training import Training
 
 
 def engine(setting: str, cohort: int) -> Engine:
     if setting == "gpu":
         return Stacked(min(cohort, 100))
     if setting == "one by one":
-        return OneByOne()
+        return Sequential()
     made, number = setting.rsplit(" ", 1) if setting.startswith("stacks of") else setting.split(" ", 1)[::-1]
     return {"threads": Threads, "processes": Processes, "stacks of": Stacked}[made](int(number))
 
 
-def method(seat: Seat) -> Method:
+def method(seat: Session) -> Method:
     if seat.method == "fedavg":
         return fedbn() if seat.work.batch_norm else fedavg()
     if seat.work.batch_norm:
@@ -38,7 +38,7 @@ def method(seat: Seat) -> Method:
     return fedfsa(RHO, RHO_LARGER, TOP, ALPHA)
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     torch.set_num_threads(1)
     work = seat.work
     training = Training(work.lr, work.epochs, work.batch, clip=CLIP if seat.method == "fedfsa" else None)
@@ -47,7 +47,7 @@ def prepare(seat: Seat) -> Game:
     model, share = Model(network(work), device=torch.device(seat.device)), work.per_round / work.clients
     made = engine(seat.setting, work.per_round)
     game = Federation(model, method(seat), training, 10**6, share, seed=1, engine=made, clients=clients)
-    start, taken = model.anatomy.trainable, work.steps_per_client
+    start, taken = model.structure.trainable, work.steps_per_client
 
     def play() -> int:
         played = game.play()

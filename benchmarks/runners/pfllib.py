@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.protocol import Counter, Game, Seat, serve
+from benchmarks.protocol import Counter, Game, Session, serve
 from benchmarks.workloads import Workload, examples, network
 
 
@@ -33,7 +33,7 @@ def store(work: Workload, folder: Path) -> None:
             np.savez(folder / split / f"{i}.npz", data=held)
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     if seat.method != "fedavg":
         raise SystemExit("PFLlib has no FedFSA")
     assert seat.checkout, "give --peer pfllib=CHECKOUT"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.protocol import Counter, Game, Seat, serve
+from benchmarks.protocol import Counter, Game, Session, serve
 from benchmarks.runners.bare import data
 from benchmarks.workloads import network
 
@@ -38,7 +38,7 @@ def crew(count: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-def prepare(seat: Seat) -> Game:
+def prepare(seat: Session) -> Game:
     if seat.method != "fedavg":
         raise SystemExit("pfl-research has no FedFSA")
     if seat.work.batch_norm:

@@ -1,14 +1,14 @@
-"""The same run by FedFSA, which here keeps normalisation at the sites as FedBN does: a method is its parts."""
+"""The same run by FedFSA, which here keeps normalization at the sites as FedBN does: a method is its parts."""
 
 from network import make_network
 
 import idiolect
 import idiolect.flower
 from idiolect import Method, parts
-from idiolect.scope import batch_norm
+from idiolect.core.scope import batch_norm
 
 fedfsa = idiolect.methods.fedfsa(rho=0.05, rho_larger=0.1, alpha=0.5)
-method = Method((parts.share(~batch_norm), *fedfsa.parts[1:]), "FedFSA, normalisation kept")
+method = Method((parts.share(~batch_norm), *fedfsa.parts[1:]), "FedFSA, normalization kept")
 training = idiolect.Training(lr=0.1)
 
 app = idiolect.flower.server_app(

@@ -2,7 +2,7 @@
 
 For FedBN and for FedFSA the run is played twice: undisturbed, and with a site and then the server killed (SIGKILL) in
 the middle of a round. Both must end with the same personal models, bit for bit, and so must the simulator. A tap in the
-line proves that no normalisation of any site was sent.
+line proves that no normalization of any site was sent.
 
     python examples/hospitals/demo.py
 """
@@ -132,7 +132,7 @@ def simulated(coordinator: str, rounds: int = ROUNDS) -> dict[str, dict[str, tor
     told = importlib.import_module(Path(coordinator).stem)
     torch.manual_seed(0)  # as every site and the coordinator do, from the run's seed
     net, clients = make_network(), {name: load_my_data(name) for name in SITES}
-    run = idiolect.fit(net, clients, told.method, rounds=rounds, training=told.training, engine="one-by-one")
+    run = idiolect.fit(net, clients, told.method, rounds=rounds, training=told.training, engine="sequential")
     return {name: run.personal(name).state_dict() for name in SITES}
 
 
@@ -176,7 +176,7 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def main() -> int:
     """Play both methods, undisturbed and disturbed; print what was found."""
     console, good = Console(), True
-    table = Table("method", "site", "killed = undisturbed", "= simulator", "shared tensors sent", "normalisation sent")
+    table = Table("method", "site", "killed = undisturbed", "= simulator", "shared tensors sent", "normalization sent")
     for coordinator in ("coordinator.py", "coordinator_fedfsa.py"):
         name = importlib.import_module(Path(coordinator).stem).method.name
         expected, models, taps = simulated(coordinator), [], []

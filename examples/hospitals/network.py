@@ -4,7 +4,7 @@ from torch import nn
 
 
 def make_network() -> nn.Module:
-    """Return a small network with batch normalisation for 8 by 8 images of digits."""
+    """Return a small network with batch normalization for 8 by 8 images of digits."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
         nn.BatchNorm2d(8),

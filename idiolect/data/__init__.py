@@ -12,7 +12,7 @@ from idiolect.data.pool import Pool, federate
 from idiolect.data.shift import (
     Blur,
     Brightness,
-    Colour,
+    Color,
     Contrast,
     Noise,
     PermuteLabels,
@@ -30,7 +30,7 @@ __all__ = [
     "ByClient",
     "ByDomain",
     "ClientData",
-    "Colour",
+    "Color",
     "Contrast",
     "Dirichlet",
     "DirichletEqual",

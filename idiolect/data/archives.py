@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 
 _BROKEN = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -68,7 +68,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def read_sheet(path: Path, side: int = 32) -> NDArray[np.uint8]:
-    """Cut a sheet of square colour images into (n, side, side, 3), row by row."""
+    """Cut a sheet of square color images into (n, side, side, 3), row by row."""
     with reading(path), Image.open(path) as sheet:
         if sheet.width % side or sheet.height % side:
             raise UsageError(f"cannot read {path}: {sheet.size} pixels are no sheet of {side} x {side} images")
@@ -89,6 +89,6 @@ def to_images(pixels: NDArray[np.uint8]) -> Tensor:
         >>> to_images(np.array([[[0, 255]]], np.uint8))
         tensor([[[[-1.,  1.]]]])
     """
-    grey = pixels.ndim == 3
-    first = pixels[:, None] if grey else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    gray = pixels.ndim == 3
+    first = pixels[:, None] if gray else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     return torch.tensor(first, dtype=torch.float32).div_(255).sub_(0.5).div_(0.5)

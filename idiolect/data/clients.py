@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 
 Given: TypeAlias = "Dataset[Any] | Sequence[Any]"
 """How examples may be handed in: a pair ``(x, y)`` of arrays, or a map-style data set of ``(x, y)``."""

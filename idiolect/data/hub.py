@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from idiolect.core.errors import UsageError
 from idiolect.data.archives import to_images
 from idiolect.data.pool import Pool
 from idiolect.data.tables import from_frame
-from idiolect.errors import UsageError
 
 _LABELS = ("label", "labels", "fine_label", "target", "y")
 _CLIENTS = ("client", "client_id", "writer_id", "user_id", "domain")
@@ -71,7 +71,7 @@ def _label_column(name: str, columns: Mapping[str, Any]) -> str:
 
 
 def _pixels(name: str, images: Sequence[Any]) -> NDArray[np.uint8]:
-    """Stack images to (n, height, width) if the first is grey, else to (n, height, width, 3)."""
+    """Stack images to (n, height, width) if the first is gray, else to (n, height, width, 3)."""
     mode = "L" if images[0].mode in ("1", "L") else "RGB"
     sizes = {image.size for image in images}
     if len(sizes) > 1:

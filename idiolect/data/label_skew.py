@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from idiolect.core.errors import UsageError
 from idiolect.data.partition import Names, Numbered, Rows, by_class, cut, enough, positive, top_up
-from idiolect.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 
 Rows: TypeAlias = NDArray[np.int64]
 Names: TypeAlias = NDArray[np.str_]

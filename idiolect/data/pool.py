@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from idiolect.core.errors import UsageError
 from idiolect.data.clients import ClientData, Examples
 from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import Shift, stream
-from idiolect.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from idiolect.core.errors import UsageError
 from idiolect.data.clients import ClientData, Examples
-from idiolect.errors import UsageError
 
 
 class Shift(ABC):
@@ -137,7 +137,7 @@ class Rotation(ImageShift):
 
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
-    """Turn images (n, channels, height, width) counter-clockwise about their centre."""
+    """Turn images (n, channels, height, width) counter-clockwise about their center."""
     turned = ndimage.rotate(x.numpy(), degrees, axes=(2, 3), reshape=False, order=1, mode="nearest")
     return torch.from_numpy(turned)
 
@@ -202,22 +202,22 @@ class Contrast(ImageShift):
 
 
 @dataclass(frozen=True)
-class Colour(ImageShift):
-    """Scale the intensity of each colour channel by its own factor per client, uniform in 1 ± amount.
+class Color(ImageShift):
+    """Scale the intensity of each color channel by its own factor per client, uniform in 1 ± amount.
 
     Intensity is counted from black (−1): x ← (x + 1) · factor − 1.
 
     Example:
-        >>> grey = ClientData((torch.zeros(1, 3, 1, 1), [0]))
-        >>> Colour(0.5).apply(grey, "north").train.x.flatten()
+        >>> gray = ClientData((torch.zeros(1, 3, 1, 1), [0]))
+        >>> Color(0.5).apply(gray, "north").train.x.flatten()
         tensor([ 0.3015, -0.1380, -0.4221])
     """
 
     amount: float
-    needs = "colour images, at least 2 channels"
+    needs = "color images, at least 2 channels"
 
     def fits(self, x: Tensor) -> bool:
-        """Tell whether features are images in colour."""
+        """Tell whether features are images in color."""
         return super().fits(x) and x.shape[1] > 1
 
     def draw(self, rng: np.random.Generator, channels: int) -> Callable[[Tensor], Tensor]:

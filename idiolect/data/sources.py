@@ -31,11 +31,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import find, read_idx, read_npz, read_sheet, reading, to_images
 from idiolect.data.hub import from_hub
 from idiolect.data.pool import Pool
 from idiolect.data.tables import SUFFIXES, read_table
-from idiolect.errors import UsageError, did_you_mean
 
 DataDir = str | Path | None
 
@@ -135,7 +135,7 @@ def _sheets(name: str, folder: str, classes: tuple[str, ...]) -> Callable[[DataD
 
 
 def _digits_domains(data_dir: DataDir) -> Pool:
-    """Bring the digits to (3, 28, 28) as FedBN does: repeat grey, zero-pad USPS by 6, crop MNIST-M by 2."""
+    """Bring the digits to (3, 28, 28) as FedBN does: repeat gray, zero-pad USPS by 6, crop MNIST-M by 2."""
     pools = [SOURCES[name].read(data_dir) for name in ("mnist", "usps", "mnist-m")]
     mnist, usps, mnist_m = (pool.x for pool in pools)
     usps = torch.nn.functional.pad(usps, (6, 6, 6, 6), value=-1)
@@ -151,7 +151,7 @@ def _digits_domains(data_dir: DataDir) -> Pool:
 
 
 def _office_caltech(data_dir: DataDir) -> Pool:
-    """Counts of 800 visual words, divided by their sum per image and standardised per word over the pool."""
+    """Counts of 800 visual words, divided by their sum per image and standardized per word over the pool."""
     path = find(data_dir, "office_caltech10_surf/office_caltech10_surf.npz")
     arrays, domains = read_npz(path), ("amazon", "caltech10", "dslr", "webcam")
     with reading(path):

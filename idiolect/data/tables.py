@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import read_npz
 from idiolect.data.partition import Names
 from idiolect.data.pool import Pool
-from idiolect.errors import UsageError, did_you_mean
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn import functional as F
 
+from idiolect.compute.autograd import Loss, Model, seeded
+from idiolect.compute.metrics import Metric, accuracy
+from idiolect.core.errors import UsageError
+from idiolect.core.method import Method
+from idiolect.core.part import Part
 from idiolect.data import ClientData
-from idiolect.engine.evaluate import Metric, accuracy
-from idiolect.engine.one_by_one import Engine
-from idiolect.errors import UsageError
-from idiolect.method import Method
-from idiolect.model import Loss, Model, seeded
-from idiolect.part import Part
-from idiolect.preflight import check_run, is_cross_entropy
-from idiolect.training import Training
+from idiolect.engines.sequential import Engine
+from idiolect.rounds.training import Training
+from idiolect.running.validate import check_run, is_cross_entropy
 
 if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
 
-    from idiolect.flower.site import Site
+    from idiolect.flower.site.app import Site
 
 __all__ = ["client_app", "server_app", "simulation"]
 
@@ -44,8 +44,8 @@ def client_app(
 ) -> Site:
     """Make Flower's app of a site: it trains on the site's own data with the method that the coordinator names.
 
-    A round here is the round of the one-by-one engine, bit for bit. What is personal (memory of the parts,
-    normalisation of FedBN) is kept in the site's folder and never sent; `personal.safetensors` there is the client's
+    A round here is the round of the sequential engine, bit for bit. What is personal (memory of the parts,
+    normalization of FedBN) is kept in the site's folder and never sent; `personal.safetensors` there is the client's
     own model.
 
     Args:
@@ -67,7 +67,7 @@ def client_app(
         >>> app = idiolect.flower.client_app(model=lambda: nn.Linear(3, 2), data=load_my_data)
     """
     need_flower()
-    from idiolect.flower.site import Site
+    from idiolect.flower.site.app import Site
 
     return Site(model, data, loss, _metrics(loss, metrics), parts)
 
@@ -128,9 +128,9 @@ def server_app(
         raise UsageError(f"deadline and give_up are seconds above 0, got {deadline} and {give_up}")
     from flwr.serverapp import ServerApp
 
-    from idiolect.flower.coordinator import Coordinator
-    from idiolect.flower.desk import Patience, TooFewSitesError
-    from idiolect.flower.launch import end_with_the_server
+    from idiolect.flower.coordinator.coordinator import Coordinator
+    from idiolect.flower.coordinator.requests import Patience, TooFewSitesError
+    from idiolect.flower.server.launch import end_with_the_server
 
     app = ServerApp()
 
@@ -151,7 +151,8 @@ def server_app(
 def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
     """Make the engine that has a run's clients trained by Flower's simulation engine, on a cluster of Ray.
 
-    It is for clusters; on one machine idiolect's own engines are faster. See `idiolect.flower.actors.Actors` for which
+    It is for clusters; on one machine idiolect's own engines are faster. See `idiolect.flower.ray.engine.RayEngine`
+    for which
     cluster, what travels and what all its machines need.
 
     Args:
@@ -169,9 +170,9 @@ def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
         raise UsageError("the engine 'flower' needs Flower's simulation engine: pip install 'idiolect[ray]'")
     for reports in ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED"):
         os.environ.setdefault(reports, "0")
-    from idiolect.flower.actors import Actors
+    from idiolect.flower.ray.engine import RayEngine
 
-    return Actors(cpus, gpus)
+    return RayEngine(cpus, gpus)
 
 
 def _metrics(loss: Loss, metrics: Sequence[Metric] | None) -> tuple[Metric, ...]:

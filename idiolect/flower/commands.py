@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 from idiolect.flower import need_flower
 
 
@@ -26,8 +26,8 @@ class Verb(Protocol):
 def _keys(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> None:
         need_flower()
-        from idiolect.flower.keys import fingerprint, make_server, make_site
-        from idiolect.flower.launch import private
+        from idiolect.flower.server.keys import fingerprint, make_server, make_site
+        from idiolect.flower.server.launch import private
 
         if not given.host and not given.site:
             raise UsageError("say --host NAME for a server, or --site NAME for a site")
@@ -51,7 +51,7 @@ def _keys(verb: Verb) -> None:
 def _serve(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> None:
         need_flower()
-        from idiolect.flower.serve import serve
+        from idiolect.flower.server.serve import serve
 
         serve(given.folder, given.host, given.port, given.insecure)
 
@@ -65,7 +65,7 @@ def _serve(verb: Verb) -> None:
 def _join(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> None:
         need_flower()
-        from idiolect.flower.join import join
+        from idiolect.flower.site.join import join
 
         folder = given.folder or Path(given.name)
         join(given.file, given.name, given.server, folder, given.insecure, given.restored)
@@ -87,7 +87,7 @@ def _join(verb: Verb) -> None:
 def _submit(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> int:
         need_flower()
-        from idiolect.flower.submit import submit
+        from idiolect.flower.coordinator.submit import submit
 
         return submit(given.file, given.folder)
 
@@ -98,7 +98,7 @@ def _submit(verb: Verb) -> None:
 
 def _status(verb: Verb) -> None:
     def act(given: argparse.Namespace) -> None:
-        from idiolect.flower.status import status
+        from idiolect.flower.coordinator.status import status
 
         status(Console(), given.folder)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
-from idiolect.methods.normalisation import bn_only, fedbn, silobn
+from idiolect.methods.normalization import bn_only, fedbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
 from idiolect.methods.sharpness import fedasam, fedfsa, fedlesam, fedsam, mofedsam, sam_on

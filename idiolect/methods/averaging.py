@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything, nothing
 from idiolect.parts import finetune, proximal, share
-from idiolect.scope import Scope, everything, nothing
 
 
 @carded("FedAvg", 2017, "baseline", "McMahan et al., AISTATS 2017")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything
 from idiolect.parts import clusters, share
-from idiolect.scope import Scope, everything
 
 
 @carded("IFCA", 2020, "concept shift", "Ghosh et al., NeurIPS 2020")
@@ -14,7 +14,7 @@ def ifca(
 ) -> Method:
     """FedAvg in clusters: each client joins the one of several models with the least loss on its own data.
 
-    Generalised accuracy is that of the mean over all clients, whatever their cluster: a model that serves nobody.
+    Generalized accuracy is that of the mean over all clients, whatever their cluster: a model that serves nobody.
 
     Args:
         count: number of clusters.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything, head, nothing
 from idiolect.parts import (
     aligned_features,
     attention,
@@ -14,7 +15,6 @@ from idiolect.parts import (
     share,
     similar_bodies,
 )
-from idiolect.scope import Scope, everything, head, nothing
 
 
 @carded("FedAMP", 2021, "label skew", "Huang et al., AAAI 2021")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything
 from idiolect.parts import control_variates, relaxed_start, share
-from idiolect.scope import everything
 
 
 @carded("SCAFFOLD", 2020, "convergence", "Karimireddy et al., ICML 2020")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything
 from idiolect.parts import consistent_sam, dynamic, sam, server_sam, share
-from idiolect.scope import everything
 
 
 @carded("FedDyn", 2021, "convergence", "Acar et al., ICLR 2021")

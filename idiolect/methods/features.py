@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
-from idiolect.parts import domain_bias, feature_alignment, fisher_weights, nearest_neighbours, share
-from idiolect.scope import Scope, everything, head
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything, head
+from idiolect.parts import domain_bias, feature_alignment, fisher_weights, nearest_neighbors, share
 
 
 @carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
@@ -22,8 +22,8 @@ def feddbe(strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = 
 
 @carded("kNN-Per", 2022, "feature shift", "Marfoq et al., ICML 2022")
 def knnper(
-    neighbours: int = 10,
-    share_of_neighbours: float = 0.5,
+    neighbors: int = 10,
+    share_of_neighbors: float = 0.5,
     capacity: int = 1000,
     scale: float = 1.0,
     weighting: Weighting = "samples",
@@ -31,13 +31,13 @@ def knnper(
     """FedAvg; to predict, the shared model is mixed with the labels of the client's nearest examples.
 
     Args:
-        neighbours: how many of its examples a client asks.
-        share_of_neighbours: what they count, in [0, 1]; choose it by validation examples, never by test examples.
+        neighbors: how many of its examples a client asks.
+        share_of_neighbors: what they count, in [0, 1]; choose it by validation examples, never by test examples.
         capacity: how many examples they are looked for among.
-        scale: how far a neighbour's vote carries.
+        scale: how far a neighbor's vote carries.
         weighting: mean over clients by training examples, or uniform.
     """
-    parts = (share(everything), nearest_neighbours(neighbours, share_of_neighbours, capacity, scale))
+    parts = (share(everything), nearest_neighbors(neighbors, share_of_neighbors, capacity, scale))
     return Method(parts, "kNN-Per", weighting)
 
 

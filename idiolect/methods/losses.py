@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything, head, nothing
 from idiolect.parts import (
     balanced_softmax,
     calibrated_logits,
@@ -17,7 +18,6 @@ from idiolect.parts import (
     prototypes,
     share,
 )
-from idiolect.scope import everything, head, nothing
 
 
 @carded("FedLC", 2022, "label skew", "Zhang et al., ICML 2022")
@@ -59,7 +59,7 @@ def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting =
 def fedrod(weighting: Weighting = "samples") -> Method:
     """A shared model that treats classes alike, and a head of each client's own for what its classes need.
 
-    Generalised accuracy is that of the shared head, personalised accuracy that of both heads together.
+    Generalized accuracy is that of the shared head, personalized accuracy that of both heads together.
 
     Args:
         weighting: mean over clients by training examples, or uniform.

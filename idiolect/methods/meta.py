@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything
 from idiolect.parts import meta_gradient, share
-from idiolect.scope import everything
 
 
 @carded("Per-FedAvg", 2020, "label skew", "Fallah et al., NeurIPS 2020")

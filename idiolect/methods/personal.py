@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything, head
 from idiolect.parts import adaptive_mix, moreau_envelope, personal_mixture, personal_model, share
-from idiolect.scope import Scope, everything, head
 
 
 @carded("Ditto", 2021, "label skew", "Li et al., ICML 2021")

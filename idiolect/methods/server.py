@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
-from idiolect.parts import normalised_average, server_adaptive, server_sgd, share
-from idiolect.scope import everything
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything
+from idiolect.parts import normalized_average, server_adaptive, server_sgd, share
 
 
 @carded("FedAvgM", 2019, "convergence", "Hsu et al. 2019")
@@ -71,4 +71,4 @@ def fednova(weighting: Weighting = "samples") -> Method:
     Args:
         weighting: mean over clients by training examples, or uniform.
     """
-    return Method((share(everything), normalised_average()), "FedNova", weighting)
+    return Method((share(everything), normalized_average()), "FedNova", weighting)

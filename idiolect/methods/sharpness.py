@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import everything, head, normalization
 from idiolect.parts import adaptive_sam, estimated_sam, finetune, flexible_sam, sam, server_momentum, share
-from idiolect.scope import everything, head, normalisation
 
 
 @carded("FedSAM", 2022, "label skew", "Qu et al., ICML 2022; Caldarola et al., ECCV 2022")
 def fedsam(rho: float = 0.05, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients train with sharpness-aware minimisation.
+    """FedAvg whose clients train with sharpness-aware minimization.
 
     Args:
         rho: radius of the perturbation; 0.05 in FedFSA's comparison.
@@ -35,16 +35,16 @@ def fedasam(rho: float = 0.7, eta: float = 0.2, weighting: Weighting = "samples"
 
 @carded("SAM-ON", 2023, "label skew", "Müller et al., NeurIPS 2023")
 def sam_on(rho: float = 0.5, weighting: Weighting = "samples") -> Method:
-    """FedSAM that perturbs the scale and shift of normalisation layers alone; all weights are trained.
+    """FedSAM that perturbs the scale and shift of normalization layers alone; all weights are trained.
 
-    ``sam(rho, normalisation)`` does the same in any method, ``adaptive_sam`` likewise. With `fedbn` only what is the
-    client's own is perturbed. A model without normalisation is refused.
+    ``sam(rho, normalization)`` does the same in any method, ``adaptive_sam`` likewise. With `fedbn` only what is the
+    client's own is perturbed. A model without normalization is refused.
 
     Args:
         rho: radius; larger than FedSAM's, since few weights are moved.
         weighting: mean over clients by training examples, or uniform.
     """
-    return Method((share(everything), sam(rho, normalisation)), "SAM-ON", weighting)
+    return Method((share(everything), sam(rho, normalization)), "SAM-ON", weighting)
 
 
 @carded("FedLESAM", 2024, "label skew", "Fan et al., ICML 2024")

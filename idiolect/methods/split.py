@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from idiolect.card import carded
-from idiolect.method import Method, Weighting
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.scope import Scope, everything, head
 from idiolect.parts import finetune, freeze, head_first, share
-from idiolect.scope import Scope, everything, head
 
 
 @carded("FedPer", 2019, "label skew", "Arivazhagan et al., arXiv:1912.00818")
@@ -40,7 +40,7 @@ def fedrep(names: Scope = head, head_epochs: int | None = None, weighting: Weigh
 
 @carded("LG-FedAvg", 2020, "communication", "Liang et al., arXiv:2001.01523")
 def lg_fedavg(names: Scope = head, weighting: Weighting = "samples") -> Method:
-    """Share the head; the body, with its normalisation, stays with the client.
+    """Share the head; the body, with its normalization, stays with the client.
 
     Args:
         names: what is exchanged; the last layers.

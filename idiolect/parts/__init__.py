@@ -1,39 +1,39 @@
 """The ideas that methods are composed of."""
 
-from idiolect.parts.alignment import feature_alignment
-from idiolect.parts.attention import attention
-from idiolect.parts.bias import domain_bias
-from idiolect.parts.calibrate import balanced_softmax, calibrated_logits
-from idiolect.parts.class_means import aligned_features
-from idiolect.parts.clusters import clusters
-from idiolect.parts.consistent import consistent_sam
-from idiolect.parts.contrast import model_contrast
-from idiolect.parts.critical import critical_mix
-from idiolect.parts.distil import not_true_distillation
-from idiolect.parts.dynamic import dynamic
-from idiolect.parts.envelope import moreau_envelope
-from idiolect.parts.estimate import estimated_sam
-from idiolect.parts.fisher import fisher_weights
-from idiolect.parts.gaussians import class_gaussians
-from idiolect.parts.meta import meta_gradient
-from idiolect.parts.mix import adaptive_mix
-from idiolect.parts.mixed_heads import mixed_heads
-from idiolect.parts.mixture import personal_mixture
-from idiolect.parts.momentum import server_momentum
-from idiolect.parts.neighbours import nearest_neighbours
-from idiolect.parts.normalised import normalised_average
-from idiolect.parts.private_head import private_head
-from idiolect.parts.prototypes import prototypes
-from idiolect.parts.proximal import personal_model, proximal
-from idiolect.parts.relax import relaxed_start
-from idiolect.parts.server_sam import server_sam
-from idiolect.parts.server_step import server_adaptive, server_sgd
-from idiolect.parts.share import share
-from idiolect.parts.sharpness import adaptive_sam, flexible_sam, sam
-from idiolect.parts.similar import similar_bodies
-from idiolect.parts.split import freeze, head_first
-from idiolect.parts.tune import finetune
-from idiolect.parts.variates import control_variates
+from idiolect.parts._adaptive_mix import adaptive_mix
+from idiolect.parts._aligned_features import aligned_features
+from idiolect.parts._attention import attention
+from idiolect.parts._calibrated_logits import balanced_softmax, calibrated_logits
+from idiolect.parts._class_gaussians import class_gaussians
+from idiolect.parts._clusters import clusters
+from idiolect.parts._consistent_sam import consistent_sam
+from idiolect.parts._control_variates import control_variates
+from idiolect.parts._critical_mix import critical_mix
+from idiolect.parts._domain_bias import domain_bias
+from idiolect.parts._dynamic import dynamic
+from idiolect.parts._estimated_sam import estimated_sam
+from idiolect.parts._feature_alignment import feature_alignment
+from idiolect.parts._finetune import finetune
+from idiolect.parts._fisher_weights import fisher_weights
+from idiolect.parts._meta_gradient import meta_gradient
+from idiolect.parts._mixed_heads import mixed_heads
+from idiolect.parts._model_contrast import model_contrast
+from idiolect.parts._moreau_envelope import moreau_envelope
+from idiolect.parts._nearest_neighbors import nearest_neighbors
+from idiolect.parts._normalized_average import normalized_average
+from idiolect.parts._not_true_distillation import not_true_distillation
+from idiolect.parts._personal_mixture import personal_mixture
+from idiolect.parts._private_head import private_head
+from idiolect.parts._prototypes import prototypes
+from idiolect.parts._proximal import personal_model, proximal
+from idiolect.parts._relaxed_start import relaxed_start
+from idiolect.parts._server_momentum import server_momentum
+from idiolect.parts._server_sam import server_sam
+from idiolect.parts._server_step import server_adaptive, server_sgd
+from idiolect.parts._share import share
+from idiolect.parts._sharpness import adaptive_sam, flexible_sam, sam
+from idiolect.parts._similar_bodies import similar_bodies
+from idiolect.parts._split import freeze, head_first
 
 __all__ = [
     "adaptive_mix",
@@ -60,8 +60,8 @@ __all__ = [
     "mixed_heads",
     "model_contrast",
     "moreau_envelope",
-    "nearest_neighbours",
-    "normalised_average",
+    "nearest_neighbors",
+    "normalized_average",
     "not_true_distillation",
     "personal_mixture",
     "personal_model",

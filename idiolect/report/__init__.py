@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from idiolect.report.metrics import Choice, Record, Selection, rounds_to, select, summarise
-from idiolect.report.record import RunDirectory, read_run, read_tensors, write_tensors, write_whole
+from idiolect.report.metrics import Choice, Record, Selection, rounds_to, select, summarize
 from idiolect.report.tables import (
     RunSummary,
     comparison,
@@ -15,18 +14,13 @@ from idiolect.report.tables import (
 __all__ = [
     "Choice",
     "Record",
-    "RunDirectory",
     "RunSummary",
     "Selection",
     "comparison",
     "comparison_markdown",
     "comparison_rows",
-    "read_run",
-    "read_tensors",
     "round_table",
     "rounds_to",
     "select",
-    "summarise",
-    "write_tensors",
-    "write_whole",
+    "summarize",
 ]

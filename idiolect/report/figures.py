@@ -22,7 +22,7 @@ FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sa
 INK, GRID = "#1f2933", "#e4e7eb"
 
 # Okabe and Ito (2008), without the yellow that vanishes on white, then darker tones of Tol's muted scheme.
-_COLOURS = (
+_COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
     "#332288", "#882255", "#999933", "#44aa99", "#117733", "#aa4499",
 )  # fmt: skip
@@ -31,21 +31,21 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 
 @dataclass(frozen=True)
 class Style:
-    """How one method looks in every figure: a colour, and a marker for those who do not see colours."""
+    """How one method looks in every figure: a color, and a marker for those who do not see colors."""
 
-    colour: str
+    color: str
     symbol: str
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """Return one fixed look per method; the baseline is grey.
+    """Return one fixed look per method; the baseline is gray.
 
     Example:
-        >>> styles(["Local", "FedBN"])["FedBN"].colour
+        >>> styles(["Local", "FedBN"])["FedBN"].color
         '#0072b2'
     """
     others = [label for label in labels if label != BASELINE]
-    looks = {label: Style(_COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]) for i, label in enumerate(others)}
+    looks = {label: Style(_COLORS[i % len(_COLORS)], _SYMBOLS[i % len(_SYMBOLS)]) for i, label in enumerate(others)}
     return {label: looks.get(label, Style("#6b7280", "circle-open")) for label in labels}
 
 
@@ -80,17 +80,17 @@ def shortened(names: Iterable[str]) -> dict[str, str]:
 
 
 def curves(methods: Methods) -> go.Figure | None:
-    """Metric over rounds: personalised solid, generalised dashed; mean over seeds with its min–max band."""
+    """Metric over rounds: personalized solid, generalized dashed; mean over seeds with its min–max band."""
     figure = go.Figure()
     for label, runs in methods.items():
         style = styles(list(methods))[label]
-        for name, view, dash in (("", _personalised, "solid"), (" generalised", _generalised, "dash")):
+        for name, view, dash in (("", _personalized, "solid"), (" generalized", _generalized, "dash")):
             seeds = _by_round(runs, view)
             if seeds:
                 _add_band(figure, seeds, label, style)
                 figure.add_scatter(
                     x=list(seeds), y=[fmean(v) for v in seeds.values()], name=escape(label),
-                    line={"color": style.colour, "width": 2.2 if not name else 1.6, "dash": dash},
+                    line={"color": style.color, "width": 2.2 if not name else 1.6, "dash": dash},
                     mode="lines+markers", marker={"symbol": style.symbol, "size": 7, "maxdisplayed": 8},
                     legendgroup=escape(label), showlegend=not name,
                     hovertemplate=f"{_template(label + name)} %{{y:.4g}} at round %{{x}}<extra></extra>",
@@ -108,7 +108,7 @@ def _add_band(figure: go.Figure, seeds: Mapping[int, Sequence[float]], label: st
         return
     low, high = [min(v) for v in seeds.values()], [max(v) for v in seeds.values()]
     figure.add_scatter(
-        x=[*seeds, *reversed(seeds)], y=[*high, *reversed(low)], fill="toself", fillcolor=style.colour,
+        x=[*seeds, *reversed(seeds)], y=[*high, *reversed(low)], fill="toself", fillcolor=style.color,
         opacity=0.15, mode="lines", line={"width": 0}, legendgroup=escape(label), showlegend=False,
         hoverinfo="skip",
     )  # fmt: skip
@@ -129,13 +129,13 @@ def distribution(methods: Methods) -> go.Figure | None:
             y=[v for _, v in values], x=[escape(label)] * len(values), text=[escape(c) for c, _ in values],
             boxpoints="all" if len(values) <= 2000 else "suspectedoutliers", boxmean=True,
             jitter=0.6, pointpos=0,
-            marker={"color": style.colour, "size": 8 if few else 5, "opacity": 0.7 if few else 0.45},
-            line={"color": style.colour, "width": 1.6}, whiskerwidth=0.25,
+            marker={"color": style.color, "size": 8 if few else 5, "opacity": 0.7 if few else 0.45},
+            line={"color": style.color, "width": 1.6}, whiskerwidth=0.25,
             fillcolor="rgba(0,0,0,0)", showlegend=False, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
         lasts = [select(run.records, run.metric, run.higher_is_better).last for run in runs]
         marked[escape(label)] = fmean(
-            _scale(runs[0]) * choice.personalised["worst_decile"] for choice in lasts if choice
+            _scale(runs[0]) * choice.personalized["worst_decile"] for choice in lasts if choice
         )
     if not marked:
         return None
@@ -165,7 +165,7 @@ def gain(methods: Methods) -> go.Figure | None:
         figure.add_scatter(
             x=names if named else list(range(1, len(names) + 1)), y=[gains[c] for c in names], text=names,
             name=f"{escape(label)} ({losing} of {len(names)} lose)", mode="markers",
-            marker={"color": style.colour, "symbol": style.symbol, "size": 10 if named else 7},
+            marker={"color": style.color, "symbol": style.symbol, "size": 10 if named else 7},
             hovertemplate="%{text}: %{y:+.3g}<extra></extra>",
         )  # fmt: skip
     if not figure.data:
@@ -185,14 +185,14 @@ def traffic(methods: Methods) -> go.Figure | None:
     size, unit = byte_unit(max(totals))
     for column, way in enumerate(ways, start=1):
         for label, runs in methods.items():
-            metric = _by_round(runs, _personalised)
+            metric = _by_round(runs, _personalized)
             sent = _by_round(runs, lambda run, way=way: _sent(run, way))  # type: ignore[misc]
             style = styles(list(methods))[label]
             if metric:
                 figure.add_scatter(
                     x=[fmean(sent[t]) / size for t in metric], y=[fmean(v) for v in metric.values()],
                     row=1, col=column, name=escape(label), legendgroup=escape(label), showlegend=column == 1,
-                    mode="lines+markers", line={"color": style.colour, "width": 2}, customdata=list(metric),
+                    mode="lines+markers", line={"color": style.color, "width": 2}, customdata=list(metric),
                     marker={"symbol": style.symbol, "size": 7, "maxdisplayed": 8},
                     hovertemplate=f"{_template(label)} %{{y:.4g}} after %{{x:.3g}} {unit}"
                     " (round %{customdata})<extra></extra>",
@@ -212,12 +212,12 @@ def _by_round(runs: Sequence[RunSummary], view: Callable[[RunSummary], Mapping[i
     return {t: [of[t] for of in seeds if t in of] for t in sorted({t for of in seeds for t in of})}
 
 
-def _personalised(run: RunSummary) -> dict[int, float]:
-    return _means(run, lambda choice: choice.personalised)
+def _personalized(run: RunSummary) -> dict[int, float]:
+    return _means(run, lambda choice: choice.personalized)
 
 
-def _generalised(run: RunSummary) -> dict[int, float]:
-    return _means(run, lambda choice: choice.generalised)
+def _generalized(run: RunSummary) -> dict[int, float]:
+    return _means(run, lambda choice: choice.generalized)
 
 
 def _means(run: RunSummary, view: Callable[[Choice], Mapping[str, float] | None]) -> dict[int, float]:

@@ -77,7 +77,7 @@ def has_sensitivity(runs: Sequence[RunSummary]) -> bool:
 
 
 def sensitivity_by_round(runs: Sequence[RunSummary]) -> go.Figure:
-    """Layers × rounds: mean sensitivity over the cohorts of all seeds, on a logarithmic colour scale."""
+    """Layers × rounds: mean sensitivity over the cohorts of all seeds, on a logarithmic color scale."""
     return _layers([(str(t), entry) for run in runs for t, _, entry in _participations(run)], "round")
 
 

@@ -43,7 +43,7 @@ def write_report(
         >>> import tempfile
         >>> view = {"test": {"accuracy": {"mean": 0.9, "std": 0.1, "worst_decile": 0.8}}}
         >>> record = {"round": 1, "cohort": ["a", "b"], "seconds": 2.0, "bytes_up": 600, "bytes_down": 800,
-        ...           "gradients": 6, "personalised": view, "generalised": None}
+        ...           "gradients": 6, "personalized": view, "generalized": None}
         >>> file = Path(tempfile.mkdtemp()) / "report.html"
         >>> write_report(file, "First run", [RunSummary("FedBN", 0, [record])], {}, None, {"seed": "0"}, {})
         >>> "First run" in file.read_text(encoding="utf-8")
@@ -72,13 +72,13 @@ def _results(methods: Methods) -> list[Section]:
         f"Test results at the last evaluated round, means over clients, each counting the same; ± is the "
         f"standard deviation over {over}, the worst decile the mean of the worst tenth of the clients. Best "
         f"by val is the round that validation data chose; best on test chose itself, so it is too good.",
-        table(comparison_cells(runs), _colours(methods)),
+        table(comparison_cells(runs), _colors(methods)),
     )
     return [
         results,
         *_figure(
             "Round by round",
-            "Solid: personalised, each client under the weights it deploys; dashed: generalised, all clients "
+            "Solid: personalized, each client under the weights it deploys; dashed: generalized, all clients "
             f"under the broadcast weights.{bands} Click a name to hide it.",
             curves(methods),
         ),
@@ -96,14 +96,14 @@ def _results(methods: Methods) -> list[Section]:
         ),
         *_figure(
             "What it costs to send",
-            f"Personalised result against all bytes sent so far: of two curves the {upper} left is cheaper.",
+            f"Personalized result against all bytes sent so far: of two curves the {upper} left is cheaper.",
             traffic(methods),
         ),
     ]
 
 
-def _colours(methods: Methods) -> dict[str, str]:
-    return {label: style.colour for label, style in styles(list(methods)).items()}
+def _colors(methods: Methods) -> dict[str, str]:
+    return {label: style.color for label, style in styles(list(methods)).items()}
 
 
 def _clients(
@@ -117,8 +117,8 @@ def _clients(
     if not groups:
         return held
     runs = [run for group in methods.values() for run in group]
-    aid = "Personalised result at the last evaluated round, mean over the clients of the group and the seeds."
-    return [*held, Section("Group by group", aid, table(group_cells(runs, groups), _colours(methods)))]
+    aid = "Personalized result at the last evaluated round, mean over the clients of the group and the seeds."
+    return [*held, Section("Group by group", aid, table(group_cells(runs, groups), _colors(methods)))]
 
 
 def _sensitivities(methods: Methods) -> list[Section]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from idiolect.errors import UsageError, did_you_mean
+from idiolect.core.errors import UsageError, did_you_mean
 
 Record = Mapping[str, Any]
 """What one round left behind, as `RunDirectory.append` writes it."""
@@ -17,10 +17,10 @@ Record = Mapping[str, Any]
 STATISTICS = ("mean", "by_samples", "std", "worst_decile", "min", "max")
 
 
-def summarise(
+def summarize(
     values: Mapping[str, float | None], sizes: Mapping[str, int], higher_is_better: bool = True
 ) -> dict[str, float]:
-    r"""Summarise one metric over clients, counting clients (uniform) and counting test examples.
+    r"""Summarize one metric over clients, counting clients (uniform) and counting test examples.
 
     .. math::  \text{mean} = \frac1N \sum_i a_i, \qquad \text{by\_samples} = \frac{\sum_i n_i a_i}{\sum_i n_i}
 
@@ -37,7 +37,7 @@ def summarise(
         UsageError: if a counted client has no size.
 
     Example:
-        >>> s = summarise({"a": 1.0, "b": 0.5, "c": None}, {"a": 30, "b": 10})
+        >>> s = summarize({"a": 1.0, "b": 0.5, "c": None}, {"a": 30, "b": 10})
         >>> s["mean"], s["by_samples"], s["std"], s["worst_decile"]
         (0.75, 0.875, 0.25, 0.5)
 
@@ -66,18 +66,18 @@ def summarise(
 
 @dataclass(frozen=True)
 class Choice:
-    """One evaluated round: summaries over clients of one metric, as `summarise` returns them.
+    """One evaluated round: summaries over clients of one metric, as `summarize` returns them.
 
     Attributes:
         round: its number.
-        personalised: test summary under the weights each client deploys.
-        generalised: test summary under the shared weights; None where there is no complete shared model.
-        val: validation summary of the personalised weights; None without validation data.
+        personalized: test summary under the weights each client deploys.
+        generalized: test summary under the shared weights; None where there is no complete shared model.
+        val: validation summary of the personalized weights; None without validation data.
     """
 
     round: int
-    personalised: dict[str, float]
-    generalised: dict[str, float] | None
+    personalized: dict[str, float]
+    generalized: dict[str, float] | None
     val: dict[str, float] | None
 
 
@@ -110,7 +110,7 @@ def select(records: Sequence[Record], metric: str, higher_is_better: bool = True
     Example:
         >>> def record(round, test, val):
         ...     view = {"test": {"accuracy": {"mean": test}}, "val": {"accuracy": {"mean": val}}}
-        ...     return {"round": round, "personalised": view, "generalised": None}
+        ...     return {"round": round, "personalized": view, "generalized": None}
         >>> s = select([record(1, 0.5, 0.4), record(2, 0.9, 0.5), record(3, 0.8, 0.6)], "accuracy")
         >>> s.last.round, s.best_by_val.round, s.best_on_test.round
         (3, 3, 2)
@@ -119,7 +119,7 @@ def select(records: Sequence[Record], metric: str, higher_is_better: bool = True
     return Selection(
         last=rounds[-1] if rounds else None,
         best_by_val=_best(rounds, lambda choice: choice.val, higher_is_better),
-        best_on_test=_best(rounds, lambda choice: choice.personalised, higher_is_better),
+        best_on_test=_best(rounds, lambda choice: choice.personalized, higher_is_better),
     )
 
 
@@ -132,18 +132,18 @@ def _best(
 
 
 def rounds_to(records: Sequence[Record], metric: str, target: float, higher_is_better: bool = True) -> int | None:
-    """Return the first evaluated round whose mean personalised test metric reaches the target, else None.
+    """Return the first evaluated round whose mean personalized test metric reaches the target, else None.
 
     Example:
         >>> def record(round, test):
-        ...     return {"round": round, "personalised": {"test": {"accuracy": {"mean": test}}}}
+        ...     return {"round": round, "personalized": {"test": {"accuracy": {"mean": test}}}}
         >>> rounds_to([record(1, 0.5), record(2, 0.9)], "accuracy", target=0.8)
         2
         >>> rounds_to([record(1, 0.5)], "accuracy", target=0.8) is None
         True
     """
     sign = 1.0 if higher_is_better else -1.0
-    reached = (c.round for c in evaluated(records, metric) if sign * c.personalised["mean"] >= sign * target)
+    reached = (c.round for c in evaluated(records, metric) if sign * c.personalized["mean"] >= sign * target)
     return next(reached, None)
 
 
@@ -157,20 +157,20 @@ def evaluated(records: Sequence[Record], metric: str) -> list[Choice]:
         >>> evaluated([{"round": 1}], "accuracy")   # this round was not evaluated
         []
     """
-    tested = [r for r in records if (r.get("personalised") or {}).get("test")]
-    known = sorted({m for r in tested for m in r["personalised"]["test"]})
+    tested = [r for r in records if (r.get("personalized") or {}).get("test")]
+    known = sorted({m for r in tested for m in r["personalized"]["test"]})
     if tested and metric not in known:
         hint = did_you_mean(metric, known)
         raise UsageError(f"no round was evaluated with {metric!r}{hint}: this run has {', '.join(known)}")
     return [
         Choice(
             round=int(record["round"]),
-            personalised=personalised,
-            generalised=_summary(record, "generalised", "test", metric),
-            val=_summary(record, "personalised", "val", metric),
+            personalized=personalized,
+            generalized=_summary(record, "generalized", "test", metric),
+            val=_summary(record, "personalized", "val", metric),
         )
         for record in tested
-        if (personalised := _summary(record, "personalised", "test", metric)) is not None
+        if (personalized := _summary(record, "personalized", "test", metric)) is not None
     ]
 
 

@@ -25,17 +25,17 @@ class Section:
     body: str | go.Figure
 
 
-def table(rows: Rows, colours: Mapping[str, str] | None = None) -> str:
-    """Return an HTML table; the first column may carry the colour of its method in the figures."""
+def table(rows: Rows, colors: Mapping[str, str] | None = None) -> str:
+    """Return an HTML table; the first column may carry the color of its method in the figures."""
     headers = list(dict.fromkeys(header for row in rows for header in row))
     head = "".join(f"<th>{escape(header)}</th>" for header in headers)
     body = ""
     for row in rows:
         first, *others = (escape(str(row.get(header, NOTHING))) for header in headers)
-        colour = (colours or {}).get(row.get(headers[0], ""))
-        swatch = f'<i class="swatch" style="background:{colour}"></i>' if colour else ""
+        color = (colors or {}).get(row.get(headers[0], ""))
+        swatch = f'<i class="swatch" style="background:{color}"></i>' if color else ""
         body += f"<tr><th>{swatch}{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>\n"
-    kind = "numbers" if colours else "words"
+    kind = "numbers" if colors else "words"
     content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="wide"><table class="{kind}">{content}</table></div>'
 

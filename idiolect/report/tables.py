@@ -14,11 +14,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from idiolect.errors import UsageError
+from idiolect.core.errors import UsageError
 from idiolect.report.metrics import Choice, Record, evaluated, select
 
 NOTHING = "—"
-OPTIMISTIC = "best on test (optimistic)"
+OPTIMIZTIC = "best on test (optimistic)"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def by_label(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
 def comparison_rows(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """Return one row per method; every number is a mean over its seeds, and None where there is none.
 
-    Keys: method, seeds and rounds (counts), personalised, std and std_over ("seeds": sample deviation over
-    seeds, as soon as any method has several; else "clients": population deviation), worst_decile, generalised
+    Keys: method, seeds and rounds (counts), personalized, std and std_over ("seeds": sample deviation over
+    seeds, as soon as any method has several; else "clients": population deviation), worst_decile, generalized
     (all four at the last evaluated round), best_by_val, best_on_test (test values of the rounds so chosen),
     bytes_up, bytes_down and gradients (per participating client and round), seconds (per round).
 
@@ -72,9 +72,9 @@ def comparison_rows(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     Example:
         >>> view = {"test": {"accuracy": {"mean": 0.9, "std": 0.1, "worst_decile": 0.8}}}
         >>> record = {"round": 1, "cohort": ["a", "b"], "seconds": 2.0, "bytes_up": 600, "bytes_down": 800,
-        ...           "gradients": 6, "personalised": view, "generalised": None}
+        ...           "gradients": 6, "personalized": view, "generalized": None}
         >>> [row] = comparison_rows([RunSummary("FedBN", seed=0, records=[record])])
-        >>> row["personalised"], row["std_over"], row["std"], row["bytes_up"], row["best_by_val"]
+        >>> row["personalized"], row["std_over"], row["std"], row["bytes_up"], row["best_by_val"]
         (0.9, 'clients', 0.1, 300.0, None)
     """
     methods = by_label(runs)
@@ -85,21 +85,21 @@ def comparison_rows(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
 def _row(label: str, group: Sequence[RunSummary], over_seeds: bool) -> dict[str, Any]:
     chosen = [select(run.records, run.metric, run.higher_is_better) for run in group]
     last = [selection.last for selection in chosen]
-    personalised = [c.personalised["mean"] for c in last if c]
-    spread = float(np.std(personalised, ddof=1)) if len(personalised) > 1 else None
+    personalized = [c.personalized["mean"] for c in last if c]
+    spread = float(np.std(personalized, ddof=1)) if len(personalized) > 1 else None
     rounds = [record for run in group for record in run.records]
     clients = sum(len(record["cohort"]) for record in rounds)
     return {
         "method": label,
         "seeds": len(group),
         "rounds": max(len(run.records) for run in group),
-        "personalised": _mean_of(last, lambda c: c.personalised["mean"]),
-        "std": spread if over_seeds else _mean_of(last, lambda c: c.personalised["std"]),
+        "personalized": _mean_of(last, lambda c: c.personalized["mean"]),
+        "std": spread if over_seeds else _mean_of(last, lambda c: c.personalized["std"]),
         "std_over": "seeds" if over_seeds else "clients",
-        "worst_decile": _mean_of(last, lambda c: c.personalised["worst_decile"]),
-        "best_by_val": _mean_of([s.best_by_val for s in chosen], lambda c: c.personalised["mean"]),
-        "best_on_test": _mean_of([s.best_on_test for s in chosen], lambda c: c.personalised["mean"]),
-        "generalised": _mean_of(last, lambda c: c.generalised["mean"] if c.generalised else None),
+        "worst_decile": _mean_of(last, lambda c: c.personalized["worst_decile"]),
+        "best_by_val": _mean_of([s.best_by_val for s in chosen], lambda c: c.personalized["mean"]),
+        "best_on_test": _mean_of([s.best_on_test for s in chosen], lambda c: c.personalized["mean"]),
+        "generalized": _mean_of(last, lambda c: c.generalized["mean"] if c.generalized else None),
         "bytes_up": sum(r["bytes_up"] for r in rounds) / clients if clients else None,
         "bytes_down": sum(r["bytes_down"] for r in rounds) / clients if clients else None,
         "gradients": sum(r["gradients"] for r in rounds) / clients if clients else None,
@@ -127,11 +127,11 @@ def _cells(row: Mapping[str, Any], metric: str) -> dict[str, str]:
     spread = "" if row["std"] is None else f" ± {number(row['std'], metric)}"
     return {
         "method": row["method"],
-        f"personalised ± std over {row['std_over']}": number(row["personalised"], metric) + spread,
+        f"personalized ± std over {row['std_over']}": number(row["personalized"], metric) + spread,
         "worst decile": number(row["worst_decile"], metric),
         "best by val": number(row["best_by_val"], metric),
-        OPTIMISTIC: number(row["best_on_test"], metric),
-        "generalised": number(row["generalised"], metric),
+        OPTIMIZTIC: number(row["best_on_test"], metric),
+        "generalized": number(row["generalized"], metric),
         "up/down per client and round": _traffic(row["bytes_up"], row["bytes_down"]),
         "gradients per client and round": NOTHING if row["gradients"] is None else _significant(row["gradients"], 3),
         "s per round": NOTHING if row["seconds"] is None else _significant(row["seconds"], 3),
@@ -146,11 +146,11 @@ def comparison(runs: Sequence[RunSummary]) -> Table:
     Example:
         >>> view = {"test": {"accuracy": {"mean": 0.9, "std": 0.1, "worst_decile": 0.8}}}
         >>> record = {"round": 1, "cohort": ["a", "b"], "seconds": 2.0, "bytes_up": 600, "bytes_down": 800,
-        ...           "gradients": 6, "personalised": view, "generalised": None}
+        ...           "gradients": 6, "personalized": view, "generalized": None}
         >>> comparison([RunSummary("FedBN", seed=0, records=[record])]).row_count
         1
     """
-    rows = [{k: v for k, v in row.items() if k != OPTIMISTIC} for row in comparison_cells(runs)]
+    rows = [{k: v for k, v in row.items() if k != OPTIMIZTIC} for row in comparison_cells(runs)]
     return _table(f"{title(runs[0].metric)}, last evaluated round", rows)
 
 
@@ -179,17 +179,17 @@ def round_table(records: Sequence[Record], metric: str = "accuracy") -> Table:
 
 
 def _round_cells(record: Record, choice: Choice | None, metric: str) -> dict[str, str]:
-    spread = f" ± {number(choice.personalised['std'], metric)}" if choice else ""
+    spread = f" ± {number(choice.personalized['std'], metric)}" if choice else ""
     clients = len(record["cohort"])
     per_client = [record[way] / clients if clients else None for way in ("bytes_up", "bytes_down")]
     return {
         "round": str(record["round"]),
         "cohort": str(clients),
         "train loss": number(record.get("train_loss"), "loss"),
-        "personalised ± std over clients": _mean_cell(choice.personalised if choice else None, metric) + spread,
-        "worst decile": number(choice.personalised["worst_decile"] if choice else None, metric),
+        "personalized ± std over clients": _mean_cell(choice.personalized if choice else None, metric) + spread,
+        "worst decile": number(choice.personalized["worst_decile"] if choice else None, metric),
         "val": _mean_cell(choice.val if choice else None, metric),
-        "generalised": _mean_cell(choice.generalised if choice else None, metric),
+        "generalized": _mean_cell(choice.generalized if choice else None, metric),
         "up/down per client": _traffic(*per_client),
         "s": _significant(record["seconds"], 3),
     }
@@ -202,7 +202,7 @@ def _mean_cell(summary: Mapping[str, float] | None, metric: str) -> str:
 def group_cells(runs: Sequence[RunSummary], groups: Mapping[str, str]) -> list[dict[str, str]]:
     """Return one row per method and one column per group: the mean over the group's clients and the seeds.
 
-    Personalised test values of the last evaluated round, as text; groups are domains, sites, ...
+    Personalized test values of the last evaluated round, as text; groups are domains, sites, ...
     """
     return [
         {"method": label} | {group: _group_mean(of, groups, group) for group in dict.fromkeys(groups.values())}
@@ -216,9 +216,9 @@ def _group_mean(runs: Sequence[RunSummary], groups: Mapping[str, str], group: st
 
 
 def client_values(run: RunSummary) -> dict[str, float]:
-    """Return client -> its personalised test metric, where it has one, in the last evaluated round."""
+    """Return client -> its personalized test metric, where it has one, in the last evaluated round."""
     listed = [record["clients"] for record in run.records if record.get("clients")]
-    values = {c: (v["personalised"] or {}).get(run.metric) for c, v in (listed[-1] if listed else {}).items()}
+    values = {c: (v["personalized"] or {}).get(run.metric) for c, v in (listed[-1] if listed else {}).items()}
     return {c: float(v) for c, v in values.items() if v is not None and not math.isnan(v)}
 
 

@@ -14,26 +14,28 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from idiolect import checkpoint, parts, scope
-from idiolect.client import Slots, client_round
+from idiolect import parts
+from idiolect.core import scope
+from idiolect.core.method import Method
+from idiolect.core.tree import Tree
+from idiolect.core.types import Arrival, Central, Trees
 from idiolect.data import ClientData
-from idiolect.engine.disk import store_for
-from idiolect.engine.federation import Federation
-from idiolect.engine.processes import Processes
-from idiolect.engine.stacked import Stacked
-from idiolect.engine.threads import Threads
-from idiolect.method import Method
-from idiolect.report import RunDirectory
-from idiolect.server import server_round
+from idiolect.engines.federation import Federation
+from idiolect.engines.processes import Processes
+from idiolect.engines.stacked import Stacked
+from idiolect.engines.threads import Threads
+from idiolect.rounds.client import client_round
+from idiolect.rounds.server import server_round
+from idiolect.rounds.training import Training
+from idiolect.storage import checkpoint
+from idiolect.storage.disk import store_for
+from idiolect.storage.run_directory import RunDirectory
 from idiolect.testing.worlds import RAGGED, SIZES, examples, federation, population
-from idiolect.training import Training
-from idiolect.tree import Tree
-from idiolect.words import Arrival, Central
 
 Check = Callable[[Method], None]
 
 
-def same(one: Slots, other: Slots, tolerance: float = 0.0) -> None:
+def same(one: Trees, other: Trees, tolerance: float = 0.0) -> None:
     """Assert that two sets of trees have the same names, shapes, dtypes and, within the tolerance, values."""
     assert one.keys() == other.keys(), one.keys() ^ other.keys()
     for part, tree in one.items():
@@ -217,7 +219,7 @@ def check_neutral(method: Method) -> None:
 
 def _central(made: Federation) -> Central:
     sent = made.sent("train")["share"]
-    return Central(made.model.anatomy, sent, sent, made.lr, 1.0)
+    return Central(made.model.structure, sent, sent, made.lr, 1.0)
 
 
 CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals().items()) if name.startswith("check_"))

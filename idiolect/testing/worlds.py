@@ -1,4 +1,4 @@
-"""Small federations on which every method is checked: unequal clients, batch normalisation, float64."""
+"""Small federations on which every method is checked: unequal clients, batch normalization, float64."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from idiolect.client import Slots
+from idiolect.compute.autograd import Model
+from idiolect.core.method import Method
+from idiolect.core.types import Trees
 from idiolect.data import ClientData
-from idiolect.engine.federation import Federation
-from idiolect.engine.memory import RamStore, Store
-from idiolect.engine.one_by_one import Engine, OneByOne
-from idiolect.method import Method
-from idiolect.model import Model
-from idiolect.optim import SGD
-from idiolect.training import Training
+from idiolect.engines.federation import Federation
+from idiolect.engines.sequential import Engine, Sequential
+from idiolect.rounds.optim import SGD
+from idiolect.rounds.training import Training
+from idiolect.storage.memory import RamStore, Store
 
 SIZES = {"ada": 24, "ben": 8, "cleo": 16, "dan": 32}
 """Training examples of each client: whole batches of eight, unequal."""
@@ -25,7 +25,7 @@ RAGGED = {"eve": 1, "fay": 21, "gus": 9, "hal": 5, "ida": 21, "jon": 16}
 
 
 def network(seed: int = 0) -> nn.Module:
-    """Return a convolution, batch normalisation and two linear layers, smooth (no kink), in float64."""
+    """Return a convolution, batch normalization and two linear layers, smooth (no kink), in float64."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Softplus(), nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 3)
@@ -54,11 +54,11 @@ def federation(
     seed: int = 0,
     engine: Engine | None = None,
     training: Training | None = None,
-    keep: Callable[[Slots], Store] = RamStore,
+    keep: Callable[[Trees], Store] = RamStore,
 ) -> Federation:
     """Return a federation of these clients at round 0; torch's random stream is left as it was."""
-    settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimiser=SGD(momentum=0.5), clip=5.0)
+    settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0)
     with torch.random.fork_rng(devices=[]):
         model = Model(network())
     held = clients or population()
-    return Federation(model, method, settings, 4, participation, seed, held, engine or OneByOne(), keep)
+    return Federation(model, method, settings, 4, participation, seed, held, engine or Sequential(), keep)

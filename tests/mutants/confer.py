@@ -7,7 +7,7 @@ CONFER, AGREES, HOLDS = "tests/test_confer.py", "tests/test_oracles_confer.py", 
 MUTANTS = [
     Mutant(
         "messages: to the clients in another order",
-        "engine/federation.py",
+        "engines/federation.py",
         "in zip(counted, mail, strict=True)",
         "in zip(sorted(counted), mail, strict=True)",
         CONFER,
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "messages: to those who were drawn, dropped or not",
-        "engine/federation.py",
+        "engines/federation.py",
         "in zip(counted, mail, strict=True)",
         "in zip(longest_first, mail, strict=False)",
         CONFER,
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         "messages: not counted",
-        "engine/federation.py",
+        "engines/federation.py",
         "return sum(tree.nbytes for tree in letters.values())",
         "return 0",
         CONFER,
@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         "messages: what arrived is not kept",
-        "server.py",
+        "rounds/server.py",
         "letters[part.name].append(tree.clone())",
         "letters[part.name].append(tree)",
         CONFER,
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "messages: none is an empty one",
-        "server.py",
+        "rounds/server.py",
         "client |= {part.name: tree} if len(tree) else {}",
         "client |= {part.name: tree}",
         CONFER,
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: distances without their square",
-        "parts/attention.py",
+        "parts/_attention.py",
         "return (lengths + lengths[:, None] - 2 * products).clamp(min=0)",
         "return (lengths + lengths[:, None] - 2 * products).clamp(min=0).sqrt()",
         AGREES,
@@ -55,7 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: half the width",
-        "parts/attention.py",
+        "parts/_attention.py",
         "torch.exp(-apart / width)",
         "torch.exp(-2 * apart / width)",
         AGREES,
@@ -63,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: everybody counts in the number of others",
-        "parts/attention.py",
+        "parts/_attention.py",
         "max(count - 1, 1)",
         "count",
         AGREES,
@@ -71,7 +71,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: weights do not sum to one",
-        "parts/attention.py",
+        "parts/_attention.py",
         "torch.diag(1 - shares.sum(dim=1))",
         "torch.eye(count).to(shares)",
         AGREES,
@@ -79,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: the mean distance for the median",
-        "parts/attention.py",
+        "parts/_attention.py",
         "pairs.median()",
         "pairs.mean()",
         AGREES,
@@ -87,7 +87,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAMP: pulled to where it started",
-        "parts/attention.py",
+        "parts/_attention.py",
         "pull(strength, direction, weights, slot.mail)",
         "pull(strength, direction, weights, local.start)",
         AGREES,
@@ -95,7 +95,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: the size of the change alone",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "abs((end - pick(local.start, slot.memory)) * end)",
         "abs(end - pick(local.start, slot.memory))",
         AGREES,
@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: weighed by where it started",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "pick(local.start, slot.memory)) * end)",
         "pick(local.start, slot.memory)) * pick(local.start, slot.memory))",
         AGREES,
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: critical values from the shared model",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "where(slot.memory.flat > 0, slot.mail,",
         "where(slot.memory.flat == 0, slot.mail,",
         AGREES,
@@ -119,7 +119,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: overlap of half the range",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "/ (2 * count[:, None].clamp(min=1))",
         "/ count[:, None].clamp(min=1)",
         HOLDS,
@@ -127,7 +127,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: the mean overlap counts each with itself",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "overlap[~same].mean()",
         "overlap.mean()",
         AGREES,
@@ -135,7 +135,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: the bar rises a round late",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "(central.round + 1) / rounds",
         "central.round / rounds",
         AGREES,
@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCAC: what did not move is critical",
-        "parts/critical.py",
+        "parts/_critical_mix.py",
         "(own >= least) & (own > 0)",
         "own >= least",
         HOLDS,
@@ -151,7 +151,7 @@ MUTANTS = [
     ),
     Mutant(
         "pFedSim: opposite heads repel",
-        "parts/similar.py",
+        "parts/_similar_bodies.py",
         "alike.clamp(0, _ALIKE)",
         "alike.clamp(-1, _ALIKE)",
         HOLDS,
@@ -159,7 +159,7 @@ MUTANTS = [
     ),
     Mutant(
         "pFedSim: similarities are the weights",
-        "parts/similar.py",
+        "parts/_similar_bodies.py",
         "shares = -torch.log1p(-alike)",
         "shares = alike",
         AGREES,
@@ -167,15 +167,15 @@ MUTANTS = [
     ),
     Mutant(
         "pFedSim: cosines over classes",
-        "parts/similar.py",
-        'uploads[classifier(names, central.anatomy).tensor("weight")], dim=-1)',
-        'uploads[classifier(names, central.anatomy).tensor("weight")], dim=-2)',
+        "parts/_similar_bodies.py",
+        'uploads[classifier(names, central.structure).tensor("weight")], dim=-1)',
+        'uploads[classifier(names, central.structure).tensor("weight")], dim=-2)',
         AGREES,
         "pfedsim",
     ),
     Mutant(
         "pFedSim: a round of warm-up too many",
-        "parts/similar.py",
+        "parts/_similar_bodies.py",
         "if central.round < warmup:",
         "if central.round <= warmup:",
         AGREES,
@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     Mutant(
         "pFedSim: a head from the warm-up is its client's own",
-        "parts/similar.py",
+        "parts/_similar_bodies.py",
         "if local.round >= warmup:",
         "if local.round >= 0:",
         AGREES,
@@ -191,15 +191,15 @@ MUTANTS = [
     ),
     Mutant(
         "pFedSim: the head is everybody's",
-        "parts/similar.py",
-        "overlay(weights, slot.mail, pick(slot.memory, names(local.anatomy)))",
+        "parts/_similar_bodies.py",
+        "overlay(weights, slot.mail, pick(slot.memory, names(local.structure)))",
         "overlay(weights, slot.mail)",
         AGREES,
         "pfedsim",
     ),
     Mutant(
         "FedPAC: aligned from the first round",
-        "parts/class_means.py",
+        "parts/_aligned_features.py",
         "weight = strength if local.round > 0 else 0.0",
         "weight = strength",
         AGREES,
@@ -207,7 +207,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: everybody aligned to its own means",
-        "parts/class_means.py",
+        "parts/_aligned_features.py",
         'theirs["counts"][..., None] > 0',
         'theirs["counts"][..., None] < 0',
         AGREES,
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: class means before training",
-        "parts/class_means.py",
+        "parts/_aligned_features.py",
         "pick(local.total(local.end,",
         "pick(local.total(local.start,",
         AGREES,
@@ -223,7 +223,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: class sums weighed by examples",
-        "parts/class_means.py",
+        "parts/_aligned_features.py",
         "uniform=True",
         "uniform=False",
         AGREES,
@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: squares summed over features",
-        "parts/class_means.py",
+        "parts/_aligned_features.py",
         'facts["targets"][y])',
         'facts["targets"][y], reduction="sum")',
         AGREES,
@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: variance of an example, not of the mean",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         "(spread / count)",
         "spread",
         AGREES,
@@ -247,7 +247,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: variance without the means",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         " - means.square().sum(-1, keepdim=True)",
         "",
         AGREES,
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: distributions after training",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         "local.total(local.start,",
         "local.total(local.end,",
         AGREES,
@@ -263,7 +263,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: bias seen from nobody",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         "products - own - own[:, None] + own[i]",
         "products",
         AGREES,
@@ -271,7 +271,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: small weights are lost",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         "mixes.append(mix / mix.sum())",
         "mixes.append(mix)",
         HOLDS,
@@ -279,7 +279,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: small weights are kept",
-        "parts/mixed_heads.py",
+        "parts/_mixed_heads.py",
         "mix < least",
         "mix < 0",
         HOLDS,
@@ -295,7 +295,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: negative weights",
-        "parts/simplex.py",
+        "parts/common/simplex.py",
         "if not losing.any():",
         "if best.sum() > 0:",
         "tests/test_simplex.py",
@@ -303,7 +303,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedPAC: what rounding denied is not given back",
-        "parts/simplex.py",
+        "parts/common/simplex.py",
         "values.clamp(min=least)",
         "values",
         "tests/test_simplex.py",

@@ -10,7 +10,7 @@ MUTANTS = [
     # rounds
     Mutant(
         "sites: a client starts from its state of a round too early",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "Client(result.report.examples, self.round, letters)",
         "Client(result.report.examples, self.round - 1, letters)",
         ROUNDS,
@@ -18,7 +18,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: everybody counts alike",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "Arrival(answer.uploads, answer.report.examples, steps)",
         "Arrival(answer.uploads, 1, steps)",
         ROUNDS,
@@ -26,15 +26,15 @@ MUTANTS = [
     ),
     Mutant(
         "sites: results are summed in the order in which they come",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "sorted(answers, key=lambda client: (-answers[client].report.examples, client))",
         "list(answers)",
         ROUNDS,
         "order_in_which",
     ),
     Mutant(
-        "sites: letters go to the neighbour",
-        "flower/coordinator.py",
+        "sites: letters go to the neighbor",
+        "flower/coordinator/coordinator.py",
         "zip(longest_first, results, mail, strict=True)",
         "zip(longest_first, results, mail[1:] + mail[:1], strict=True)",
         ROUNDS,
@@ -42,7 +42,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: what a client is told alone stays with the coordinator",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         'put(own, "mail", known.mail)',
         "pass",
         ROUNDS,
@@ -50,7 +50,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: the population is the cohort",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "len(cohort) / len(everybody), len(everybody))",
         "len(cohort) / len(everybody), len(cohort))",
         ROUNDS,
@@ -58,7 +58,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: the learning rate of the first round throughout",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "self.seed, self.round, self.lr, 0, evaluate, names\n",
         "self.seed, self.round, self.training.lr, 0, evaluate, names\n",
         ROUNDS,
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: measured a round late",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "self.round % self.evaluate_every == 0",
         "(self.round - 1) % self.evaluate_every == 0",
         ROUNDS,
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: the shared model that predicts is never sent",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         'not torch.equal(share.flat, slots["share"].flat)',
         "False",
         ROUNDS,
@@ -82,7 +82,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: examples are shuffled to tune as to train",
-        "flower/seat.py",
+        "flower/site/session.py",
         'self._work("deploy", told, received, memory)',
         'self._work("train", told, received, memory)',
         ROUNDS,
@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         "sites: measured after the round instead of before",
-        "flower/seat.py",
+        "flower/site/session.py",
         "report = self._measured(told, content, received, memory) if told.evaluate else self._report()\n"
         '        center, work = self.center, self._work("train", told, received, memory)\n'
         "        outcome = client_round(center.method, center.model, center.training, work)\n",
@@ -104,7 +104,7 @@ MUTANTS = [
     # the state of a site
     Mutant(
         "site's state: the round that counted is not kept",
-        "flower/state.py",
+        "flower/site/state.py",
         "set(self.rounds()) - {after, base}",
         "set(self.rounds()) - {after}",
         STATE,
@@ -112,7 +112,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: nothing is ever removed",
-        "flower/state.py",
+        "flower/site/state.py",
         "set(self.rounds()) - {after, base}",
         "set()",
         STATE,
@@ -120,7 +120,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: the old one goes before the new one is whole",
-        "flower/state.py",
+        "flower/site/state.py",
         '        write_tensors(self._path(after), tensors, {"format": FORMAT, "round": str(after)}, mode=0o600)\n'
         "        for other in set(self.rounds()) - {after, base}:\n"
         "            self._path(other).unlink()\n",
@@ -132,7 +132,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: forms are not compared",
-        "flower/state.py",
+        "flower/site/state.py",
         "        if odd:\n",
         "        if False:\n",
         STATE,
@@ -140,7 +140,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: a renamed file is taken",
-        "flower/state.py",
+        "flower/site/state.py",
         'about.get("round") != str(after)',
         "False",
         STATE,
@@ -148,7 +148,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: no lock",
-        "flower/state.py",
+        "flower/site/state.py",
         'self._lock = locked(folder / "lock")',
         "self._lock = os.open(folder, os.O_RDONLY)",
         STATE,
@@ -156,7 +156,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: others may read it",
-        "flower/state.py",
+        "flower/site/state.py",
         '"round": str(after)}, mode=0o600)',
         '"round": str(after)})',
         STATE,
@@ -164,7 +164,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: a restored site goes on from a later one",
-        "flower/seat.py",
+        "flower/site/session.py",
         "self.state.newest(no_later=told.base)",
         "self.state.newest(no_later=told.round)",
         STATE,
@@ -172,7 +172,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: the restored one goes before a result counts",
-        "flower/seat.py",
+        "flower/site/session.py",
         "self.state.save(told.round + 1, base, outcome.memory)",
         "self.state.save(told.round + 1, told.base, outcome.memory)",
         STATE,
@@ -180,7 +180,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: a round goes on from the newest",
-        "flower/seat.py",
+        "flower/site/session.py",
         "if self.restored else told.base",
         "if self.restored else self.state.newest(no_later=told.round)",
         FAULTS,
@@ -188,7 +188,7 @@ MUTANTS = [
     ),
     Mutant(
         "site's state: of a round that diverged",
-        "flower/seat.py",
+        "flower/site/session.py",
         "        if flaw:\n",
         "        if False:\n",
         REFUSALS,
@@ -197,7 +197,7 @@ MUTANTS = [
     # what a coordinator remembers
     Mutant(
         "coordinator: mail is forgotten with the process",
-        "flower/known.py",
+        "flower/coordinator/clients.py",
         "[c.examples, c.base, sorted(c.mail)]",
         "[c.examples, c.base, []]",
         FAULTS,
@@ -205,7 +205,7 @@ MUTANTS = [
     ),
     Mutant(
         "coordinator: a record is removed, and then written",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "        self.records[-1] |= found\n        self._store.put(self.records[-1])\n",
         '        self.records[-1] |= found\n        self._store.rewind(self.records[-1]["round"] - 1)\n'
         "        self._store.append(self.records[-1])\n",
@@ -214,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         "coordinator: no lock",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "self._lock = locked(self.directory / LOCK)",
         "self._lock = 0",
         FAULTS,
@@ -223,7 +223,7 @@ MUTANTS = [
     # waiting
     Mutant(
         "waiting: the deadline is ignored",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         " and time.monotonic() < end:",
         ":",
         FAULTS,
@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: what comes late counts in the next round",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         "if call.kind == HELLO}",
         "}",
         FAULTS,
@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: half is enough",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "cohort // 2 + 1",
         "cohort // 2",
         FAULTS,
@@ -247,7 +247,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: one result more than the quorum",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "if len(answers) >= enough and not any",
         "if len(answers) > enough and not any",
         FAULTS,
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: who is slow is not waited for",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "return self.board.online(client) or (",
         "return (",
         FAULTS,
@@ -263,7 +263,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: a coordinator that begins again takes the first that comes",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "begun = time.monotonic() < self._began + BACK",
         "begun = False",
         FAULTS,
@@ -271,7 +271,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: any answer is progress",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "if answers > self._most:",
         "if answers:",
         FAULTS,
@@ -279,7 +279,7 @@ MUTANTS = [
     ),
     Mutant(
         "waiting: a message is sent again for ever",
-        "flower/desk.py",
+        "flower/coordinator/requests.py",
         "tries[client] == TRIES:",
         "False:",
         FAULTS,
@@ -287,7 +287,7 @@ MUTANTS = [
     ),
     Mutant(
         "lines: a restart that nobody has seen loses the message",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         "if self._nodes.get(node) != since or",
         "if node not in self._nodes or",
         FAULTS,
@@ -295,7 +295,7 @@ MUTANTS = [
     ),
     Mutant(
         "lines: the message to a process that is gone is still waited for",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         "                    del self._open[key]  # went",
         "                    pass  # went",
         FAULTS,
@@ -303,7 +303,7 @@ MUTANTS = [
     ),
     Mutant(
         "lines: messages go to a node that is gone",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         "            self._looked = -inf  # it",
         "            pass  # it",
         FAULTS,
@@ -311,7 +311,7 @@ MUTANTS = [
     ),
     Mutant(
         "lines: who has refused is never asked again",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         "or self._again.get(node, inf) <= now:",
         "or False:",
         REFUSALS,
@@ -319,7 +319,7 @@ MUTANTS = [
     ),
     Mutant(
         "lines: one refuses for another",
-        "flower/board.py",
+        "flower/coordinator/connections.py",
         'return "" if line and line.online and line.node != node else client',
         "return client",
         REFUSALS,
@@ -328,7 +328,7 @@ MUTANTS = [
     # what is refused
     Mutant(
         "wire: shapes are not compared",
-        "flower/wire.py",
+        "flower/protocol/arrays.py",
         "if tuple(array.shape) != shape:",
         "if False:",
         WIRE,
@@ -336,7 +336,7 @@ MUTANTS = [
     ),
     Mutant(
         "wire: headers are not compared",
-        "flower/wire.py",
+        "flower/protocol/arrays.py",
         "if array.data[:8] != _MAGIC or array.data[10:start].strip() != header:",
         "if False:",
         WIRE,
@@ -344,7 +344,7 @@ MUTANTS = [
     ),
     Mutant(
         "wire: names are not compared",
-        "flower/wire.py",
+        "flower/protocol/arrays.py",
         '    _same("tensors", where, list(like), list(record))\n',
         "",
         WIRE,
@@ -352,7 +352,7 @@ MUTANTS = [
     ),
     Mutant(
         "results: not finite, and counted",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         'if flaw := not_finite("upload", sent):',
         'if flaw := "":',
         REFUSALS,
@@ -360,7 +360,7 @@ MUTANTS = [
     ),
     Mutant(
         "results: of any number of examples",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "if report.examples != known:",
         "if False:",
         REFUSALS,
@@ -368,7 +368,7 @@ MUTANTS = [
     ),
     Mutant(
         "results: of no step",
-        "flower/coordinator.py",
+        "flower/coordinator/coordinator.py",
         "report.steps >= 1 and",
         "True and",
         REFUSALS,
@@ -376,7 +376,7 @@ MUTANTS = [
     ),
     Mutant(
         "models: not compared when a site joins",
-        "flower/seat.py",
+        "flower/site/session.py",
         "        if different:\n",
         "        if False:\n",
         REFUSALS,
@@ -384,7 +384,7 @@ MUTANTS = [
     ),
     Mutant(
         "words: a client's name may lead out of its folder",
-        "flower/words.py",
+        "flower/protocol/messages.py",
         r're.fullmatch(r"\w[\w.-]{,99}", client)',
         "client",
         REFUSALS,
@@ -392,7 +392,7 @@ MUTANTS = [
     ),
     Mutant(
         "words: any version is understood",
-        "flower/words.py",
+        "flower/protocol/messages.py",
         'told.get("protocol", PROTOCOL) != PROTOCOL',
         "False",
         WIRE,
@@ -400,7 +400,7 @@ MUTANTS = [
     ),
     Mutant(
         "events: what was said once is not said in the next round",
-        "flower/chronicle.py",
+        "flower/coordinator/events.py",
         "said = self.round, client, what",
         "said = 0, client, what",
         STATE,

@@ -7,7 +7,7 @@ SIMULATION = "tests/test_flower_simulation.py"
 MUTANTS = [
     Mutant(
         "simulation: every client has the memory of the start",
-        "flower/actor.py",
+        "flower/ray/actor.py",
         'federation.memory = AtHand(take_rows(content, "memory", self._memory))',
         "federation.memory = AtHand(self._memory)",
         SIMULATION,
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "simulation: it is always the first round",
-        "flower/actor.py",
+        "flower/ray/actor.py",
         'federation.round = int(content.config_records["told"]["round"])',
         "federation.round = 0",
         SIMULATION,
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         "simulation: who deploys is sent what is for training",
-        "flower/actors.py",
+        "flower/ray/engine.py",
         'federation.sent("train" if kind == TRAIN else "deploy")',
         'federation.sent("train")',
         SIMULATION,
@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         "simulation: results come newest first",
-        "flower/actors.py",
+        "flower/ray/engine.py",
         "            while ahead:\n                yield _checked(ahead.popleft().result())",
         "            while ahead:\n                yield _checked(ahead.pop().result())",
         SIMULATION,
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "simulation: a copied layout is another one",
-        "tree.py",
+        "core/tree.py",
         "return layout, (self.names, self.shapes)",
         "return Layout, (self.names, self.shapes)",
         SIMULATION,

@@ -7,49 +7,49 @@ FOLLOWS, HOLDS, INSIDE = "tests/test_oracles_losses.py", "tests/test_laws_losses
 MUTANTS = [
     Mutant(
         "objectives: the last listed is outermost",
-        "inside.py",
+        "compute/forward.py",
         "for objective in reversed(objectives):",
         "for objective in objectives:",
         INSIDE,
     ),
     Mutant(
         "objectives: what an outer one changes is lost",
-        "inside.py",
+        "compute/forward.py",
         "mine = about(objective.layer)._replace(outputs=seen.outputs)",
         "mine = about(objective.layer)",
         INSIDE,
     ),
     Mutant(
         "objectives: facts of the first clients for all groups",
-        "inside.py",
+        "compute/forward.py",
         "asked._replace(facts=Tree(facts.layout, facts.flat[rows]))",
         "asked._replace(facts=Tree(facts.layout, facts.flat[: rows.stop - rows.start]))",
         INSIDE,
     ),
     Mutant(
         "a pass under other weights moves what it was given",
-        "model.py",
+        "compute/autograd.py",
         "whole = {n: other.get(n, t).clone() for n, t in before.items()}",
         "whole = {n: t.clone() for n, t in before.items()}",
         INSIDE,
     ),
     Mutant(
         "a pass shows statistics as they are after it",
-        "model.py",
+        "compute/autograd.py",
         "before = {**state, **{n: row[n] for n in buffers}}",
         "before = state",
         INSIDE,
     ),
     Mutant(
         "private weights do not count as personal",
-        "evaluation.py",
-        'names = frozenset(one) - learner.anatomy.names("counter")',
-        "names = learner.anatomy.exchangeable",
+        "running/evaluation.py",
+        'names = frozenset(one) - learner.structure.names("counter")',
+        "names = learner.structure.exchangeable",
         INSIDE,
     ),
     Mutant(
         "FedLC: sign of the margin",
-        "parts/calibrate.py",
+        "parts/_calibrated_logits.py",
         "-tau * counts**-0.25",
         "tau * counts**-0.25",
         FOLLOWS,
@@ -57,7 +57,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLC: the margin grows with the class",
-        "parts/calibrate.py",
+        "parts/_calibrated_logits.py",
         "-tau * counts**-0.25",
         "-tau * counts**0.25",
         HOLDS,
@@ -65,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLC: absent classes count as one example",
-        "parts/calibrate.py",
+        "parts/_calibrated_logits.py",
         "ABSENT = 1e-8",
         "ABSENT = 1.0",
         HOLDS,
@@ -73,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNTD: the divergence the other way round",
-        "parts/distil.py",
+        "parts/_not_true_distillation.py",
         "(q.exp() * (q - p))",
         "(p.exp() * (p - q))",
         HOLDS,
@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNTD: the label takes part",
-        "parts/distil.py",
+        "parts/_not_true_distillation.py",
         "outputs.masked_fill(true, -math.inf).log_softmax(1)",
         "outputs.log_softmax(1)",
         FOLLOWS,
@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNTD: the model's own temperature forgotten",
-        "parts/distil.py",
+        "parts/_not_true_distillation.py",
         "p = _not_true(seen.outputs / temperature, y)",
         "p = _not_true(seen.outputs, y)",
         FOLLOWS,
@@ -97,7 +97,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNTD: a mean over classes",
-        "parts/distil.py",
+        "parts/_not_true_distillation.py",
         ".sum(1).mean()",
         ".mean()",
         FOLLOWS,
@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "MOON: near and far changed over",
-        "parts/contrast.py",
+        "parts/_model_contrast.py",
         "F.logsigmoid(near - far)",
         "F.logsigmoid(far - near)",
         FOLLOWS,
@@ -113,7 +113,7 @@ MUTANTS = [
     ),
     Mutant(
         "MOON: the first round contrasts with the initial model",
-        "parts/contrast.py",
+        "parts/_model_contrast.py",
         "trained=start.weights.flat.new_zeros(1)",
         "trained=start.weights.flat.new_ones(1)",
         HOLDS,
@@ -121,7 +121,7 @@ MUTANTS = [
     ),
     Mutant(
         "MOON: the last model is the one it started from",
-        "parts/contrast.py",
+        "parts/_model_contrast.py",
         "vectors(last=local.end.flat, trained=trained)",
         "vectors(last=local.start.flat, trained=trained)",
         FOLLOWS,
@@ -129,7 +129,7 @@ MUTANTS = [
     ),
     Mutant(
         "MOON: similarity times the temperature",
-        "parts/contrast.py",
+        "parts/_model_contrast.py",
         ".features, dim=1) / temperature",
         ".features, dim=1) * temperature",
         FOLLOWS,
@@ -137,7 +137,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: counts instead of their logarithms",
-        "parts/calibrate.py",
+        "parts/_calibrated_logits.py",
         "lambda counts: counts.log()",
         "lambda counts: counts",
         HOLDS,
@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: the private head reaches the body",
-        "parts/private_head.py",
+        "parts/_private_head.py",
         "features = seen.features.detach()",
         "features = seen.features",
         HOLDS,
@@ -153,7 +153,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: the private head reaches the shared one",
-        "parts/private_head.py",
+        "parts/_private_head.py",
         "seen.layer(features).detach() + own",
         "seen.layer(features) + own",
         HOLDS,
@@ -161,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: the private head learns on balanced outputs",
-        "parts/private_head.py",
+        "parts/_private_head.py",
         "outputs=seen.layer(features).detach() + own",
         "outputs=seen.outputs.detach() + own",
         FOLLOWS,
@@ -169,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: the private head adds in training too",
-        "parts/private_head.py",
+        "parts/_private_head.py",
         "return outputs if shared.training else outputs +",
         "return outputs +",
         FOLLOWS,
@@ -177,7 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: the shared head predicts alone",
-        "parts/private_head.py",
+        "parts/_private_head.py",
         "outputs if shared.training else outputs + F.linear(given[0], self.weight, self.bias)",
         "outputs",
         HOLDS,
@@ -185,7 +185,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: a sum over dimensions",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         ".square().mean(1)",
         ".square().sum(1)",
         FOLLOWS,
@@ -193,7 +193,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: unknown prototypes pull to zero",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         '(gaps * (own @ facts["known"])).mean()',
         "gaps.mean()",
         HOLDS,
@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: sums instead of means are sent",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         'total["prototypes"] / total["counts"].clamp(min=1)[..., None]',
         'total["prototypes"]',
         FOLLOWS,
@@ -209,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: clients without a class count for it",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         '(sent["counts"] > 0).to(sent.flat.dtype)',
         'torch.ones_like(sent["counts"])',
         HOLDS,
@@ -217,7 +217,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: averaged by all examples of a client",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         "uniform=True",
         "uniform=False",
         FOLLOWS,
@@ -225,7 +225,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: a class that the cohort lacks is forgotten",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         'torch.where(there[:, None], fresh, slot["prototypes"])',
         "fresh",
         HOLDS,
@@ -233,7 +233,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedProto: prototypes of the model before training",
-        "parts/prototypes.py",
+        "parts/_prototypes.py",
         "local.total(local.end,",
         "local.total(local.start,",
         FOLLOWS,
@@ -241,7 +241,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: the divergence the other way round",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         'if kl == "code" else',
         'if kl != "code" else',
         HOLDS,
@@ -249,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: half of the squared deviation forgotten",
-        "parts/spread.py",
+        "parts/common/spread.py",
         "/ (2 * q_.square())",
         "/ q_.square()",
         HOLDS,
@@ -257,7 +257,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: one noise for all steps",
-        "parts/spread.py",
+        "parts/common/spread.py",
         "combine(steps, at) + 1.0",
         "combine(steps, at)",
         HOLDS,
@@ -265,7 +265,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: one noise for all clients",
-        "parts/spread.py",
+        "parts/common/spread.py",
         "seed = key.long() +",
         "seed = 0 * key.long() +",
         HOLDS,
@@ -273,7 +273,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: no unit expert",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         "1 + central.arrived * mean",
         "central.arrived * mean",
         HOLDS,
@@ -281,7 +281,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: the mean of precisions instead of their sum",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         '1 + central.arrived * mean["precision"]',
         '1 + mean["precision"]',
         HOLDS,
@@ -289,7 +289,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: means not weighed by precision",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         "own.T @ (sigma**-2 * z)",
         "own.T @ z",
         HOLDS,
@@ -297,7 +297,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: a class that the cohort lacks becomes a unit Gaussian",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         "torch.where(there, new, slot[name])",
         "new",
         HOLDS,
@@ -305,7 +305,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: averaged by examples",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         "uniform=True",
         "uniform=False",
         FOLLOWS,
@@ -313,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: noise of variance instead of deviation",
-        "parts/gaussians.py",
+        "parts/_class_gaussians.py",
         "seen.layer(z + sigma * draw)",
         "seen.layer(z + sigma**2 * draw)",
         FOLLOWS,
@@ -321,7 +321,7 @@ MUTANTS = [
     ),
     Mutant(
         "the number of clients that arrived is not told",
-        "server.py",
+        "rounds/server.py",
         "participation=arrived / population, arrived=arrived",
         "participation=arrived / population",
         HOLDS,
@@ -329,7 +329,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: raw deviations are logarithms",
-        "parts/spread.py",
+        "parts/common/spread.py",
         "F.softplus(F.linear(seen.features, weight, bias))",
         "F.linear(seen.features, weight, bias).exp()",
         FOLLOWS,
@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     Mutant(
         "noise: the second of each pair is the first",
-        "rng.py",
+        "core/rng.py",
         "length * angle.sin()",
         "length * angle.cos()",
         HOLDS,
@@ -345,7 +345,7 @@ MUTANTS = [
     ),
     Mutant(
         "parts compute in bfloat16",
-        "model.py",
+        "compute/autograd.py",
         "with torch.autocast(self.device.type, enabled=False):",
         "with self._precision():",
         INSIDE,

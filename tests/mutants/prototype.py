@@ -5,7 +5,7 @@ from mutants.planted import LAWS, METHODS, ORACLES, Mutant
 MUTANTS = [
     Mutant(
         "SCAFFOLD: sign of the new variate",
-        "parts/variates.py",
+        "parts/_control_variates.py",
         "pick(local.start, slot.memory) - pick(local.end, slot.memory)",
         "pick(local.end, slot.memory) - pick(local.start, slot.memory)",
         LAWS,
@@ -13,7 +13,7 @@ MUTANTS = [
     ),
     Mutant(
         "SCAFFOLD: sign of the correction",
-        "parts/variates.py",
+        "parts/_control_variates.py",
         "pick(slot.received - slot.memory, direction)",
         "pick(slot.memory - slot.received, direction)",
         LAWS,
@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "SCAFFOLD: c averaged by examples (survived)",
-        "parts/variates.py",
+        "parts/_control_variates.py",
         "uniform=True",
         "uniform=False",
         LAWS,
@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: norm per tensor",
-        "parts/sharpness.py",
+        "parts/_sharpness.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho, Tree.of({n: t / (t.norm() + EPSILON) for n, t in up.items()})",
         ORACLES,
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: statistics of the perturbed pass",
-        "parts/sharpness.py",
+        "parts/_sharpness.py",
         "return here._replace(gradient=there.gradient)",
         "return there",
         ORACLES,
@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: radius not divided by the norm",
-        "parts/sharpness.py",
+        "parts/_sharpness.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho, up",
         LAWS,
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "MoFedSAM: sign of the direction (survived)",
-        "parts/momentum.py",
+        "parts/_server_momentum.py",
         'moved = central.old - arrival.uploads["share"]',
         'moved = arrival.uploads["share"] - central.old',
         ORACLES,
@@ -61,7 +61,7 @@ MUTANTS = [
     ),
     Mutant(
         "MoFedSAM: not divided by rate and steps (survived)",
-        "parts/momentum.py",
+        "parts/_server_momentum.py",
         " / (central.lr * arrival.steps)",
         "",
         LAWS,
@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedALA: the mask learns from as many batches as the longest client has",
-        "parts/mix.py",
+        "parts/_adaptive_mix.py",
         "used = share * local.stream.batches",
         "used = share * len(local.stream.epochs(1))",
         METHODS,
@@ -77,24 +77,24 @@ MUTANTS = [
     ),
     Mutant(
         "FedALA: sign of the gap",
-        "parts/mix.py",
+        "parts/_adaptive_mix.py",
         "gap = pick(weights, old) - old",
         "gap = old - pick(weights, old)",
         METHODS,
         "FedALA-neutral",
     ),
-    Mutant("FedALA: no clamp (survived)", "parts/mix.py", ".flat.clamp(0, 1)", ".flat", LAWS, "fedala"),
+    Mutant("FedALA: no clamp (survived)", "parts/_adaptive_mix.py", ".flat.clamp(0, 1)", ".flat", LAWS, "fedala"),
     Mutant(
         "FedBN: sends everything",
-        "parts/share.py",
+        "parts/_share.py",
         "pick(local.end, slot.memory), pick(local.end, slot.received)",
-        "pick(local.end, slot.memory), pick(local.end, local.anatomy.exchangeable)",
+        "pick(local.end, slot.memory), pick(local.end, local.structure.exchangeable)",
         METHODS,
         "FedBN-nothing_personal",
     ),
     Mutant(
         "stack: clients that are done go on",
-        "client.py",
+        "rounds/client.py",
         "live = slice(step.live) if isinstance(step, Lockstep) else ...",
         "live = ...",
         METHODS,
@@ -102,15 +102,15 @@ MUTANTS = [
     ),
     Mutant(
         "engine: statistics changed in place",
-        "model.py",
+        "compute/autograd.py",
         "else row[n].clone() for n",
         "else row[n] for n",
         METHODS,
         "FedAvg-engines or FedAvg-nothing_is_changed",
     ),
     Mutant(
-        "engine: stacked memory belongs to the neighbour",
-        "engine/stacked.py",
+        "engine: stacked memory belongs to the neighbor",
+        "engines/stacked.py",
         "rows[p][i]) for p in slots}",
         "rows[p][i - 1]) for p in slots}",
         METHODS,
@@ -118,7 +118,7 @@ MUTANTS = [
     ),
     Mutant(
         "server: equal weights instead of examples (survived)",
-        "server.py",
+        "rounds/server.py",
         "1.0 if equal else float(arrival.examples)",
         "1.0",
         LAWS,
@@ -126,7 +126,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedFSA: the least sensitive layers (survived)",
-        "parts/sharpness.py",
+        "parts/_sharpness.py",
         '"most": score,',
         '"most": -score,',
         ORACLES,
@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedFSA: sensitivity written into the old memory",
-        "parts/sharpness.py",
+        "parts/_sharpness.py",
         "Tree(slot.memory.layout, torch.cat([score, chosen], dim=-1))",
         "Tree(slot.memory.layout, slot.memory.flat.copy_(torch.cat([score, chosen], dim=-1)))",
         METHODS,
@@ -142,7 +142,7 @@ MUTANTS = [
     ),
     Mutant(
         "Ditto: anchored to itself (survived)",
-        "parts/proximal.py",
+        "parts/_proximal.py",
         "direct=lambda d, at: pull(strength, d, at, local.shared)",
         "direct=lambda d, at: pull(strength, d, at, slot.memory)",
         LAWS,

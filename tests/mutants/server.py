@@ -1,4 +1,4 @@
-"""Bugs in the server's step, normalised averages, other starts and second models."""
+"""Bugs in the server's step, normalized averages, other starts and second models."""
 
 from mutants.planted import Mutant
 
@@ -7,7 +7,7 @@ ORACLES, LAWS, CHECKS = "tests/test_oracles_server.py", "tests/test_laws_server.
 MUTANTS = [
     Mutant(
         "FedAvgM: sign of the move",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "momentum * slot + pick(central.new - central.old, slot)",
         "momentum * slot + pick(central.old - central.new, slot)",
         LAWS,
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: a step from the new mean",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "overlay(central.new, pick(central.old, slot) + lr * slot)",
         "overlay(central.new, pick(central.new, slot) + lr * slot)",
         ORACLES,
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: momentum dampened",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "momentum * slot + pick(central.new - central.old, slot)",
         "momentum * slot + (1 - momentum) * pick(central.new - central.old, slot)",
         LAWS,
@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: momentum on statistics too",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "return zeros_like(_moving(start))",
         "return zeros_like(start.shared)",
         ORACLES,
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "server's step: the slot is sent",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "        server=server,\n        broadcast=keep_the_slot,\n",
         "        server=server,\n",
         LAWS,
@@ -47,16 +47,16 @@ MUTANTS = [
     ),
     Mutant(
         "FedYogi: sign of the growth",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "torch.sign(v - square)",
         "torch.sign(square - v)",
         LAWS,
         "adaptive_steps_by_hand",
     ),
-    Mutant("FedAdam: V from zero", "parts/server_step.py", "tau**2", "0.0", LAWS, "adaptive_steps_by_hand"),
+    Mutant("FedAdam: V from zero", "parts/_server_step.py", "tau**2", "0.0", LAWS, "adaptive_steps_by_hand"),
     Mutant(
         "FedAdam: tau under the root",
-        "parts/server_step.py",
+        "parts/_server_step.py",
         "(v.sqrt() + tau)",
         "(v + tau).sqrt()",
         LAWS,
@@ -72,7 +72,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNova: steps counted without momentum",
-        "parts/normalised.py",
+        "parts/_normalized_average.py",
         "Tree(_COUNT, local.effective_steps)",
         "Tree(_COUNT, local.steps)",
         LAWS,
@@ -80,15 +80,15 @@ MUTANTS = [
     ),
     Mutant(
         "FedNova: not rescaled by the mean count",
-        "parts/normalised.py",
+        "parts/_normalized_average.py",
         'pick(mean, slot) * mean["effective steps"]',
         "pick(mean, slot)",
         ORACLES,
         "FedNova",
     ),
     Mutant(
-        "FedNova: moves not normalised",
-        "parts/normalised.py",
+        "FedNova: moves not normalized",
+        "parts/_normalized_average.py",
         "**(moved / count.flat)",
         "**moved",
         LAWS,
@@ -96,7 +96,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedNova: the step comes on top of the mean",
-        "parts/normalised.py",
+        "parts/_normalized_average.py",
         "pick(central.old, slot) + slot",
         "pick(central.new, slot) + slot",
         ORACLES,
@@ -104,7 +104,7 @@ MUTANTS = [
     ),
     Mutant(
         "effective steps: momentum without its lag",
-        "optim.py",
+        "rounds/optim.py",
         "worth = (steps - lag) / (1 - self.momentum)",
         "worth = steps / (1 - self.momentum)",
         LAWS,
@@ -112,7 +112,7 @@ MUTANTS = [
     ),
     Mutant(
         "effective steps: Nesterov as plain momentum",
-        "optim.py",
+        "rounds/optim.py",
         "return steps + self.momentum * worth if self.nesterov else worth",
         "return worth",
         LAWS,
@@ -120,7 +120,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLESAM: downhill",
-        "parts/estimate.py",
+        "parts/_estimated_sam.py",
         "back = old - pick(local.shared, old)",
         "back = pick(local.shared, old) - old",
         LAWS,
@@ -128,7 +128,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLESAM: radius not divided by the norm",
-        "parts/estimate.py",
+        "parts/_estimated_sam.py",
         "rho * slot.memory[TRAINED] / (norm(back) + EPSILON)",
         "rho * slot.memory[TRAINED]",
         LAWS,
@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLESAM: perturbed at the first participation",
-        "parts/estimate.py",
+        "parts/_estimated_sam.py",
         "rho * slot.memory[TRAINED] / ",
         "rho / ",
         ORACLES,
@@ -144,7 +144,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLESAM: remembers where the client ended",
-        "parts/estimate.py",
+        "parts/_estimated_sam.py",
         "pick(local.shared, slot.memory)), Tree.of",
         "pick(local.end, slot.memory)), Tree.of",
         LAWS,
@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedInit: towards where the client was",
-        "parts/relax.py",
+        "parts/_relaxed_start.py",
         "pick(weights, old) - old, weights)",
         "old - pick(weights, old), weights)",
         LAWS,
@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedInit: remembers what was received",
-        "parts/relax.py",
+        "parts/_relaxed_start.py",
         "pick(local.end, slot.memory)), Tree.of",
         "pick(local.shared, slot.memory)), Tree.of",
         ORACLES,
@@ -168,7 +168,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedInit: predicts from the relaxed start",
-        "parts/relax.py",
+        "parts/_relaxed_start.py",
         "return overlay(weights, pick(local.shared, slot.memory))",
         "return weights",
         LAWS,
@@ -176,7 +176,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedInit: relaxed at the first participation",
-        "parts/relax.py",
+        "parts/_relaxed_start.py",
         "beta * slot.memory[TRAINED]",
         "beta",
         ORACLES,
@@ -184,31 +184,31 @@ MUTANTS = [
     ),
     Mutant(
         "pFedMe: sign of the pull",
-        "parts/envelope.py",
-        "strength * (centre - pick(own, moving))",
-        "strength * (pick(own, moving) - centre)",
+        "parts/_moreau_envelope.py",
+        "strength * (center - pick(own, moving))",
+        "strength * (pick(own, moving) - center)",
         LAWS,
         "moreau_envelope",
     ),
     Mutant(
         "pFedMe: no pull on the own model",
-        "parts/envelope.py",
-        " + strength * (pick(own, moving) - centre)",
+        "parts/_moreau_envelope.py",
+        " + strength * (pick(own, moving) - center)",
         "",
         LAWS,
         "moreau_envelope",
     ),
     Mutant(
         "pFedMe: the own model starts anew on each batch",
-        "parts/envelope.py",
-        "own, centre = copy_in(at, NAME, local.anatomy), pick(at, moving)",
-        "own, centre = pick(at, copied(local.anatomy).starts), pick(at, moving)",
+        "parts/_moreau_envelope.py",
+        "own, center = copy_in(at, NAME, local.structure), pick(at, moving)",
+        "own, center = pick(at, copied(local.structure).starts), pick(at, moving)",
         ORACLES,
         "pFedMe",
     ),
     Mutant(
         "pFedMe: statistics of the last pass",
-        "parts/envelope.py",
+        "parts/_moreau_envelope.py",
         "first = first or out",
         "first = out",
         ORACLES,
@@ -216,23 +216,23 @@ MUTANTS = [
     ),
     Mutant(
         "second models: a new client has the initial weights",
-        "parts/beside.py",
-        "where(memory[TRAINED] > 0, copy_in(row, name, anatomy), model)",
-        "copy_in(row, name, anatomy)",
+        "parts/common/beside.py",
+        "where(memory[TRAINED] > 0, copy_in(row, name, structure), model)",
+        "copy_in(row, name, structure)",
         LAWS,
         "never_trained",
     ),
     Mutant(
         "second models: start from the model in every round",
-        "parts/beside.py",
-        "where(memory[TRAINED] > 0, copy_in(row, name, anatomy), model)",
+        "parts/common/beside.py",
+        "where(memory[TRAINED] > 0, copy_in(row, name, structure), model)",
         "model",
         ORACLES,
         "pFedMe or APFL",
     ),
     Mutant(
         "APFL: mixed the other way round",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         "v * a + pick(row, v) * (1 - a)",
         "v * (1 - a) + pick(row, v) * a",
         LAWS,
@@ -240,7 +240,7 @@ MUTANTS = [
     ),
     Mutant(
         "APFL: the own model's slope without its share",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         "a * slope.flat",
         "slope.flat",
         LAWS,
@@ -248,25 +248,27 @@ MUTANTS = [
     ),
     Mutant(
         "APFL: sign of the share's slope",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         "(a - at[DUE]",
         "(a + at[DUE]",
         LAWS,
         "apfl_by_hand",
     ),
-    Mutant("APFL: the share is learned on every batch", "parts/mixture.py", "at[DUE] * ", "", ORACLES, "APFL"),
+    Mutant(
+        "APFL: the share is learned on every batch", "parts/_personal_mixture.py", "at[DUE] * ", "", ORACLES, "APFL"
+    ),
     Mutant(
         "APFL: the share is learned in the first round alone",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         "torch.ones_like(row[DUE])",
         "row[DUE]",
         ORACLES,
         "APFL",
     ),
-    Mutant("APFL: the share is not clipped", "parts/mixture.py", ".clamp(0, 1)", "", LAWS, "apfl_by_hand"),
+    Mutant("APFL: the share is not clipped", "parts/_personal_mixture.py", ".clamp(0, 1)", "", LAWS, "apfl_by_hand"),
     Mutant(
         "APFL: the share learns for all clients of a stack together",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         ".flat.sum(dim=-1, keepdim=True)",
         ".flat.sum()",
         CHECKS,
@@ -274,7 +276,7 @@ MUTANTS = [
     ),
     Mutant(
         "APFL: the mixture has the shared statistics",
-        "parts/mixture.py",
+        "parts/_personal_mixture.py",
         "overlay(row, own, v * a",
         "overlay(row, v * a",
         LAWS,

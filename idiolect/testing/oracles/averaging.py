@@ -89,7 +89,7 @@ def fedbn(**world: Unpack[World]) -> OracleResult:
 
 
 def silobn(**world: Unpack[World]) -> OracleResult:
-    """SiloBN: the running statistics stay with the client, weights of normalisation layers are exchanged.
+    """SiloBN: the running statistics stay with the client, weights of normalization layers are exchanged.
 
     Reference: Andreux et al., DART 2020.
     """

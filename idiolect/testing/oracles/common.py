@@ -144,14 +144,14 @@ def local_training(
         raise ValueError("a client has no batches: leave it out of the cohort")
     tensors, clip = trainable(model), how.get("clip")
     momentum, weight_decay = how.get("momentum", 0.0), how.get("weight_decay", 0.0)
-    optimiser = torch.optim.SGD(tensors.values(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(tensors.values(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     model.train()
     for x, y in batches:
         step = direction(model, x, y, received)
         scale = 1.0 if clip is None else min(1.0, clip / (float(norm(step.values())) + 1e-6))
         for name, tensor in tensors.items():
             tensor.grad = scale * step[name]
-        optimiser.step()
+        optimizer.step()
 
 
 def average(models: Sequence[nn.Module], weights: Sequence[float], names: Iterable[str]) -> State:

@@ -272,7 +272,7 @@ def fedpac(
     A client takes its mixed head, trains it for an epoch on features of the received body, then the body under that
     head with features pulled to the class means of the last round's clients, where there are such, else to its own
     under the received body; in the first round without a pull. Class means are of the trained bodies, over all
-    examples. Heads are mixed with weights that minimise Σ α_j² V_j + Σ_y ‖Σ_j α_j (h_i[y] − h_j[y])‖², where
+    examples. Heads are mixed with weights that minimize Σ α_j² V_j + Σ_y ‖Σ_j α_j (h_i[y] − h_j[y])‖², where
     h_i[y] = p_y f_y and V_i = (Σ_y p_y E‖f‖²_y − Σ_y p_y² ‖f_y‖²) / n_i under the received body; those below 0.001
     are left out. To predict, the newest body takes the client's mixed head, trained for an epoch.
 

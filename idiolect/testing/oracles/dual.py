@@ -68,7 +68,7 @@ def pulled_training(
 ) -> None:
     """Local steps along slope − dual + pull (w − received), the last two where there is a dual.
 
-    A pull that is ``split`` leaves pull · w to the optimiser's weight decay, which comes after clipping.
+    A pull that is ``split`` leaves pull · w to the optimizer's weight decay, which comes after clipping.
     """
     how = {**world, "weight_decay": world.get("weight_decay", 0.0) + pull} if split else world
 

@@ -85,7 +85,7 @@ def meta_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, rate: floa
 
 
 def _of_half(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> State:
-    """Gradient of a half; one example alone is normalised by running statistics."""
+    """Gradient of a half; one example alone is normalized by running statistics."""
     model.train(len(y) > 1)
     found = gradient(model, x, y, loss)
     model.train()

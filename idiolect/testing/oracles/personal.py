@@ -135,7 +135,7 @@ def mix(model: nn.Module, old: State, mask: State, batches: Batches, lr: float, 
     """Set tensors of a model to the mix old + (received − old) ⊙ M while M is learned; return M.
 
     After each batch M ← clamp(M − lr G ⊙ (received − old), 0, 1), where G is the gradient at the mix so far.
-    Normalisation goes by its running statistics, which stay as they are.
+    Normalization goes by its running statistics, which stay as they are.
 
     Args:
         model: as received; its tensors named by ``old`` are replaced.

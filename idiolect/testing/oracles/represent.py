@@ -121,7 +121,7 @@ def feddbe(kappa: float, mu: float, **world: Unpack[World]) -> DbeResult:
 
 
 def knn_probabilities(
-    model: nn.Module, store: tuple[Tensor, Tensor], x: Tensor, neighbours: int, share: float, scale: float
+    model: nn.Module, store: tuple[Tensor, Tensor], x: Tensor, neighbors: int, share: float, scale: float
 ) -> Tensor:
     """p(y|x) = λ p_kNN + (1 − λ) p_model of kNN-Per, example by example.
 
@@ -131,7 +131,7 @@ def knn_probabilities(
         model: in evaluation mode.
         store: examples and labels that are searched.
         x: examples to predict.
-        neighbours: k.
+        neighbors: k.
         share: λ.
         scale: of distances.
 
@@ -143,7 +143,7 @@ def knn_probabilities(
         rows = []
         for u, p in zip(body(x), model(x).softmax(1), strict=True):
             distances = [float(((u - v) ** 2).sum()) for v in known]
-            nearest = sorted(range(len(labels)), key=distances.__getitem__)[:neighbours]
+            nearest = sorted(range(len(labels)), key=distances.__getitem__)[:neighbors]
             votes = torch.zeros_like(p)
             for k in nearest:
                 votes[labels[k]] += math.exp(-distances[k] / (len(u) * scale))

@@ -1,4 +1,4 @@
-"""Textbook loops of methods with a server's step, normalised averages, other starts or a second model in step.
+"""Textbook loops of methods with a server's step, normalized averages, other starts or a second model in step.
 
 See :mod:`idiolect.testing.oracles.averaging`.
 """
@@ -262,7 +262,7 @@ class Pair(nn.Module):
 def apfl(share: float, adaptive: bool, **world: Unpack[World]) -> OracleResult:
     """APFL: w along g(w); v along a · g(a v + (1 − a) w); a by its own slope, clipped to [0, 1], once a round.
 
-    One optimiser trains w and v together. The mixture predicts, with statistics of its own passes.
+    One optimizer trains w and v together. The mixture predicts, with statistics of its own passes.
 
     Reference: Deng et al. 2020.
     """

@@ -79,21 +79,21 @@ def fedsam(rho: float, **world: Unpack[World]) -> OracleResult:
     return averaging(lambda model, x, y, _: sam_gradient(model, x, y, loss_of(world), radius), world)
 
 
-def normalising(model: nn.Module) -> list[str]:
-    """Trainable tensors of normalisation layers, by type of layer."""
+def normalizing(model: nn.Module) -> list[str]:
+    """Trainable tensors of normalization layers, by type of layer."""
     kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     return [name for name in trainable(model) if name.rpartition(".")[0] in layers]
 
 
 def sam_on(rho: float, **world: Unpack[World]) -> OracleResult:
-    """SAM-ON: FedSAM with ε on the tensors of normalisation layers alone, and the norm over these.
+    """SAM-ON: FedSAM with ε on the tensors of normalization layers alone, and the norm over these.
 
     Reference: Müller et al., NeurIPS 2023.
     """
 
     def perturbation(g: State) -> State:
-        some = {name: g[name] for name in normalising(world["model"])}
+        some = {name: g[name] for name in normalizing(world["model"])}
         return {name: rho * some[name] / (norm(some.values()) + TINY) for name in some}
 
     return averaging(lambda model, x, y, _: gradient_uphill(model, x, y, loss_of(world), perturbation), world)
@@ -123,8 +123,8 @@ def fedasam(rho: float, eta: float, names: Sequence[str] = (), **world: Unpack[W
 
 
 def candidates(model: nn.Module) -> list[str]:
-    """Trainable tensors of two or more dimensions outside normalisation layers."""
-    inside = normalising(model)
+    """Trainable tensors of two or more dimensions outside normalization layers."""
+    inside = normalizing(model)
     return [name for name, tensor in trainable(model).items() if tensor.ndim >= 2 and name not in inside]
 
 

@@ -1,0 +1,1 @@
+"""Gradients of one module: by autograd, or by explicit kernels."""

@@ -1,0 +1,351 @@
+"""A module as pure functions of a tree: its gradient, its predictions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
+from idiolect.core.structure import ModelStructure, initial_tree, structure_of
+from idiolect.core.tree import Tree, combine, layout
+from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
+
+T = TypeVar("T")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(output, target) -> () mean over the batch."""
+
+Forward = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""Weights to the loss, and the buffers after the pass."""
+
+
+class Model:
+    """A user's module, read but never changed.
+
+    Args:
+        module: any `torch.nn.Module`; its current weights are the initial weights.
+        loss: (output, target) -> scalar mean over the batch.
+        device: where everything runs; None for where the module is.
+        mixed: run forward passes in bfloat16 where PyTorch's autocast holds it safe; weights stay as they are.
+
+    Attributes:
+        home: where the user's module is.
+        training: its copy of the module, in training mode.
+
+    Example:
+        >>> model = Model(nn.Linear(2, 1), F.mse_loss)
+        >>> out = model.grad(model.initial, Batch(torch.ones(4, 2), torch.zeros(4, 1)))
+        >>> list(out.gradient), out.loss.shape
+        (['weight', 'bias'], torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss = F.cross_entropy,
+        device: torch.device | None = None,
+        mixed: bool = False,
+    ) -> None:
+        self.structure: ModelStructure = structure_of(module)
+        self.home, self.mixed = next(module.parameters()).device, mixed
+        module = copy.deepcopy(module).to(device or self.home)
+        self.initial: Tree = initial_tree(module, self.structure)
+        self.loss = loss
+        self.training, self._predicting = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
+        self._frozen = copy.deepcopy(module).train()
+        for layer in self._frozen.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype everything runs in."""
+        return self.initial.flat.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.initial.flat.device
+
+    @property
+    def way(self) -> str:
+        """How gradients are made, for the record."""
+        return "autograd in bfloat16" if self.mixed else "autograd"
+
+    @property
+    def descend(self) -> None:
+        """The reference has no shorter way to a plain step than its gradient."""
+        return None
+
+    def extended(self, attach: Sequence[Callable[[nn.Module], None]]) -> Model:
+        """Return the model of a module to which the parts of a method have attached what they need.
+
+        What stands in the module already is not attached again.
+        """
+        if not attach:
+            return self
+        module = self.module(self.initial).train()
+        before = len(self.structure.items)
+        for add in attach:
+            add(module)
+        if len(structure_of(module).items) == before:
+            return self
+        twin = Model(module, self.loss, self.device, self.mixed)
+        twin.home = self.home
+        return twin
+
+    @torch.inference_mode(False)
+    def grad(
+        self,
+        weights: Tree,
+        step: Step,
+        only: Container[str] | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> Gradient:
+        """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
+
+        Args:
+            weights: the whole row; a stack of rows for a step of a stack.
+            step: the examples.
+            only: differentiate in these weights alone, which costs less when they are the last layers.
+            objectives: losses of parts, the first outermost.
+
+        A batch of one client goes through ordinary autograd, which takes any module; a stack through
+        `torch.func`, which refuses some.
+        """
+        if isinstance(step, Lockstep):
+            return self._in_step(weights, step, only, objectives)
+        self._seed(step.key)
+        row = weights.clone()  # a forward may work in place on what it is given
+        trainable, forward = self._forward(row, step.x.clone(), step.y.clone(), step.frozen, only, objectives)
+        leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
+        loss, after = forward(leaves)
+        unused = only is not None and not loss.requires_grad  # the forward does not use these weights
+        found = (
+            tuple(map(torch.zeros_like, leaves.values()))
+            if unused
+            else torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        )
+        return Gradient(Tree.of(dict(zip(leaves, found, strict=True))), self._row(row, after), loss.detach())
+
+    def _in_step(
+        self, weights: Tree, step: Lockstep, only: Container[str] | None, objectives: Sequence[Objective]
+    ) -> Gradient:
+        """Differentiate each group of a stack at once; rows that do not take the step have gradient zero."""
+        where = self.structure.trainable if only is None else self.structure.trainable.only(only)
+        stack = len(weights.flat)
+        parts = [
+            self._group(
+                weights.flat[g.rows],
+                g.batch,
+                step.frozen or g.batch.frozen,
+                only,
+                [rows_of(o, g.rows) for o in objectives],
+            )
+            for g in step.groups
+        ]
+        if step.live < stack:
+            idle = weights.flat[step.live :]
+            buffers = combine(self.structure.buffers, Tree(weights.layout, idle)).flat
+            parts.append((idle.new_zeros(len(idle), where.total), buffers, idle.new_zeros(len(idle))))
+        gradient, buffers, loss = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return Gradient(Tree(where, gradient), Tree(self.structure.buffers, buffers), loss)
+
+    def _group(
+        self,
+        rows: Tensor,
+        batch: Batch,
+        frozen: bool,
+        only: Container[str] | None,
+        objectives: Sequence[Objective],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def one(flat: Tensor, x: Tensor, y: Tensor, *facts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            row = Tree(self.structure.layout, flat.clone())
+            own = [o._replace(facts=Tree(o.facts.layout, f)) for o, f in zip(objectives, facts, strict=True)]
+            trainable, forward = self._forward(row, x.clone(), y, frozen, only, own, stacked=True)
+            gradient, (loss, after) = grad_and_value(forward, has_aux=True)(trainable)
+            return Tree.of(gradient).flat, self._row(row, after).flat, loss
+
+        facts = [o.facts.flat for o in objectives]
+        return vmap(one, in_dims=(0, 0, 0, *map(axis_of, facts)))(rows, batch.x, batch.y, *facts)
+
+    def _forward(
+        self,
+        row: Tree,
+        x: Tensor,
+        y: Tensor,
+        frozen: bool,
+        only: Container[str] | None,
+        objectives: Sequence[Objective],
+        stacked: bool = False,
+    ) -> tuple[dict[str, Tensor], Forward]:
+        """Return the weights to differentiate in, and the function from them to loss and buffers."""
+        module = self._frozen if frozen else self.training
+        trainable = {n: row[n] for n in self.structure.trainable.names if only is None or n in only}
+        fixed = {n: row[n] for n in self.structure.trainable.names if n not in trainable}
+        by_class = stacked and y.dim() == 1 and is_plain_cross_entropy(self.loss)
+        loss_of = _cross_entropy if by_class else self.loss
+
+        def plain(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = self._buffers(row)
+            state = {**fixed, **weights, **buffers}
+            with self._precision():
+                output = functional_call(module, state, (x,))  # leaves in `state` also what the forward replaced
+            return loss_of(self._full(output), y), {n: state[n] for n in buffers}
+
+        def with_objectives(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = self._buffers(row)
+            state = {**fixed, **weights, **buffers}
+
+            def loss(seen: Callable[[str], Pass]) -> Tensor:
+                return loss_with(objectives, loss_of, seen, y)
+
+            before = {**state, **{n: row[n] for n in buffers}}  # a forward works in place on what it is given
+            found, after = self._inside(module, state, before, x, [o.layer for o in objectives], loss)
+            return found, {n: after[n] for n in buffers}
+
+        return trainable, with_objectives if objectives else plain
+
+    def _inside(
+        self,
+        module: nn.Module,
+        state: dict[str, Tensor],
+        before: Mapping[str, Tensor],
+        x: Tensor,
+        layers: Sequence[str],
+        then: Callable[..., T],
+    ) -> tuple[T, dict[str, Tensor]]:
+        """Run a module on a state, and a function of what parts see of the pass, for which `before` is the state."""
+
+        def under(layer: str, other: Mapping[str, Tensor]) -> Seen:
+            def own(outputs: Tensor, features: Features) -> Seen:
+                return Seen(self._full(outputs), self._full(features[layer]))
+
+            whole = {n: other.get(n, t).clone() for n, t in before.items()}
+            with self._precision():
+                return inside(self._predicting, whole, x, [layer], own)[0]
+
+        def seen(outputs: Tensor, features: Features) -> T:
+            full = {n: self._full(f) for n, f in features.items()}
+            with torch.autocast(self.device.type, enabled=False):  # what parts compute is not rounded
+                return then(about(module, before, self._full(outputs), full, under))
+
+        with self._precision():
+            return inside(module, state, x, layers, seen)
+
+    def observe(self, weights: Tree, step: Step, query: Query) -> Tree:
+        """Return the sums of a query over a batch, in evaluation mode, without a graph; for a stack a row each.
+
+        Args:
+            weights: the whole row; a stack of rows for a step of a stack.
+            step: the examples.
+            query: what is summed.
+        """
+
+        def one(flat: Tensor, x: Tensor, y: Tensor, facts: Tensor) -> Tensor:
+            state = self.tensors(Tree(self.structure.layout, flat.clone()))
+            own = Tree(query.facts.layout, facts)
+
+            def sums(seen: Callable[[str], Pass]) -> Mapping[str, Tensor]:
+                return query.sums(seen(query.layer), y, own)
+
+            return Tree.of(self._inside(self._predicting, state, state, x.clone(), [query.layer], sums)[0]).flat
+
+        where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
+        with torch.no_grad():
+            if not isinstance(step, Lockstep):
+                return Tree(where, one(weights.flat, step.x, step.y, query.facts.flat))
+            total = weights.flat.new_zeros(len(weights.flat), where.total)
+            for rows, batch in step.groups:
+                facts = rows_of(query, rows).facts.flat
+                total[rows] = vmap(one, in_dims=(0, 0, 0, axis_of(facts)))(weights.flat[rows], batch.x, batch.y, facts)
+            return Tree(where, total)
+
+    def copy(self) -> Model:
+        """Return the same model with modules of its own: a module serves one thread at a time."""
+        twin = copy.copy(self)
+        twin.training, twin._predicting, twin._frozen = (
+            copy.deepcopy(m) for m in (self.training, self._predicting, self._frozen)
+        )
+        return twin
+
+    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode."""
+        with self._precision():
+            outputs: Tensor = functional_call(self._predicting, self.tensors(weights.clone()), (x.clone(),))
+        return self._full(outputs)
+
+    def tensors(self, weights: Tree) -> dict[str, Tensor]:
+        """Return a row as the named tensors of the module's ``state_dict``; counters become integers."""
+        trainable = {n: weights[n] for n in self.structure.trainable.names}
+        return {**trainable, **self._buffers(weights)}
+
+    def module(self, weights: Tree) -> nn.Module:
+        """Return a copy of the user's module that holds these weights, in evaluation mode."""
+        module = copy.deepcopy(self._predicting)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with torch.no_grad():
+            for name, tensor in self.tensors(weights).items():
+                if own[name].shape != tensor.shape:  # a buffer that is filled to predict
+                    own[name].resize_(tensor.shape)
+                own[name].copy_(tensor)
+        return module
+
+    def lost_buffers(self, x: Tensor) -> list[str]:
+        """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""
+        module = copy.deepcopy(self.training)
+        start = {n: t.clone() for n, t in module.named_buffers() if n not in self.structure.buffers.starts}
+        with torch.no_grad():
+            self._seed(0)
+            module(x.clone())
+        return [n for n, t in module.named_buffers() if n in start and not torch.equal(t, start[n])]
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+    def _full(self, output: Tensor) -> Tensor:
+        return output.to(self.dtype) if self.mixed else output
+
+    def _seed(self, key: int) -> None:
+        """Fix what a pass draws (dropout), at a fraction of the cost of seeding every device."""
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
+
+    def _buffers(self, row: Tree) -> dict[str, Tensor]:
+        """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""
+        counters, names = self.structure.names("counter"), self.structure.buffers.names
+        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in names}
+
+    def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
+        """Return what a pass left of statistics and counters as a tree."""
+        if not after:
+            return combine(self.structure.buffers, row)
+        return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a module whose random weights depend on the seed alone; torch's random stream is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def is_plain_cross_entropy(loss: Loss) -> bool:
+    """Whether a loss is cross-entropy with every option at its default."""
+    if type(loss) is nn.CrossEntropyLoss:
+        options = (loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing)
+        return options == (None, -100, "mean", 0.0) and "forward" not in vars(loss)
+    return loss is F.cross_entropy
+
+
+def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Return what `F.cross_entropy` does; under `vmap` that takes four times as many kernels."""
+    return -torch.log_softmax(output, 1).gather(1, y[:, None]).mean()

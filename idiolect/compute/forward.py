@@ -1,0 +1,100 @@
+"""What parts compute from a pass of the model while its tensors are in place: losses of their own, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from idiolect.core.tree import Tree
+from idiolect.core.types import Objective, Pass, Query, Seen, Term
+
+T = TypeVar("T")
+Asked = TypeVar("Asked", Objective, Query)
+Features = Mapping[str, Tensor]
+"""What each layer that was asked about is given."""
+
+
+class _Inside(nn.Module):
+    """A module, and after it a function that may still use its layers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, layers: Sequence[str], then: Callable[[Tensor, Features], T]) -> T:
+        features: dict[str, Tensor] = {}
+
+        def keep(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda module, given: features.update({layer: given[0]})
+
+        hooks = [self.net.get_submodule(n).register_forward_pre_hook(keep(n), prepend=True) for n in layers]
+        try:
+            outputs = self.net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return then(outputs, features)
+
+
+def inside(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    x: Tensor,
+    layers: Sequence[str],
+    then: Callable[[Tensor, Features], T],
+) -> tuple[T, dict[str, Tensor]]:
+    """Run a module with these tensors and, while they are in place, a function of outputs and features.
+
+    Returns:
+        What the function returns, and the tensors after the pass: a forward may replace buffers.
+    """
+    within = {f"net.{name}": tensor for name, tensor in state.items()}
+    found = functional_call(_Inside(module), within, (x, layers, then))
+    return found, {name: within[f"net.{name}"] for name in state}
+
+
+def loss_with(
+    objectives: Sequence[Objective], plain: Callable[[Tensor, Tensor], Tensor], about: Callable[[str], Pass], y: Tensor
+) -> Tensor:
+    """Return the loss that objectives make of a plain one, the first outermost."""
+
+    def wrapped(objective: Objective, inner: Term) -> Term:
+        def term(seen: Pass, y: Tensor) -> Tensor:
+            mine = about(objective.layer)._replace(outputs=seen.outputs)
+            return objective.loss(inner, mine, y, objective.facts)
+
+        return term
+
+    term: Term = lambda seen, y: plain(seen.outputs, y)  # noqa: E731 - the innermost of the chain
+    for objective in reversed(objectives):
+        term = wrapped(objective, term)
+    return term(about(objectives[0].layer), y)
+
+
+def rows_of(asked: Asked, rows: slice) -> Asked:
+    """Return an objective or a query for some clients of a stack; facts that are the same for all stay as they are."""
+    facts = asked.facts
+    return asked if facts.flat.dim() == 1 else asked._replace(facts=Tree(facts.layout, facts.flat[rows]))
+
+
+def axis_of(facts: Tensor) -> int | None:
+    """Return the axis of facts that counts clients, if there is one."""
+    return 0 if facts.dim() == 2 else None
+
+
+def about(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    outputs: Tensor,
+    features: Features,
+    under: Callable[[str, Mapping[str, Tensor]], Seen],
+) -> Callable[[str], Pass]:
+    """Return what a part sees of a pass, for each layer."""
+
+    def seen(layer: str) -> Pass:
+        return Pass(outputs, features[layer], state, module.get_submodule(layer), lambda other: under(layer, other))
+
+    return seen

@@ -1,0 +1,89 @@
+"""A model as local training sees it: how it is differentiated is its own affair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Tree
+from idiolect.core.types import Gradient, Lockstep, Objective, Query, Step
+
+
+class Learner(Protocol):
+    """A model to be trained."""
+
+    @property
+    def structure(self) -> ModelStructure:
+        """What the model is made of."""
+        ...
+
+    @property
+    def way(self) -> str:
+        """How gradients are made, for the record: two runs that differ in it differ by rounding."""
+        ...
+
+    def grad(
+        self,
+        weights: Tree,
+        step: Step,
+        only: Container[str] | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> Gradient:
+        """Differentiate the mean loss in all trainable weights, or in those named; pure.
+
+        Objectives change the loss, the first one last.
+        """
+        ...
+
+    def observe(self, weights: Tree, step: Step, query: Query) -> Tree:
+        """Return the sums of a query over a batch, in evaluation mode."""
+        ...
+
+    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode, without a graph."""
+        ...
+
+    @property
+    def descend(self) -> Callable[[Tree, Step, float], Tensor] | None:
+        """Plain gradient descent in place, (weights, step, rate) -> loss, if the learner has a faster way to it."""
+        ...
+
+
+class Counted:
+    """A learner that counts the gradients it takes.
+
+    Args:
+        model: the learner.
+        none: (..., 1) zeros; a stack has a row for each client.
+    """
+
+    def __init__(self, model: Learner, none: Tensor) -> None:
+        self.structure, self.way, self.predict, self.observe = model.structure, model.way, model.predict, model.observe
+        self.descend = self._descend if model.descend else None
+        self._model, self._in_stack, self._alone = model, none, 0
+
+    @property
+    def gradients(self) -> Tensor:
+        """(..., 1) how many each client took."""
+        return self._in_stack + self._alone
+
+    def grad(
+        self, weights: Tree, step: Step, only: Container[str] | None = None, objectives: Sequence[Objective] = ()
+    ) -> Gradient:
+        """See `Learner`."""
+        self._count(step)
+        return self._model.grad(weights, step, only, objectives)
+
+    def _descend(self, row: Tree, step: Step, rate: float) -> Tensor:
+        assert self._model.descend
+        self._count(step)
+        return self._model.descend(row, step, rate)
+
+    def _count(self, step: Step) -> None:
+        if isinstance(step, Lockstep):
+            self._in_stack[: step.live] += 1
+        else:
+            self._alone += 1

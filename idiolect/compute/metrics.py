@@ -1,0 +1,54 @@
+"""How well weights predict for a client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from idiolect.compute.autograd import Loss
+from idiolect.compute.learner import Learner
+from idiolect.core.tree import Tree
+
+CHUNK = 1024
+"""Examples per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for a client's predictions.
+
+    Args:
+        name: what tables call it.
+        compute: (outputs of all examples, targets) -> number.
+        higher_is_better: False for errors.
+    """
+
+    name: str
+    compute: Callable[[Tensor, Tensor], float | Tensor]
+    higher_is_better: bool = True
+
+
+def _share_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(dim=1) == targets).to(torch.float64).mean()
+
+
+accuracy = Metric("accuracy", _share_right)
+"""Share of examples whose largest output is their label; 0 to 1."""
+
+
+def evaluate(
+    learner: Learner, loss: Loss, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Return the mean loss and each metric over all examples at once, in evaluation mode.
+
+    The whole set counts example by example, however it is cut into passes.
+    """
+    with torch.inference_mode():
+        outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, CHUNK)])
+        error = float(loss(outputs, y))
+        found = {"loss": math.inf if math.isnan(error) else error}  # a model that diverged counts as the worst
+        return found | {m.name: float(m.compute(outputs, y)) for m in metrics}

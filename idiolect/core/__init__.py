@@ -1,0 +1,1 @@
+"""The contract: all that an author of a method imports."""

@@ -1,0 +1,307 @@
+"""The words of the contract: what passes between engine, client, part and server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from idiolect.core.scope import Scope
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import EMPTY, Tree
+
+
+class Batch(NamedTuple):
+    """One mini-batch of one client.
+
+    Attributes:
+        x: ``(b, ...)`` inputs.
+        y: ``(b, ...)`` targets.
+        key: seed of this step's randomness (dropout), the same for every pass over the batch.
+        frozen: normalize by running statistics instead of the batch's (a client with one example).
+    """
+
+    x: Tensor
+    y: Tensor
+    key: int = 0
+    frozen: bool = False
+
+
+class Group(NamedTuple):
+    """Neighbors in a stack of clients whose batches have one size."""
+
+    rows: slice
+    """Which clients."""
+    batch: Batch
+    """Theirs, with the axis of clients first: x is ``(k, b, ...)``."""
+
+
+class Lockstep(NamedTuple):
+    """One step of a stack of K clients, which have different numbers of steps: the first `live` take it.
+
+    Attributes:
+        groups: the batches; together they cover the first `live` clients.
+        live: how many clients take the step.
+        frozen: normalize by running statistics, whatever the batches say.
+    """
+
+    groups: tuple[Group, ...]
+    live: int
+    frozen: bool = False
+
+
+Step = Batch | Lockstep
+"""What a gradient is taken on. Parts hand it on and do not look inside."""
+
+
+def halves(step: Step) -> tuple[Step, Step]:
+    """Split a step's examples in two, every other one to each half; a batch of one example is both halves.
+
+    A half of a single example is normalized by running statistics, since one value has no variance.
+
+    Example:
+        >>> one, other = halves(Batch(torch.arange(5.0), torch.arange(5)))
+        >>> one.y.tolist(), other.y.tolist()
+        ([0, 2, 4], [1, 3])
+    """
+    if isinstance(step, Batch):
+        return _half(step, 0, axis=0), _half(step, 1, axis=0)
+    one, other = (tuple(Group(g.rows, _half(g.batch, k, axis=1)) for g in step.groups) for k in (0, 1))
+    return step._replace(groups=one), step._replace(groups=other)
+
+
+def _half(batch: Batch, which: int, axis: int) -> Batch:
+    count = batch.y.shape[axis]
+    rows = torch.arange(min(which, count - 1), count, 2, device=batch.y.device)
+    x, y = batch.x.index_select(axis, rows), batch.y.index_select(axis, rows)
+    return batch._replace(x=x, y=y, frozen=batch.frozen or len(rows) == 1)
+
+
+class Gradient(NamedTuple):
+    """What one pass over a batch gives."""
+
+    gradient: Tree
+    """Gradient of the mean loss in the trainable weights."""
+    buffers: Tree
+    """Statistics and counters after the pass."""
+    loss: Tensor
+    """() mean loss of the batch."""
+
+
+GradFn = Callable[[Tree, Step], Gradient]
+"""Weights and a batch to a gradient; pure. In a stack, rows that do not take the step have gradient zero."""
+
+
+class Seen(NamedTuple):
+    """What a model makes of a batch."""
+
+    outputs: Tensor
+    """``(b, ...)`` of the model."""
+    features: Tensor
+    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+
+
+class Pass(NamedTuple):
+    """A pass of the model over one client's batch, as a part's own loss sees it; differentiable."""
+
+    outputs: Tensor
+    """``(b, ...)`` of the model."""
+    features: Tensor
+    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+    weights: Mapping[str, Tensor]
+    """The tensors of the pass by name, buffers as they were before it."""
+    layer: Callable[[Tensor], Tensor]
+    """The layer in question: features to what it gives."""
+    under: Callable[[Mapping[str, Tensor]], Seen]
+    """The same examples under other weights, in evaluation mode; tensors that are not named are those of the pass."""
+
+
+Term = Callable[[Pass, Tensor], Tensor]
+"""A pass and targets to the mean loss, ()."""
+
+
+class Objective(NamedTuple):
+    """A loss of a part's own, in local training.
+
+    Attributes:
+        layer: name of the layer whose input are the features, such as that of the head.
+        loss: (loss without this part, pass, targets, facts) -> () mean over the batch. It sees one client's batch at
+            a time and draws no random numbers.
+        facts: what it needs beside the pass. In a stack it has a row for each client, of which `loss` sees one.
+    """
+
+    layer: str
+    loss: Callable[[Term, Pass, Tensor, Tree], Tensor]
+    facts: Tree = EMPTY
+
+
+class Query(NamedTuple):
+    """What is to be seen of a client's examples in evaluation mode: sums over them, or something of each.
+
+    Attributes:
+        layer: name of the layer whose input are the features.
+        sums: (pass, targets, facts) -> tensors by name, summed over the batch; for `Local.each` not summed, with an
+            axis of examples first.
+        shapes: the shapes of these tensors by name, in the same order, without the axis of examples.
+        facts: as for an `Objective`.
+    """
+
+    layer: str
+    sums: Callable[[Pass, Tensor, Tree], Mapping[str, Tensor]]
+    shapes: Mapping[str, tuple[int, ...]]
+    facts: Tree = EMPTY
+
+
+Trees = dict[str, Tree]
+"""One tree per part, by the name of the part."""
+
+Direct = Callable[[Tree, Tree], Tree]
+"""Gradient and weights to the direction that is descended along."""
+
+
+class Slot(NamedTuple):
+    """What belongs to one part in one client's round."""
+
+    memory: Tree
+    """Durable and personal; never leaves the client."""
+    received: Tree
+    """What the server broadcast for this part."""
+    mail: Tree = EMPTY
+    """What the server told this client alone, when it last took part."""
+
+
+class Stream(Protocol):
+    """A client's examples as mini-batches in this round's order."""
+
+    @property
+    def batches(self) -> int | Tensor:
+        """Number of batches in one pass; ``(K, 1)`` in a stack."""
+        ...
+
+    def epochs(self, count: int) -> Sequence[Step]:
+        """Return the batches of the first `count` passes; the same at every call."""
+        ...
+
+
+class Train(Protocol):
+    """Local training as parts may call it: the run's optimizer, fresh, on the plain gradient."""
+
+    def __call__(
+        self,
+        weights: Tree,
+        *,
+        only: Scope | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        freeze_statistics: bool = False,
+        direct: Direct | None = None,
+        objective: Objective | None = None,
+    ) -> Tree:
+        """Return the weights after training those in `only` (all by default) along `direct` (the gradient).
+
+        The loss is the run's, or an objective's.
+        """
+        ...
+
+
+class Whole(Protocol):
+    """The mean loss over all of a client's training examples, normalized by running statistics.
+
+    Whatever else is random or different in training (dropout) is as in training.
+    """
+
+    def __call__(self, weights: Tree, *, only: Scope | None = None) -> Gradient:
+        """Differentiate it in the weights of `only` (all by default); with `nothing` the loss costs no pass back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What memory and server slots are made from."""
+
+    structure: ModelStructure
+    weights: Tree
+    """The initial weights, statistics and counters."""
+    shared: Tree
+    """Those of them that are exchanged."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a part may look at during one client's round.
+
+    Where an engine stacks clients, trees and `steps` have leading axes and `seed` has theirs.
+
+    Attributes:
+        structure: what the model is made of.
+        shared: the exchanged tensors as they were received (the anchor of proximal terms).
+        start: weights local training starts from.
+        end: weights it ended with (equal to `start` before training).
+        stream: the client's batches.
+        steps: (..., 1) number of steps taken (0 before training).
+        effective_steps: (..., 1) how many plain steps they are worth under the run's optimizer: more with momentum.
+        lr: learning rate of this round.
+        seed: (...) int64, this client's own randomness in this round.
+        grad: the plain gradient of the loss.
+        train: local training for parts that need a second one.
+        total: weights and a query -> its sums over all of the client's training examples.
+        each: weights and a query -> what it sees of each training example, ``(..., n, *shape)`` in the order of a pass;
+            in a stack, zeros follow where a client has fewer than n.
+        counts: number of classes C -> (..., C) how many training examples the client has of each.
+        round: rounds played before this one.
+        whole: the loss of all training examples at once, and its gradient.
+    """
+
+    structure: ModelStructure
+    shared: Tree
+    start: Tree
+    end: Tree
+    stream: Stream
+    steps: Tensor
+    effective_steps: Tensor
+    lr: float
+    seed: Tensor
+    grad: GradFn
+    train: Train
+    total: Callable[[Tree, Query], Tree]
+    each: Callable[[Tree, Query], Tree]
+    counts: Callable[[int], Tensor]
+    round: int
+    whole: Whole
+
+
+class Arrival(NamedTuple):
+    """One client's upload as the server receives it."""
+
+    uploads: dict[str, Tree]
+    """By name of part."""
+    examples: int
+    """Training examples of the client."""
+    steps: Tensor
+    """(1,) local steps it took."""
+
+
+@dataclass(frozen=True)
+class Central:
+    """What a part may look at on the server.
+
+    Attributes:
+        structure: what the model is made of.
+        old: shared tensors as the clients of this round received them.
+        new: shared tensors after it (equal to `old` until `share` has aggregated), as parts have changed them so far.
+        lr: learning rate of this round.
+        participation: clients whose upload counts / population; while they arrive, the cohort / population.
+        round: rounds played before this one.
+        arrived: clients whose upload counts; 0 while they arrive.
+    """
+
+    structure: ModelStructure
+    old: Tree
+    new: Tree
+    lr: float
+    participation: float
+    round: int = 0
+    arrived: int = 0

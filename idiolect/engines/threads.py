@@ -1,0 +1,87 @@
+"""Workers that are threads: one per core, a client's whole local training before the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from idiolect.compute.autograd import Model
+from idiolect.compute.learner import Learner
+from idiolect.engines.explicit import explicit
+from idiolect.engines.federation import Federation
+from idiolect.engines.sequential import Score
+from idiolect.rounds.client import Assignment, Outcome
+from idiolect.storage.shared_memory import keep_freed_memory
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Train clients side by side in threads of this process, each with one thread of its own for arithmetic.
+
+    Kernels of a millisecond leave the interpreter free meanwhile; for smaller ones take `Processes`. PyTorch's random
+    stream is one for all threads: a model that draws in its forward pass (dropout) needs processes too.
+
+    Args:
+        workers: how many, at least 1.
+    """
+
+    width = 1
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.workers} threads"
+
+    def learner(self, model: Model) -> Learner:
+        """Return explicit kernels, or the model with one copy of its module for each thread."""
+        return explicit(model)
+
+    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+        """See `Engine`."""
+        return self._each(federation, clients, "train", lambda client, work: federation.train(work))
+
+    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+        """See `Engine`."""
+        return self._each(
+            federation, clients, "deploy", lambda client, work: score(federation, client, federation.deploy(work))
+        )
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def _each(
+        self, federation: Federation, clients: Sequence[str], purpose: str, do: Callable[[str, Assignment], T]
+    ) -> Iterator[T]:
+        """Give clients to the workers in their order, a few ahead of the one that is waited for."""
+        if not self._pool:
+            keep_freed_memory()
+            self._pool = ThreadPoolExecutor(self.workers, "idiolect")
+        threads = torch.get_num_threads()
+        ahead: deque[Future[T]] = deque()
+        try:
+            for client in clients:
+                work = federation.assignment(client, purpose)
+                ahead.append(self._pool.submit(_alone, do, client, work))
+                if len(ahead) > 2 * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+            torch.set_num_threads(threads)
+
+
+def _alone(do: Callable[[str, Assignment], T], client: str, work: Assignment) -> T:
+    torch.set_num_threads(1)  # for this thread; MKL's number is everybody's, and is given back at the end
+    return do(client, work)

@@ -1,0 +1,1 @@
+"""The coordinator: rounds over the sites that have joined."""

@@ -1,0 +1,1 @@
+"""The simulation engine on a cluster of Ray."""

@@ -1,0 +1,1 @@
+"""A site: one client, its data and its personal state."""

@@ -1,0 +1,55 @@
+"""What to do with normalization: keep it, keep its statistics, or share nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.core.card import carded
+from idiolect.core.method import Method, Weighting
+from idiolect.core.part import require
+from idiolect.core.scope import batch_norm, statistics, weights
+from idiolect.parts import share
+
+
+@carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
+def fedbn(weighting: Weighting = "samples") -> Method:
+    """Share everything but batch normalization, whose five tensors per layer stay with the client.
+
+    For clients that measure differently (other scanners, cameras, sensors) what normalization learns is the
+    client's own. Chosen by the type of layer. A model without batch normalization is refused.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform (the authors').
+
+    Example:
+        >>> fedbn().parts[0]
+        share(names=~batch_norm, variance='mean')
+    """
+    return Method((share(~batch_norm),), "FedBN", weighting)
+
+
+@carded("SiloBN", 2020, "feature shift", "Andreux et al., DART workshop at MICCAI 2020")
+def silobn(weighting: Weighting = "samples") -> Method:
+    """Share everything but the running statistics of normalization; its scale and shift are shared.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(~statistics),), "SiloBN", weighting)
+
+
+@carded("BN-only", 2021, "feature shift", "the dual of FedBN; an ablation of several papers")
+def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Weighting = "samples") -> Method:
+    """Share batch normalization alone; everything else stays with the client.
+
+    Args:
+        what: ``"affine"`` shares scale and shift, ``"statistics"`` running means and variances, ``"all"`` both.
+            Running variances are pooled over clients, means counted.
+        weighting: mean over clients by training examples, or uniform.
+
+    Raises:
+        UsageError: if `what` is none of the three.
+    """
+    scopes = {"all": batch_norm, "affine": batch_norm & weights, "statistics": statistics}
+    require(what in scopes, f"bn_only: what is 'all', 'affine' or 'statistics', not {what!r}")
+    return Method((share(scopes[what], variance="pooled"),), "BN-only", weighting)

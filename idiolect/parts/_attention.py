@@ -1,0 +1,88 @@
+"""Clients that are pulled towards those whose weights are near theirs."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Tree, pick
+from idiolect.core.types import Central, Local, Slot, Start
+from idiolect.parts._proximal import pull
+
+
+@part
+def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = None) -> Part:
+    r"""Pull each client to a mean of its own over the cohort, in which near weights count more.
+
+    .. math::  \xi_{ij} = \frac{\kappa}{m - 1}\, e^{-\lVert w_i - w_j \rVert^2 / \sigma} \quad (j \neq i), \qquad
+               \xi_{ii} = 1 - \sum_{j \neq i} \xi_{ij}, \qquad
+               u_i = \sum_j \xi_{ij}\, w_j, \qquad  d = g + \lambda\, (w - u_i)
+
+    over the m clients of a round. Each is told :math:`u_i` alone, and holds on to it until it has taken part
+    again; at first it is the initial weights, which is what everybody has.
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 is training without others.
+        others: :math:`\kappa`, in [0, 1]: how much of :math:`u_i` belongs to others if all have the same weights.
+            So a client's weight in its own mean is never negative.
+        sigma: squared distance at which the weight of another has fallen to 1 / e of that, above 0. None takes the
+            (lower) median over the pairs of the cohort.
+
+    Memory:    none.       Sends: all trainable weights.       Receives: as many, for this client alone.
+    Cost:      their bytes, both ways; on the server the distance of each pair; no extra gradient.
+    Raises:    UsageError: if an argument is out of range.
+
+    Example:
+        >>> attention()
+        attention(strength=1.0, others=1.0, sigma=None)
+
+    Reference: Huang et al., FedAMP, AAAI 2021, with :math:`A(x) = 1 - e^{-x/\sigma}`.
+    Differs:   the paper's :math:`\alpha_k / \sigma` is :math:`\kappa / (m - 1)` here, and its
+        :math:`\lambda / \alpha_k` is `strength`: with a fixed :math:`\alpha_k` and sigma no client hears of another
+        as soon as a model has many weights. All clients take part in the paper; here only those of a round are
+        mixed. Some public codes forget the square of the distance.
+    """
+    require(strength >= 0, f"attention: strength must be at least 0, got {strength}")
+    require(0 <= others <= 1, f"attention: others must be in [0, 1], got {others}")
+    require(sigma is None or sigma > 0, f"attention: sigma must be above 0, or None, got {sigma}")
+
+    def mail(start: Start) -> Tree:
+        return _trained(start.structure, start.weights)
+
+    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+        return pull(strength, direction, weights, slot.mail)
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return slot.memory, _trained(local.structure, local.end)
+
+    def confer(central: Central, uploads: Tree) -> Tree:
+        rows, count = uploads.flat, len(uploads.flat)
+        apart = _squared_distances(rows)
+        width = _median(apart) if sigma is None else sigma
+        shares = others / max(count - 1, 1) * torch.exp(-apart / width)
+        shares.fill_diagonal_(0.0)
+        shares += torch.diag(1 - shares.sum(dim=1))
+        return Tree(uploads.layout, shares @ rows)
+
+    return Part(mail=mail, direction=direction, finish=finish, confer=confer, neutral={"strength": 0.0})
+
+
+def _trained(structure: ModelStructure, tree: Tree) -> Tree:
+    """Return the trainable weights that may be sent."""
+    return pick(tree, structure.names("weight") & structure.exchangeable)
+
+
+def _squared_distances(rows: torch.Tensor) -> torch.Tensor:
+    """Return those of all pairs, from products about the mean: one kernel, in which little cancels."""
+    centered = rows - rows.mean(dim=0)
+    products = centered @ centered.T
+    lengths = products.diagonal()
+    return (lengths + lengths[:, None] - 2 * products).clamp(min=0)
+
+
+def _median(apart: torch.Tensor) -> torch.Tensor:
+    """Return the median over pairs, above 0; over no pairs any number serves."""
+    pairs = apart[~torch.eye(len(apart), dtype=torch.bool, device=apart.device)]
+    found = pairs.median() if len(pairs) else apart.new_ones(())
+    return found.clamp(min=torch.finfo(apart.dtype).tiny)

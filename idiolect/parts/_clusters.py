@@ -1,0 +1,121 @@
+"""Several models on the server, of which each client takes part in one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn.functional import one_hot
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.rng import derive, uniform_hash
+from idiolect.core.scope import Scope, everything, nothing
+from idiolect.core.tree import Layout, Tree, axpy, layout, overlay, pick, spread
+from idiolect.core.types import Arrival, Central, Local, Slot, Start
+
+
+@part
+def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed: int = 0) -> Part:
+    r"""Keep several models on the server; a client trains the one that suits its data best.
+
+    .. math::  \hat\jmath_i = \arg\min_j F_i(\theta_j^t), \qquad
+               \theta_j^{t+1} = \frac{\sum_i s_{ij}\, n_i\, w_i^{t+}}{\sum_i s_{ij}\, n_i}, \qquad
+               s_{ij} = 1 \text{ where } j = \hat\jmath_i \text{, else } 0
+
+    over the cohort, with the method's weighting: the trained models are averaged, cluster by cluster, and a
+    cluster that nobody chose stays as it is. :math:`F_i` is the loss of all the client's training examples,
+    normalized by running statistics. The client predicts with the cluster that suits it best by then.
+
+    The first model is the initial one. Each weight of the others is off from it by :math:`\nu r u`, with r the
+    root mean square of its tensor and u of mean 0 and variance 1 (uniform), since equal models would never part.
+
+    Args:
+        count: how many clusters, at least 1; with one nothing is left to choose.
+        names: which of the exchanged tensors each cluster has its own of. The others are common to all: with
+            `head`, clusters share one body.
+        noise: :math:`\nu`, above 0: how far apart clusters begin, relative to the initial weights. Far apart, one
+            may begin so much better than the others that it gets every client.
+        seed: of that noise.
+
+    Memory:    which cluster the client is in.
+    Sends:     that choice, one number per cluster; the trained tensors are in what `share` sends.
+    Receives:  every cluster's tensors. The mean over all clusters, which `share` makes, travels beside them:
+        the named part of it serves nobody.
+    Cost:      `count` times the bytes of the named tensors down; `count` passes forward over the client's
+        examples per round, and wherever a personal model is made; no extra gradient.
+    Raises:    UsageError: if an argument is out of range, or no weight among `names` is exchanged.
+
+    Example:
+        >>> clusters(4)
+        clusters(count=4, names=everything, noise=0.1, seed=0)
+
+    Reference: Ghosh et al., IFCA, NeurIPS 2020, with averaging of models (its option II) and, for `names`, the
+        sharing of weights between clusters.
+    Differs:   the paper draws each initial model on its own and counts clients equally; the gradient-averaging
+        option is not here. Personal tensors (``share(~batch_norm)``) stay the client's own in every cluster.
+    """
+    require(count >= 1, f"clusters: count must be at least 1, got {count}")
+    require(noise > 0, f"clusters: noise must be above 0, got {noise}; equal clusters would never part")
+
+    def server(start: Start) -> Tree:
+        first = pick(start.shared, names(start.structure))
+        weights = pick(first, start.structure.names("weight"))
+        require(len(weights) > 0, f"clusters: no weight among {names!r} is exchanged; share it, or name others")
+        others = [axpy(noise, _noise(weights, derive(seed, "cluster", j)), first) for j in range(1, count)]
+        return Tree(_copies(first.layout, count), torch.cat([model.flat for model in (first, *others)]))
+
+    def memory(start: Start) -> Tree:
+        return Tree.of({"choice": start.weights.flat.new_zeros(count)})
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        where, models = pick(local.shared, names(local.structure)).layout, slot.received.flat.view(count, -1)
+        losses = [local.whole(overlay(weights, Tree(where, model)), only=nothing).loss for model in models]
+        best = torch.stack(losses, dim=-1).nan_to_num(nan=torch.inf).argmin(dim=-1)
+        choice = Tree(slot.memory.layout, one_hot(best, count).to(weights.flat))
+        return overlay(weights, Tree(where, models[best])), choice
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return slot.memory, slot.memory
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        model, choice = pick(arrival.uploads["share"], names(central.structure)), arrival.uploads["clusters"].flat
+        where = _copies(model.layout, count, "choice")
+        return Tree(where, torch.cat([torch.outer(choice, model.flat).flatten(), choice]))
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        share, old = mean["choice"][:, None], slot.flat.view(count, -1)
+        new = torch.where(share > 0, pick(mean, slot).flat.view(count, -1) / share, old)
+        return Tree(slot.layout, new.flatten())
+
+    return Part(
+        memory=memory,
+        server=server,
+        begin=begin,
+        finish=finish,
+        arrive=arrive,
+        aggregate=aggregate,
+        show=_show,
+        neutral={"count": 1},
+    )
+
+
+def _noise(weights: Tree, seed: int) -> Tree:
+    """Return numbers with the root mean square of each tensor."""
+    flat = weights.flat
+    size = torch.stack([t.square().mean().sqrt() for t in weights.values()])
+    uniform = uniform_hash(torch.tensor(seed, device=flat.device), len(flat), flat.dtype)
+    return spread(size, weights.layout) * (12**0.5 * (uniform - 0.5))
+
+
+@lru_cache(maxsize=64)
+def _copies(one: Layout, count: int, last: str = "") -> Layout:
+    """Return the layout of several models one after the other, then of one number for each if it has a name."""
+    names = [f"{j}/{name}" for j in range(count) for name in one.names]
+    shapes = [*one.shapes] * count
+    return layout((*names, last), (*shapes, torch.Size((count,)))) if last else layout(tuple(names), tuple(shapes))
+
+
+def _show(memory: Tree) -> dict[str, Any]:
+    choice = memory["choice"]
+    return {"cluster": int(choice.argmax()) if choice.any() else None}

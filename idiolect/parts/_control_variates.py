@@ -1,0 +1,48 @@
+"""Corrections for the drift of clients."""
+
+from __future__ import annotations
+
+from idiolect.core.part import Part, part
+from idiolect.core.tree import Tree, axpy, pick, zeros_like
+from idiolect.core.types import Central, Local, Slot, Start
+
+
+@part
+def control_variates() -> Part:
+    r"""Correct each step by how this client's gradient differs from the cohort's.
+
+    .. math::  d = g - c_i + c, \qquad c_i^+ = c_i - c + \frac{w^t - w_i^{t+}}{\eta_t K_i}, \qquad
+               c \leftarrow c + \frac{1}{N} \sum_{i \in S_t} (c_i^+ - c_i)
+
+    On trainable tensors that are exchanged. Variates are averaged equally over clients, whatever the method's
+    weighting: with N in the denominator, c stays the mean of all c_i.
+
+    Memory:    c_i, one tensor per exchanged weight.
+    Sends:     the change of c_i.      Receives: c.
+    Cost:      bytes double, both ways; no extra gradient.
+
+    Example:
+        >>> control_variates()
+        control_variates()
+
+    Reference: Karimireddy et al., SCAFFOLD, ICML 2020, option II.
+    Differs:   the steps and the learning rate are those the client took. Momentum, weight decay and clipping make
+        the new variate the mean move per step instead of the mean gradient.
+    """
+
+    def zeros(start: Start) -> Tree:
+        return zeros_like(pick(start.shared, start.structure.names("weight")))
+
+    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+        correction = pick(slot.received - slot.memory, direction)
+        return axpy(1.0, correction, direction)
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        moved = pick(local.start, slot.memory) - pick(local.end, slot.memory)
+        own = slot.memory - slot.received + moved / (local.lr * local.steps)
+        return own, own - slot.memory
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return slot + central.participation * mean
+
+    return Part(memory=zeros, server=zeros, direction=direction, finish=finish, aggregate=aggregate, uniform=True)

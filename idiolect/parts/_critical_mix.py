@@ -1,0 +1,101 @@
+"""Which values of a model matter to a client, and who else they matter to."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.tree import Layout, Tree, layout, overlay, pick, where
+from idiolect.core.types import Arrival, Central, Local, Slot, Start
+
+
+@part
+def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
+    r"""Start critical values from the mean over clients with whom they overlap, the others from the shared ones.
+
+    .. math::  c_i = \lvert (w_i^{t+} - s_i) \odot w_i^{t+} \rvert, \qquad
+               M_i = \text{the top values of } c_i \text{, tensor by tensor}, \qquad
+               O_{ij} = 1 - \frac{\lVert M_i - M_j \rVert_1}{2\, \lVert M_i \rVert_1}
+
+    .. math::  \bar w_i = \text{mean over } \{i\} \cup \{ j :
+                   O_{ij} \geq \bar O + \tfrac{t+1}{\beta} (\max O - \bar O) \}, \qquad
+               s_i = M_i \odot \bar w_i + (1 - M_i) \odot w^t
+
+    :math:`\bar O` and the maximum are over pairs of the round's clients. The bar rises: after :math:`\beta` rounds
+    it is above every overlap, and critical values are the client's own. The client predicts from :math:`s_i`.
+
+    Args:
+        top: share of each tensor's values that are critical, in [0, 1], rounded down; 0 is no mixing.
+        rounds: :math:`\beta`, at least 1: rounds until a client is its own only partner.
+
+    Memory:    :math:`M_i`, a value per exchanged weight.
+    Sends:     :math:`M_i`.      Receives: :math:`\bar w_i`, for this client alone.
+    Cost:      bytes double, both ways, though a mask needs a bit a value; no extra gradient.
+    Raises:    UsageError: if an argument is out of range.
+
+    Example:
+        >>> critical_mix()
+        critical_mix(top=0.5, rounds=100)
+
+    Reference: Wu et al., FedCAC, ICCV 2023.
+    Differs:   all clients take part in the paper; here overlaps are between those of a round, and a client keeps its
+        mask and mean until it takes part again. A value that did not move is never critical. Statistics are shared.
+    """
+    require(0 <= top <= 1, f"critical_mix: top must be in [0, 1], got {top}")
+    require(rounds >= 1, f"critical_mix: rounds must be at least 1, got {rounds}")
+
+    def mail(start: Start) -> Tree:
+        return pick(start.shared, start.structure.names("weight"))
+
+    def memory(start: Start) -> Tree:
+        return 0.0 * mail(start)
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        mixed = where(slot.memory.flat > 0, slot.mail, pick(weights, slot.memory))
+        return overlay(weights, mixed), slot.memory
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        end = pick(local.end, slot.memory)
+        mask = _largest(abs((end - pick(local.start, slot.memory)) * end), top)
+        return mask, mask
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        mask = arrival.uploads["critical_mix"]
+        return Tree(_twice(mask.layout), torch.cat([pick(arrival.uploads["share"], mask).flat, mask.flat]))
+
+    def confer(central: Central, uploads: Tree) -> Tree:
+        models, masks = uploads.flat.chunk(2, dim=-1)
+        partners = _partners(masks, (central.round + 1) / rounds).to(models.dtype)
+        mean = partners / partners.sum(dim=1, keepdim=True) @ models
+        return Tree(pick(central.old, central.structure.names("weight")).layout, mean)
+
+    return Part(
+        memory=memory, mail=mail, begin=begin, finish=finish, arrive=arrive, confer=confer, neutral={"top": 0.0}
+    )
+
+
+def _largest(values: Tree, share: float) -> Tree:
+    """Return ones where a value is above 0 and in the largest share of its tensor, else zeros."""
+    masks = []
+    for name, size in zip(values, values.layout.sizes, strict=True):
+        own, count = values.stretch(name), int(share * size)
+        least = own.topk(count).values[..., -1:] if count else torch.inf
+        masks.append((own >= least) & (own > 0))
+    return Tree(values.layout, torch.cat(masks, dim=-1).to(values.flat.dtype))
+
+
+def _partners(masks: torch.Tensor, bar: float) -> torch.Tensor:
+    """Return for each client, a row, who counts in its mean; `bar` is where between mean and largest overlap."""
+    common = masks @ masks.T
+    count = common.diagonal()
+    overlap = 1 - (count + count[:, None] - 2 * common) / (2 * count[:, None].clamp(min=1))
+    same = torch.eye(len(masks), dtype=torch.bool, device=masks.device)
+    if len(masks) == 1:
+        return same
+    above = overlap - overlap[~same].mean()
+    return (above >= bar * above[~same].max()) | same
+
+
+def _twice(one: Layout) -> Layout:
+    """Return the layout of weights followed by their masks."""
+    return layout((*one.names, *(f"mask/{name}" for name in one.names)), one.shapes * 2)

@@ -1,0 +1,57 @@
+"""Sharpness-aware minimization whose perturbation the client estimates without a gradient."""
+
+from __future__ import annotations
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.tree import Tree, axpy, norm, overlay, pick
+from idiolect.core.types import GradFn, Gradient, Local, Slot, Start, Step
+from idiolect.parts._sharpness import EPSILON
+from idiolect.parts.common.first import TRAINED, trained, untrained
+
+
+@part
+def estimated_sam(rho: float) -> Part:
+    r"""Take the gradient uphill of the shared model, by how it has moved since the client last received it.
+
+    .. math::  \delta_i = \rho\, \frac{w_i^{old} - w^t}{\lVert w_i^{old} - w^t \rVert + 10^{-7}}, \qquad
+               \tilde g = \nabla F_i(w + \delta_i)
+
+    with :math:`w_i^{old}` as received at the client's last participation. The perturbation is fixed for the round,
+    and zero the first time. On trainable tensors that are exchanged, the norm over all of them together; personal
+    ones are not perturbed.
+
+    Args:
+        rho: radius, at least 0; 0 is the plain gradient.
+
+    Memory:    the exchanged weights as last received, and whether there are any.
+    Sends:     nothing.       Receives: nothing.
+    Cost:      no extra gradient.
+    Raises:    UsageError: if `rho` is negative.
+
+    Example:
+        >>> estimated_sam(0.5)
+        estimated_sam(rho=0.5)
+
+    Reference: Fan et al., FedLESAM, ICML 2024.
+    Differs:   the authors' code takes the last round's move for every client, shifts all values of a tensor by one
+        entry of it, and divides by a sum of absolute values; here the equations of the paper.
+    """
+    require(rho >= 0, f"estimated_sam: rho must be at least 0, got {rho}")
+
+    def memory(start: Start) -> Tree:
+        return Tree.of({**pick(start.shared, start.structure.names("weight")), **untrained(start)})
+
+    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+        old = pick(slot.memory, local.shared)
+        back = old - pick(local.shared, old)
+        radius = rho * slot.memory[TRAINED] / (norm(back) + EPSILON)
+
+        def uphill(at: Tree, batch: Step) -> Gradient:
+            return grad(axpy(radius, back, at), batch)
+
+        return uphill if rho else grad
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return overlay(trained(slot.memory), pick(local.shared, slot.memory)), Tree.of({})
+
+    return Part(memory=memory, gradient=gradient, finish=finish, neutral={"rho": 0.0})

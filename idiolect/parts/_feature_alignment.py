@@ -1,0 +1,80 @@
+"""The received body, brought to the features that the client's own head knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, head
+from idiolect.core.tree import EMPTY, Tree, pick, where
+from idiolect.core.types import Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.parts.common.classes import classifier
+
+
+def _to_class_means(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
+    """Return, summed over the classes of a batch, how far their features are from the class's mean."""
+    of_its_class = (y[:, None] == y).sum(dim=1)
+    return ((seen.features - facts["means"][y]).square().mean(dim=1) / of_its_class).sum()
+
+
+@part
+def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = head) -> Part:
+    r"""Before anything else, train the body until each class has the features that it last had here.
+
+    .. math::  \sum_{y \in B} \frac{1}{d\, |B_y|} \sum_{x \in B_y} \lVert u(x) - c_{i,y} \rVert^2
+
+    over the batches B of the client's examples, where :math:`c_{i,y}` is the mean of class y's features under
+    the client's last model. The head stays as it is. A client that has not trained yet aligns nothing. The
+    client predicts with the aligned body.
+
+    Args:
+        epochs: passes over the training examples, at least 0; 0 aligns nothing.
+        lr: learning rate; None takes the round's. The authors take 0.01 whatever that is.
+        names: the head, a linear layer.
+
+    Memory:    the means, d values per class, and whether there are any.      Sends: nothing.
+    Receives:  nothing.
+    Cost:      `epochs` passes more per round, and wherever a personal model is made; one pass without gradient
+        at the end of a round.
+    Raises:    UsageError: if `epochs` is negative, `lr` is not above 0, `names` is no linear layer, or targets
+        are no labels.
+
+    Example:
+        >>> feature_alignment()
+        feature_alignment(epochs=1, lr=None, names=head)
+
+    Reference: Yang et al., FedAS, CVPR 2024.
+    Differs:   the authors' code keeps the last body and takes the means from it when the next one is received,
+        in whichever mode the model was left; here they are taken at the end of training, in evaluation mode.
+        They align by plain gradient descent, here it is the run's optimizer, batch size and clipping.
+    """
+    require(epochs >= 0, f"feature_alignment: epochs must be at least 0, got {epochs}")
+    require(lr is None or lr > 0, f"feature_alignment: lr must be above 0, got {lr}")
+
+    def memory(start: Start) -> Tree:
+        _, classes, width = classifier(names, start.structure)
+        flat = start.weights.flat
+        return Tree.of({"means": flat.new_zeros(classes, width), "flag/trained": flat.new_zeros(1)})
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        trained = slot.memory["flag/trained"] > 0
+        if not epochs or not trained.any():
+            return weights, slot.memory
+        goal = Objective(classifier(names, local.structure).layer, _to_class_means, pick(slot.memory, {"means"}))
+        aligned = local.train(weights, only=~names, epochs=epochs, lr=lr, objective=goal)
+        return where(trained, aligned, weights), slot.memory
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        layer, classes, width = classifier(names, local.structure)
+        counts = local.counts(classes)
+
+        def of_classes(seen: Pass, y: Tensor, facts: Tree) -> dict[str, Tensor]:
+            return {"sums": one_hot(y, classes).to(seen.features).T @ seen.features}
+
+        sums = local.total(local.end, Query(layer, of_classes, {"sums": (classes, width)}))["sums"]
+        means = (sums / counts.clamp(min=1)[..., None]).flatten(-2)
+        return Tree(slot.memory.layout, torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)), EMPTY
+
+    return Part(memory=memory, begin=begin, finish=finish, neutral={"epochs": 0})

@@ -1,0 +1,47 @@
+"""What a client does with its model before it is used."""
+
+from __future__ import annotations
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, everything
+from idiolect.core.tree import Tree
+from idiolect.core.types import Local, Slot
+
+
+@part
+def finetune(
+    names: Scope = everything,
+    epochs: int | None = None,
+    lr: float | None = None,
+    freeze_statistics: bool = False,
+) -> Part:
+    r"""Train the deployed model on the client's own data before it predicts.
+
+    A rule for any method: federated training is unchanged, and nothing of the fine-tuning is sent or kept.
+    It is the plain gradient of the loss, with the run's optimizer, batch size and clipping.
+
+    Args:
+        names: which tensors are tuned: `everything`, or `head` for the last linear layer.
+        epochs: passes over the training examples; None takes the run's local epochs, 0 tunes nothing.
+        lr: learning rate; None takes the round's.
+        freeze_statistics: normalize by the running statistics instead of the batch's while tuning. Off, they
+            adapt to the client even when only the head is tuned, as in the public codes.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      `epochs` more passes wherever a personal model is made; none while training.
+    Raises:    UsageError: if `epochs` is negative or `lr` is not above 0.
+
+    Example:
+        >>> from idiolect.core.scope import head
+        >>> finetune(head, epochs=10)
+        finetune(names=head, epochs=10, lr=None, freeze_statistics=False)
+
+    Reference: the usual FedAvg-FT; head only in the codes of FedRep, FedCR and FedFSA.
+    """
+    require(epochs is None or epochs >= 0, f"finetune: epochs must be at least 0, got {epochs}")
+    require(lr is None or lr > 0, f"finetune: lr must be above 0, got {lr}")
+
+    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+        return local.train(weights, only=names, epochs=epochs, lr=lr, freeze_statistics=freeze_statistics)
+
+    return Part(deploy=deploy, neutral={"epochs": 0})

@@ -1,0 +1,69 @@
+"""How much each client's training moved what it knows, as a weight."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.part import Part, part
+from idiolect.core.tree import EMPTY, Tree, layout, norm, pick, zeros_like
+from idiolect.core.types import Arrival, Central, Local, Slot, Start
+
+LEAST = 1e-12
+"""The least weight: clients that have all fitted their data count alike."""
+
+
+@part
+def fisher_weights() -> Part:
+    r"""Weigh clients by the trace of their Fisher information instead of their numbers of examples.
+
+    .. math::  w^{t+1} = \frac{\sum_{i \in S_t} I_i\, w_i^{t+}}{\sum_{i \in S_t} I_i}, \qquad
+               I_i = \sum_{B} \lVert \nabla F_i(w_i^{t+}; B) \rVert^2
+
+    over the batches B of a pass, in all trainable weights, normalized by running statistics. A client whose
+    model is still far from what its data ask for counts for more. It decides the mean of all shared tensors,
+    whatever the method's weighting.
+
+    Memory:    none.       Sends: one value.       Receives: nothing.
+    Cost:      one pass of gradients at the end of a round; on the server a second sum of what is shared.
+
+    Example:
+        >>> fisher_weights()
+        fisher_weights()
+
+    Reference: Yang et al., FedAS, CVPR 2024.
+    Differs:   as in the authors' code, the gradient is that of a batch, not of each example, so the trace
+        depends on the batch size, and is a sum, so it grows with the number of batches. Their code computes it
+        for all clients in every round; here for those that take part.
+    """
+
+    def server(start: Start) -> Tree:
+        return zeros_like(start.shared)
+
+    def broadcast(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
+        return shared, EMPTY
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        trace = torch.zeros_like(local.end.flat[..., :1])
+        for step in local.stream.epochs(1):
+            trace = trace + norm(local.grad(local.end, step._replace(frozen=True)).gradient) ** 2
+        return slot.memory, Tree(layout(("trace",), (torch.Size((1,)),)), trace)
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        trace = arrival.uploads["fisher_weights"]["trace"].clamp(min=LEAST)
+        return Tree.of({**(arrival.uploads["share"] * trace), "fisher/trace": trace})
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return pick(mean, slot) / mean["fisher/trace"]
+
+    def advance(central: Central, slot: Tree) -> Tree:
+        return slot
+
+    return Part(
+        server=server,
+        broadcast=broadcast,
+        finish=finish,
+        arrive=arrive,
+        aggregate=aggregate,
+        advance=advance,
+        uniform=True,
+    )

@@ -1,0 +1,84 @@
+"""Heads from those whose features are distributed alike."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.part import Part, part
+from idiolect.core.scope import Scope, head
+from idiolect.core.tree import Tree, layout, overlay, pick
+from idiolect.core.types import Central, Local, Slot, Start
+from idiolect.parts._aligned_features import class_sums
+from idiolect.parts.common.classes import classifier
+from idiolect.parts.common.simplex import smallest_on_simplex
+
+_LEAST = 1e-3
+"""Weights below it become 0."""
+
+
+@part
+def mixed_heads(names: Scope = head) -> Part:
+    r"""Start from a mix of the cohort's heads that suits the client's own features best.
+
+    .. math::  h_i = \sum_j \alpha_{ij} h_j, \qquad
+               \alpha_i = \arg\min_{\alpha \geq 0, \sum \alpha = 1}
+                   \sum_j \alpha_j^2 V_j + \Big\lVert \sum_j \alpha_j (m_i - m_j) \Big\rVert^2
+
+    .. math::  m_{i} = \big( p_{i,y}\, \bar z_{i,y} \big)_y, \qquad
+               V_i = \frac{1}{n_i} \Big( \frac{1}{n_i} \sum_k \lVert z_k \rVert^2 - \lVert m_i \rVert^2 \Big)
+
+    with features z under the received body, their class means :math:`\bar z_{i,y}` and shares of classes
+    :math:`p_{i,y}`: the variance of a mixed head against its bias. Weights below 0.001 become 0, and the rest sums to
+    one again. A client that is absent keeps its last mix.
+
+    Args:
+        names: the head: the tensors of one linear layer.
+
+    Memory:    none.
+    Sends:     the head as trained, a feature per class, one number.       Receives: a head for this client alone.
+    Cost:      their bytes; a pass over the examples without gradient; a quadratic program per client on the server.
+    Raises:    UsageError: if the head is not one linear layer, or targets are not classes.
+
+    Example:
+        >>> mixed_heads()
+        mixed_heads(names=head)
+
+    Reference: Xu et al., FedPAC, ICLR 2023, equation 9.
+    Differs:   the matrix of the program is positive but for rounding; where it is not, the authors drop eigenvalues
+        below 0.01, a number that depends on the scale of features, and here they are raised to just above 0.
+        Features are of evaluation mode.
+    """
+
+    def mail(start: Start) -> Tree:
+        classifier(names, start.structure)
+        return pick(start.weights, names(start.structure))
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        return overlay(weights, slot.mail), slot.memory
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        found = local.total(local.start, class_sums(names, local.structure))
+        count = found["counts"].sum(-1, keepdim=True)
+        means = found.stretch("sums") / count
+        spread = found.stretch("squares") / count - means.square().sum(-1, keepdim=True)
+        own = pick(local.end, slot.mail)
+        where = layout(
+            (*own.layout.names, "means", "variance"), (*own.layout.shapes, means.shape[-1:], count.shape[-1:])
+        )
+        return slot.memory, Tree(where, torch.cat([own.flat, means, (spread / count).clamp(min=0)], dim=-1))
+
+    def confer(central: Central, uploads: Tree) -> Tree:
+        means, variances = uploads["means"].cpu().double(), uploads["variance"].cpu().double()
+        centered = means - means.mean(dim=0)
+        products = centered @ centered.T
+        least = min(_LEAST, 0.5 / len(products))
+        mixes = []
+        for i, own in enumerate(products):
+            bias = products - own - own[:, None] + own[i]
+            mix = smallest_on_simplex(torch.diag(variances[:, 0]) + bias)
+            mix = torch.where(mix < least, 0.0, mix)
+            mixes.append(mix / mix.sum())
+        heads = pick(uploads, names(central.structure))
+        return Tree(heads.layout, torch.stack(mixes).to(heads.flat) @ heads.flat)
+
+    return Part(mail=mail, begin=begin, finish=finish, confer=confer)

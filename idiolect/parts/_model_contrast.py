@@ -1,0 +1,64 @@
+"""Features that are nearer the received model's than those of the client's last one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, head, layer_of
+from idiolect.core.tree import EMPTY, Tree, vectors
+from idiolect.core.types import Local, Objective, Pass, Slot, Start, Term
+
+
+@part
+def model_contrast(strength: float, temperature: float = 0.5, names: Scope = head) -> Part:
+    r"""Pull features towards the received model's, and away from those of the client's last model.
+
+    .. math::  L - \mu \log \frac{e^{\cos(z, z^t) / \tau}}{e^{\cos(z, z^t) / \tau} + e^{\cos(z, z_i^-) / \tau}}
+
+    where :math:`z^t` are features of the model that local training starts from and :math:`z_i^-` those of the model
+    that it ended with when the client took part last, both in evaluation mode. A client that takes part for the
+    first time has no last model, and trains on the plain loss.
+
+    Args:
+        strength: :math:`\mu`, at least 0; 0 is the plain loss.
+        temperature: :math:`\tau`, above 0.
+        names: the layer whose input the features are.
+
+    Memory:    the client's last model.       Sends: nothing.       Receives: nothing.
+    Cost:      two more passes without a gradient per step.
+    Raises:    UsageError: if `strength` is negative or `temperature` not above 0.
+
+    Example:
+        >>> model_contrast(1.0)
+        model_contrast(strength=1.0, temperature=0.5, names=head)
+
+    Reference: Li, He and Song, MOON, CVPR 2021.
+    Differs:   the authors put a projection of two layers before the head; here features are what the model's own
+        head is given. Their code sets a client that comes late apart from its initial weights; here from nothing.
+    """
+    require(strength >= 0, f"model_contrast: strength must be at least 0, got {strength}")
+    require(temperature > 0, f"model_contrast: temperature must be above 0, got {temperature}")
+
+    def memory(start: Start) -> Tree:
+        return vectors(last=start.weights.flat, trained=start.weights.flat.new_zeros(1))
+
+    def objective(local: Local, slot: Slot) -> Objective:
+        row = local.structure.layout
+
+        def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
+            near, far = (
+                F.cosine_similarity(seen.features, seen.under(Tree(row, facts[model])).features, dim=1) / temperature
+                for model in ("start", "last")
+            )
+            return inner(seen, y) - strength * facts["trained"].sum() * F.logsigmoid(near - far).mean()
+
+        facts = vectors(start=local.start.flat, last=slot.memory["last"], trained=slot.memory["trained"])
+        return Objective(layer_of(names, local.structure), loss, facts)
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        trained = slot.memory["trained"].new_ones(slot.memory["trained"].shape)
+        return vectors(last=local.end.flat, trained=trained), EMPTY
+
+    return Part(memory=memory, objective=objective, finish=finish, neutral={"strength": 0.0})

@@ -1,0 +1,116 @@
+"""What the client's own examples say of a new one, beside the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.rng import uniform_hash
+from idiolect.core.scope import Scope, head
+from idiolect.core.tree import Tree, combine, layout
+from idiolect.core.types import Local, Pass, Query, Slot
+from idiolect.parts.common.classes import classifier, equip
+
+NAME = "nearest_neighbors"
+
+
+@dataclass(frozen=True)
+class _Vote:
+    """Mixes what a layer says with the labels of the examples whose features are nearest."""
+
+    neighbors: int
+    share: float
+    scale: float
+
+    def __call__(self, layer: nn.Module, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        here: Any = layer
+        kept, labels = here.nearest_neighbors.features, here.nearest_neighbors.labels
+        if layer.training or not len(labels):
+            return outputs
+        features, outputs = given[0].to(kept), outputs.to(kept)
+        far = torch.cdist(features, kept).square() / (kept.shape[1] * self.scale)
+        near, which = far.masked_fill(labels < 0, math.inf).topk(min(self.neighbors, len(labels)), largest=False)
+        votes = (-near).softmax(dim=1)  # a place without an example has none
+        heard = torch.zeros_like(outputs).scatter_add(1, labels[which].clamp(min=0).long(), votes)
+        model = outputs.log_softmax(dim=1) + outputs.new_tensor(1 - self.share).log()
+        return torch.logaddexp((self.share * heard).log(), model)
+
+
+@part
+def nearest_neighbors(
+    neighbors: int = 10, share: float = 0.5, capacity: int = 1000, scale: float = 1.0, names: Scope = head
+) -> Part:
+    r"""Mix each prediction with the labels of the client's own examples whose features are nearest.
+
+    .. math::  p(y \mid x) = \lambda\, p_{nn}(y \mid x) + (1 - \lambda)\, \mathrm{softmax}(f(x))_y, \qquad
+               p_{nn}(y \mid x) \propto \sum_{k} e^{-\lVert u(x) - u(x_k) \rVert^2 / (d\, s)}\, [y_k = y]
+
+    over the k nearest of the client's training examples, for d features. A rule for any method: federated
+    training is unchanged. A model in evaluation mode then gives log-probabilities, which cross-entropy and
+    accuracy take as they take logits; in training mode it is as before.
+
+    Args:
+        neighbors: how many have a vote, at least 1.
+        share: :math:`\lambda` in [0, 1]; 0 is the model alone, 1 the neighbors alone, whose loss is infinite where
+            none has the right label. Choose it by validation examples, never by those that results are reported on.
+        capacity: how many examples a client looks among, at least 1; where it has more, as many at random.
+        scale: s, above 0: how far a neighbor's vote carries.
+        names: the head, a linear layer, whose outputs are mixed. Nothing but a log-softmax may follow it.
+
+    Memory:    none: what the neighbors are is made whenever a personal model is, in ``capacity * (d + 1)``
+        values. It must be the last part that changes the weights that predict.
+    Sends:     nothing.
+    Cost:      none while training. One pass without gradient over the client's examples wherever a personal model
+        is made, whose features are held at once; `capacity` distances per prediction.
+    Raises:    UsageError: if an argument is out of range, `names` is no linear layer, or targets are no labels.
+
+    Example:
+        >>> nearest_neighbors(share=0.3)
+        nearest_neighbors(neighbors=10, share=0.3, capacity=1000, scale=1.0, names=head)
+
+    Reference: Marfoq et al., kNN-Per, ICML 2022.
+    Differs:   the authors show results for a grid of shares and capacities; here a run has one of each.
+    """
+    require(neighbors >= 1 and capacity >= 1, f"nearest_neighbors: got {neighbors} neighbors of {capacity}")
+    require(0 <= share <= 1, f"nearest_neighbors: share must be in [0, 1], got {share}")
+    require(scale > 0, f"nearest_neighbors: scale must be above 0, got {scale}")
+
+    def attach(module: nn.Module) -> None:
+        if found := equip(module, names, NAME):
+            layer, store = found
+            like = layer.weight.detach()
+            store.register_buffer("features", like.new_zeros(0, layer.in_features), persistent=False)
+            store.register_buffer("labels", like.new_zeros(0), persistent=False)
+            layer.register_forward_hook(_Vote(neighbors, share, scale))
+
+    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+        found = classifier(names, local.structure)
+        width = found.features
+        seen = local.each(weights, Query(found.layer, _one, {"features": (width,), "label": ()}))
+        features, label = seen["features"], seen["label"]
+        dice = uniform_hash(local.seed, label.shape[-1], torch.float64)
+        kept = dice.masked_fill(label == 0, 1.0).topk(min(capacity, label.shape[-1]), largest=False).indices
+        room = capacity - kept.shape[-1]
+        features = F.pad(features.gather(-2, kept[..., None].expand(*kept.shape, width)), (0, 0, 0, room))
+        label = F.pad(label.gather(-1, kept), (0, room)) - 1
+        where = layout(
+            (found.tensor(f"{NAME}.features"), found.tensor(f"{NAME}.labels")),
+            (torch.Size((capacity, width)), torch.Size((capacity,))),
+        )
+        store = Tree(where, torch.cat([features.flatten(-2), label], dim=-1))
+        shapes = {**weights.layout.shape_of, **where.shape_of}
+        return combine(layout(tuple(shapes), tuple(shapes.values())), weights, store)
+
+    return Part(attach=attach, deploy=deploy)
+
+
+def _one(seen: Pass, y: Tensor, facts: Tree) -> dict[str, Tensor]:
+    """Return features and labels from 1 on, so that 0 is no example."""
+    require(not y.is_floating_point(), "nearest_neighbors: needs class labels as targets")
+    return {"features": seen.features, "label": (y + 1).to(seen.features)}

@@ -1,0 +1,58 @@
+"""Averages in which a client's number of steps does not count."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.part import Part, keep_the_slot, part
+from idiolect.core.tree import Tree, layout, overlay, pick, zeros_like
+from idiolect.core.types import Arrival, Central, Local, Slot, Start
+
+_COUNT = layout(("effective steps",), (torch.Size([1]),))
+
+
+@part
+def normalized_average() -> Part:
+    r"""Average how far clients move per step, so that who takes more steps does not weigh more.
+
+    .. math::  w^{t+1} = w^t + \tau \sum_{i \in S_t} p_i \frac{w_i^{t+} - w^t}{a_i}, \qquad
+               \tau = \sum_{i \in S_t} p_i a_i
+
+    :math:`a_i` counts the client's steps as its optimizer makes them count: K under plain descent, and under
+    momentum :math:`\mu`, which repeats earlier gradients, :math:`\sum_{k=1}^{K} (1 - \mu^k) / (1 - \mu)`. On
+    trainable tensors that are exchanged; statistics are averaged plainly. Clients with equally many steps give the
+    plain mean.
+
+    Memory:    none.       Sends: one number, :math:`a_i`.       Receives: nothing.
+    Cost:      no extra gradient.
+
+    Example:
+        >>> normalized_average()
+        normalized_average()
+
+    Reference: Wang et al., FedNova, NeurIPS 2020.
+    Differs:   with a proximal term the paper's :math:`a_i` discounts earlier steps, and the authors' code takes the
+        mean number of steps for :math:`\tau`; here that term changes neither. Nesterov's momentum counts as it
+        moves, in their code as the plain one. Under Adam :math:`a_i` is the number of steps.
+    """
+
+    def server(start: Start) -> Tree:
+        return zeros_like(pick(start.shared, start.structure.names("weight")))
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return slot.memory, Tree(_COUNT, local.effective_steps)
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        count = arrival.uploads["normalized_average"]
+        moved = pick(arrival.uploads["share"] - central.old, central.structure.names("weight"))
+        return Tree.of({**(moved / count.flat), **count})
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return pick(mean, slot) * mean["effective steps"]
+
+    def advance(central: Central, slot: Tree) -> Tree:
+        return overlay(central.new, pick(central.old, slot) + slot)
+
+    return Part(
+        server=server, broadcast=keep_the_slot, finish=finish, arrive=arrive, aggregate=aggregate, advance=advance
+    )

@@ -1,0 +1,59 @@
+"""Learn from the received model what the client's own examples do not teach."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, head
+from idiolect.core.tree import Tree
+from idiolect.core.types import Local, Objective, Pass, Slot, Term
+from idiolect.parts.common.classes import classifier, of_class
+
+
+def _not_true(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the log-probabilities of the classes that are not the label's; 0 for the label itself."""
+    true = of_class(y, outputs.shape[1])
+    return outputs.masked_fill(true, -math.inf).log_softmax(1).masked_fill(true, 0.0)
+
+
+@part
+def not_true_distillation(strength: float, temperature: float = 1.0, names: Scope = head) -> Part:
+    r"""Keep what the received model says of the classes that an example is not of.
+
+    .. math::  L + \beta \sum_{c \neq y} q_c \log \frac{q_c}{p_c}, \qquad
+               p = \operatorname{softmax}_{c \neq y} (f / \tau)
+
+    and q the same of the model that local training starts from, in evaluation mode. The label itself takes no part,
+    so what is learned of it is left alone.
+
+    Args:
+        strength: :math:`\beta`, at least 0; 0 is the plain loss.
+        temperature: :math:`\tau`, above 0.
+        names: the linear layer from features to classes.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      one more pass without a gradient per step.
+    Raises:    UsageError: if `strength` is negative, `temperature` not above 0, or targets are not class labels.
+
+    Example:
+        >>> not_true_distillation(1.0)
+        not_true_distillation(strength=1.0, temperature=1.0, names=head)
+
+    Reference: Lee et al., FedNTD, NeurIPS 2022.
+    Differs:   where some tensors are personal, the client's own belong to the model it learns from.
+    """
+    require(strength >= 0, f"not_true_distillation: strength must be at least 0, got {strength}")
+    require(temperature > 0, f"not_true_distillation: temperature must be above 0, got {temperature}")
+
+    def loss(inner: Term, seen: Pass, y: Tensor, received: Tree) -> Tensor:
+        q = _not_true(seen.under(received).outputs / temperature, y)
+        p = _not_true(seen.outputs / temperature, y)
+        return inner(seen, y) + strength * (q.exp() * (q - p)).sum(1).mean()
+
+    def objective(local: Local, slot: Slot) -> Objective:
+        return Objective(classifier(names, local.structure).layer, loss, local.start)
+
+    return Part(objective=objective, neutral={"strength": 0.0})

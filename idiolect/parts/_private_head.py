@@ -1,0 +1,76 @@
+"""A head of the client's own beside the shared one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idiolect.core.part import Part, part
+from idiolect.core.scope import Scope, head
+from idiolect.core.structure import Private
+from idiolect.core.tree import Tree
+from idiolect.core.types import Local, Objective, Pass, Slot, Term
+from idiolect.parts.common.classes import classifier, layer_in
+
+
+class PrivateHead(Private):
+    """A linear layer beside another, which it adds to in evaluation mode. It begins at zero, where it adds nothing."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros_like(like))
+        self.bias = nn.Parameter(torch.zeros_like(like[:, 0]))
+
+    def beside(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
+        """Return the outputs of the shared head with this one's, as its forward hook."""
+        return outputs if shared.training else outputs + F.linear(given[0], self.weight, self.bias)
+
+
+@part
+def private_head(names: Scope = head) -> Part:
+    r"""Give every client a second head, which learns what the shared one gets wrong on the client's own examples.
+
+    .. math::  L(g(z)) + L\big(\operatorname{sg}[g(z)] + p_i(\operatorname{sg}[z])\big)
+
+    where g is the shared head, :math:`p_i` the private one, z the features and sg stops the gradient, so that
+    neither body nor shared head know of the second term. A client predicts with :math:`g(z) + p_i(z)`. The shared
+    model is g alone: there the private head is as it began, zero.
+
+    List it after parts that change the loss of the shared head alone, such as `balanced_softmax`: the second term is
+    the loss of the run and of the parts that are listed after this one.
+
+    Args:
+        names: the linear layer that is the shared head.
+
+    Memory:    the private head.       Sends: nothing.       Receives: nothing.
+    Cost:      no extra gradient.
+    Raises:    UsageError: if `names` is not one linear layer.
+
+    Example:
+        >>> private_head()
+        private_head(names=head)
+
+    Reference: Chen and Chao, FedRoD, ICLR 2022.
+    Differs:   the private head begins at zero instead of at random or as a copy of the shared one. It is linear; the
+        paper's variant for new clients makes it from their distribution over classes.
+    """
+
+    def attach(module: nn.Module) -> None:
+        shared = layer_in(module, names)
+        if not hasattr(shared, "private"):
+            shared.private = PrivateHead(shared.weight)
+            shared.register_forward_hook(shared.private.beside)  # a bound method: copies of the module keep their own
+
+    def objective(local: Local, slot: Slot) -> Objective:
+        found = classifier(names, local.structure)
+        weight, bias = (found.tensor(f"private.{name}") for name in ("weight", "bias"))
+
+        def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
+            features = seen.features.detach()
+            own = F.linear(features, seen.weights[weight], seen.weights[bias])
+            return inner(seen, y) + inner(seen._replace(outputs=seen.layer(features).detach() + own), y)
+
+        return Objective(found.layer, loss)
+
+    return Part(attach=attach, objective=objective)

@@ -1,0 +1,97 @@
+"""What clients tell each other is a mean feature per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, head
+from idiolect.core.tree import Tree, overlay
+from idiolect.core.types import Arrival, Central, Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.parts.common.classes import classifier, of_class
+
+
+@part
+def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "uniform", names: Scope = head) -> Part:
+    r"""Pull the features of an example towards the mean feature of its class over all clients.
+
+    .. math::  L + \frac{\lambda}{d} \lVert z - \bar c_y \rVert^2, \qquad
+               \bar c_y = \sum_{i: n_{i,y} > 0} q_i\, c_{i,y}, \qquad
+               c_{i,y} = \frac{1}{n_{i,y}} \sum_{b: y_b = y} z_b
+
+    After training a client looks once at its examples, in evaluation mode, for its :math:`c_{i,y}`. Where no client
+    has had a class yet there is no pull; a class that the cohort lacks keeps its prototype.
+
+    Args:
+        strength: :math:`\lambda`, at least 0; 0 is the plain loss.
+        weighting: clients that have a class count equally for its prototype, or by their examples of it.
+        names: the linear layer from features to classes.
+
+    Memory:    none.
+    Sends:     prototypes and counts, one per class.      Receives: prototypes, and which there are.
+    Cost:      one pass without a gradient per round.
+    Raises:    UsageError: if `strength` is negative, `weighting` is neither, or targets are not class labels.
+
+    Example:
+        >>> prototypes(1.0)
+        prototypes(strength=1.0, weighting='uniform', names=head)
+
+    Reference: Tan et al., FedProto, AAAI 2022.
+    Differs:   the authors collect features during training, from models that differ, and forget the prototype of a
+        class that the cohort lacks. The paper's formula divides by clients and by examples; its code counts clients
+        equally, as is the default here.
+    """
+    require(strength >= 0, f"prototypes: strength must be at least 0, got {strength}")
+    require(weighting in ("uniform", "samples"), f"prototypes: weighting is 'uniform' or 'samples', not {weighting!r}")
+
+    def server(start: Start) -> Tree:
+        _, classes, features = classifier(names, start.structure)
+        zeros = start.weights.flat.new_zeros
+        return Tree.of({"prototypes": zeros(classes, features), "known": zeros(classes)})
+
+    def objective(local: Local, slot: Slot) -> Objective:
+        found = classifier(names, local.structure)
+
+        def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
+            own = of_class(y, found.classes).to(seen.features.dtype)
+            gaps = (seen.features - own @ facts["prototypes"]).square().mean(1)
+            return inner(seen, y) + strength * (gaps * (own @ facts["known"])).mean()
+
+        return Objective(found.layer, loss, slot.received)
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        name, classes, features = classifier(names, local.structure)
+
+        def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
+            own = of_class(y, classes).to(seen.features.dtype)
+            return {"prototypes": own.T @ seen.features, "counts": own.sum(0)}
+
+        shapes = {"prototypes": (classes, features), "counts": (classes,)}
+        total = local.total(local.end, Query(name, sums, shapes))
+        means = total["prototypes"] / total["counts"].clamp(min=1)[..., None]
+        return slot.memory, overlay(total, Tree(total.layout.only({"prototypes"}), means.flatten(-2)))
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        sent = arrival.uploads["prototypes"]
+        weight = sent["counts"] if weighting == "samples" else (sent["counts"] > 0).to(sent.flat.dtype)
+        return Tree.of({"prototypes": weight[:, None] * sent["prototypes"], "weight": weight})
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        there = mean["weight"] > 0
+        fresh = mean["prototypes"] / torch.where(there, mean["weight"], 1.0)[:, None]
+        kept = torch.where(there[:, None], fresh, slot["prototypes"])
+        return Tree.of({"prototypes": kept, "known": torch.where(there, 1.0, slot["known"])})
+
+    return Part(
+        server=server,
+        objective=objective,
+        finish=finish,
+        arrive=arrive,
+        aggregate=aggregate,
+        uniform=True,
+        neutral={"strength": 0.0},
+    )

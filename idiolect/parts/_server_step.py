@@ -1,0 +1,130 @@
+"""The server's own step along the way its clients moved: their mean taken as a gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from idiolect.core.part import Part, keep_the_slot, part, require
+from idiolect.core.tree import Tree, overlay, pick, zeros_like
+from idiolect.core.types import Central, Start
+
+
+def _moving(start: Start) -> Tree:
+    return pick(start.shared, start.structure.names("weight"))
+
+
+@part
+def server_sgd(lr: float = 1.0, momentum: float = 0.9) -> Part:
+    r"""Let the server take a step with momentum along the mean move of its clients.
+
+    .. math::  v \leftarrow \mu v + \bar\Delta^t, \qquad w^{t+1} = w^t + \eta_g v, \qquad
+               \bar\Delta^t = \sum_{i \in S_t} p_i\, w_i^{t+} - w^t
+
+    On trainable tensors that are exchanged; statistics are averaged plainly. The mean move is what the parts
+    listed before make of it.
+
+    Args:
+        lr: step :math:`\eta_g` of the server, above 0; 1 with no momentum is the mean itself.
+        momentum: :math:`\mu` in [0, 1).
+
+    Memory:    none; the server keeps v to itself.       Sends: nothing.       Receives: nothing.
+    Cost:      no extra gradient, no bytes.
+    Raises:    UsageError: if an argument is out of range.
+
+    Example:
+        >>> server_sgd(momentum=0.5)
+        server_sgd(lr=1.0, momentum=0.5)
+
+    Reference: Hsu et al. 2019 (FedAvgM).
+    """
+    require(lr > 0, f"server_sgd: lr must be above 0, got {lr}")
+    require(0 <= momentum < 1, f"server_sgd: momentum must be in [0, 1), got {momentum}")
+
+    def server(start: Start) -> Tree:
+        return zeros_like(_moving(start))
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return momentum * slot + pick(central.new - central.old, slot)
+
+    def advance(central: Central, slot: Tree) -> Tree:
+        return overlay(central.new, pick(central.old, slot) + lr * slot)
+
+    return Part(
+        server=server,
+        broadcast=keep_the_slot,
+        aggregate=aggregate,
+        advance=advance,
+        neutral={"lr": 1.0, "momentum": 0.0},
+    )
+
+
+@part
+def server_adaptive(
+    rule: Literal["adagrad", "adam", "yogi"],
+    lr: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> Part:
+    r"""Let the server take a step whose length adapts, value by value, to how its clients have moved so far.
+
+    .. math::  m \leftarrow \beta_1 m + (1 - \beta_1) \bar\Delta^t, \qquad
+               w^{t+1} = w^t + \eta_g \frac{m}{\sqrt V + \tau}
+
+    without correction of the bias, with :math:`\bar\Delta^t` the mean move of the clients and, by rule,
+
+    .. math::  V \leftarrow V + \bar\Delta^2 \text{ (adagrad)}, \quad
+               V \leftarrow \beta_2 V + (1 - \beta_2) \bar\Delta^2 \text{ (adam)}, \quad
+               V \leftarrow V - (1 - \beta_2) \bar\Delta^2 \operatorname{sign}(V - \bar\Delta^2) \text{ (yogi)}
+
+    from :math:`m = 0` and :math:`V = \tau^2`. On trainable tensors that are exchanged; statistics are averaged
+    plainly. The mean move is what the parts listed before make of it.
+
+    Args:
+        rule: how V follows the squared move.
+        lr: step :math:`\eta_g` of the server, above 0.
+        beta1: decay of the mean m, in [0, 1).
+        beta2: decay of V, in [0, 1); not used by adagrad.
+        tau: how far it adapts: moves below it are scaled alike; above 0.
+
+    Memory:    none; the server keeps m and V to itself.       Sends: nothing.       Receives: nothing.
+    Cost:      no extra gradient, no bytes.
+    Raises:    UsageError: if an argument is out of range.
+
+    Example:
+        >>> server_adaptive("yogi", lr=0.1)
+        server_adaptive(rule='yogi', lr=0.1, beta1=0.9, beta2=0.99, tau=0.001)
+
+    Reference: Reddi et al., ICLR 2021.
+    Differs:   some public codes start from V = 0, or correct the bias as Adam does.
+    """
+    require(rule in ("adagrad", "adam", "yogi"), f"server_adaptive: no rule {rule!r}: adagrad, adam or yogi")
+    require(lr > 0 and tau > 0, f"server_adaptive: lr and tau must be above 0, got {lr} and {tau}")
+    require(0 <= beta1 < 1 and 0 <= beta2 < 1, f"server_adaptive: betas must be in [0, 1), got {beta1} and {beta2}")
+
+    def server(start: Start) -> Tree:
+        moving = _moving(start)
+        first = {f"mean/{n}": torch.zeros_like(t) for n, t in moving.items()}
+        return Tree.of({**first, **{f"square/{n}": torch.full_like(t, tau**2) for n, t in moving.items()}})
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        m, v = slot.flat.chunk(2)
+        delta = pick(central.new - central.old, central.structure.names("weight")).flat
+        square = delta**2
+        m = beta1 * m + (1 - beta1) * delta
+        if rule == "adagrad":
+            v = v + square
+        elif rule == "adam":
+            v = beta2 * v + (1 - beta2) * square
+        else:
+            v = v - (1 - beta2) * square * torch.sign(v - square)
+        return Tree(slot.layout, torch.cat([m, v]))
+
+    def advance(central: Central, slot: Tree) -> Tree:
+        m, v = slot.flat.chunk(2)
+        old = pick(central.old, central.structure.names("weight"))
+        return overlay(central.new, Tree(old.layout, old.flat + lr * m / (v.sqrt() + tau)))
+
+    return Part(server=server, broadcast=keep_the_slot, aggregate=aggregate, advance=advance)

@@ -1,0 +1,85 @@
+"""The exchange of weights, which is itself a part."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Names, Scope, everything
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Tree, combine, overlay, pick
+from idiolect.core.types import Arrival, Central, Local, Slot, Start
+
+
+@part
+def share(names: Scope = everything, variance: Literal["mean", "pooled"] = "mean") -> Part:
+    r"""Exchange the named tensors and keep the rest on the client.
+
+    .. math::  w^{t+1}[A] = \sum_{i \in S_t} p_i\, w_i^{t+}[A], \qquad
+               \varphi_i \leftarrow w_i^{t+}[A^c], \qquad  s_i^{t} = (w^t[A],\, \varphi_i)
+
+    Counters of batches are always kept: an average of integers means nothing.
+
+    Args:
+        names: what is exchanged. `everything` is FedAvg, ``~batch_norm`` FedBN, `batch_norm` its dual,
+            `nothing` local training.
+        variance: how running variances that are exchanged are averaged. ``"mean"`` averages them like any
+            tensor, as the public codes do; ``"pooled"`` gives the variance of the pooled clients,
+            :math:`\sum p_i (v_i + \mu_i^2) - \bar\mu^2`, which counts the spread of their means.
+
+    Memory:    the tensors that are not exchanged.
+    Sends:     the exchanged tensors, both ways.
+    Cost:      their bytes; no extra gradient.
+    Raises:    UsageError: if `variance` is neither, or `names` means nothing in the model.
+
+    Example:
+        >>> from idiolect.core.scope import batch_norm
+        >>> share(~batch_norm)
+        share(names=~batch_norm, variance='mean')
+
+    Reference: McMahan et al., AISTATS 2017 (FedAvg); Li et al., ICLR 2021 (FedBN).
+    """
+    require(variance in ("mean", "pooled"), f"share: variance is 'mean' or 'pooled', not {variance!r}")
+
+    def memory(start: Start) -> Tree:
+        shared = names(start.structure)
+        return pick(start.weights, frozenset(start.weights) - shared)
+
+    def server(start: Start) -> Tree:
+        return pick(start.weights, names(start.structure))
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        return combine(local.structure.layout, slot.received, slot.memory), slot.memory
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        return pick(local.end, slot.memory), pick(local.end, slot.received)
+
+    def arrive(central: Central, arrival: Arrival) -> Tree:
+        upload = arrival.uploads["share"]
+        return _second_moments(central, upload) if variance == "pooled" else upload
+
+    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+        return _variances(central, mean) if variance == "pooled" else mean
+
+    return Part(memory=memory, server=server, begin=begin, finish=finish, arrive=arrive, aggregate=aggregate)
+
+
+def _pairs(structure: ModelStructure, names: Tree) -> list[tuple[str, str]]:
+    found = [(n.removesuffix("var") + "mean", n) for n in names if n in _variance_names(structure)]
+    return [(mean, var) for mean, var in found if mean in names]
+
+
+def _variance_names(structure: ModelStructure) -> Names:
+    return frozenset(n for n in structure.names("statistic") if n.rpartition(".")[2] == "running_var")
+
+
+def _second_moments(central: Central, tree: Tree) -> Tree:
+    """Return a tree with second moments for variances, about the broadcast means: little cancels there."""
+    old, pairs = central.old, _pairs(central.structure, tree)
+    return overlay(tree, Tree.of({var: tree[var] + (tree[mean] - old[mean]) ** 2 for mean, var in pairs}))
+
+
+def _variances(central: Central, tree: Tree) -> Tree:
+    old, pairs = central.old, _pairs(central.structure, tree)
+    found = {var: (tree[var] - (tree[mean] - old[mean]) ** 2).clamp(min=0) for mean, var in pairs}
+    return overlay(tree, Tree.of(found))

@@ -1,0 +1,248 @@
+"""Sharpness-aware minimization: the gradient is taken where the loss is worse nearby."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.rng import uniform_hash
+from idiolect.core.scope import Names, Scope, normalization, weights
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import EMPTY, Tree, axpy, norm, pick, spread
+from idiolect.core.types import GradFn, Gradient, Local, Slot, Start, Step
+
+EPSILON = 1e-7
+"""Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
+
+
+def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -> GradFn:
+    """Return the gradient at ``weights + scale * ascent``; buffers and loss are of the first pass."""
+
+    def sharp(at: Tree, batch: Step) -> Gradient:
+        here = grad(at, batch)
+        there = grad(axpy(*ascent(here.gradient, at), at), batch)
+        return here._replace(gradient=there.gradient)
+
+    return sharp
+
+
+@part
+def sam(rho: float, names: Scope | None = None) -> Part:
+    r"""Take the gradient at the worst point of a ball around the weights, to first order.
+
+    .. math::  \varepsilon = \rho\, \frac{g}{\lVert g \rVert + 10^{-7}}, \qquad  \tilde g = \nabla F_i(w + \varepsilon)
+
+    The norm is over all perturbed tensors together. Both gradients use the same batch and the same dropout.
+    Running statistics are those of the first pass, so they move once per step; the weights are never moved
+    and moved back, so nothing is rounded twice.
+
+    Args:
+        rho: radius, at least 0; 0 is the plain gradient, without the second pass.
+        names: which weights are perturbed, such as `normalization` (SAM-ON); None for all that are trained. The
+            step follows the gradient of all of them.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      one more gradient per step.
+    Raises:    UsageError: if `rho` is negative, or `names` means nothing in the model.
+
+    Example:
+        >>> sam(0.05)
+        sam(rho=0.05, names=None)
+
+    Reference: Foret et al., ICLR 2021; in federated learning Qu et al., ICML 2022, and Caldarola et al.,
+        ECCV 2022; on normalization alone Müller et al., NeurIPS 2023.
+    Differs:   public codes update running statistics in both passes; here only the first counts.
+    """
+    require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
+
+    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+        only = names(local.structure) if names else None
+
+        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
+            up = g if only is None else pick(g, only)
+            return rho / (norm(up) + EPSILON), up
+
+        return _uphill(grad, ascent) if rho else grad
+
+    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+
+
+def _fits(names: Scope | None) -> Callable[[Start], Tree]:
+    """Return a memory of nothing, which says before the first round if there is nothing to perturb."""
+
+    def memory(start: Start) -> Tree:
+        some = names is None or names(start.structure) & start.structure.names("weight")
+        require(bool(some), f"nothing to perturb: {names} names no weight of the model")
+        return EMPTY
+
+    return memory
+
+
+@part
+def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Part:
+    r"""SAM in a ball that stretches with the size of each weight.
+
+    .. math::  \varepsilon = \rho\, \frac{T^2 g}{\lVert T g \rVert + 10^{-7}}, \qquad
+               T = |w| + \eta \text{ on weights}, \; 1 \text{ on biases}
+
+    Args:
+        rho: radius, at least 0; 0 is the plain gradient.
+        eta: added to the size of a weight, at least 0.
+        names: which weights are perturbed; None for all that are trained.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      one more gradient per step.
+    Raises:    UsageError: if `rho` or `eta` is negative, or `names` means nothing in the model.
+
+    Example:
+        >>> adaptive_sam(0.7)
+        adaptive_sam(rho=0.7, eta=0.2, names=None)
+
+    Reference: Kwon et al., ICML 2021; in federated learning Caldarola et al., ECCV 2022 (rho 0.7, eta 0.2).
+    Differs:   which tensors are biases is read from their name in their own layer, ``bias``, whatever the
+        layer's name.
+    """
+    require(rho >= 0 and eta >= 0, f"adaptive_sam: rho and eta must be at least 0, got {rho} and {eta}")
+
+    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+        where = local.structure.trainable.only(names(local.structure)) if names else local.structure.trainable
+        is_weight = [float(n.rpartition(".")[2] != "bias") for n in where.names]
+        mask = spread(local.start.flat.new_tensor(is_weight), where)
+        rest = mask * -1.0 + 1.0
+
+        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
+            stretch = mask * (abs(pick(at, where.starts)) + eta) + rest
+            scaled = stretch * pick(g, where.starts)
+            return rho / (norm(scaled) + EPSILON), stretch * scaled
+
+        return _uphill(grad, ascent) if rho else grad
+
+    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+
+
+@part
+def flexible_sam(
+    rho: float,
+    rho_larger: float,
+    top: int,
+    selection: Literal["most", "least", "random"] = "most",
+    sensitivity: Literal["code", "paper"] = "code",
+    layers: Scope = weights,
+) -> Part:
+    r"""SAM whose radius is larger on the layers that moved most when this client trained last.
+
+    .. math::  \varepsilon_k = r_k \frac{g_k}{\lVert g \rVert + 10^{-7}}, \qquad
+               r_k = \rho_{larger} \text{ if } k \in M_i \text{ else } \rho
+
+    After training, each candidate tensor :math:`k` is scored, and the `top` highest are :math:`M_i` at the
+    client's next participation. At its first one :math:`M_i` is empty. The score costs no gradient:
+
+    .. math::  s_k = \mathrm{mean}\big( (N(w_k^{end}) - N(w_k^{start}))^2 \big) \;\text{(code)}, \qquad
+               s_k = \mathrm{mean}\big( (w_k^{end} - w_k^{start})^2 \big) \;\text{(paper)}
+
+    with :math:`N` the scaling of a tensor by its own minimum and maximum to [0, 1].
+
+    Args:
+        rho: radius of the other tensors, at least 0.
+        rho_larger: radius of the sensitive ones, at least 0.
+        top: how many tensors are sensitive; at least 1 and at most the model's candidates.
+        selection: the most sensitive, the least sensitive (of those that moved), or random ones: the paper's
+            ablation.
+        sensitivity: the authors' code, or the formula of the paper.
+        layers: where candidates are looked for. Candidates are tensors with two or more dimensions outside
+            normalization layers.
+
+    Memory:    per client the candidates' sensitivities and which of them are chosen.
+    Sends:     nothing.    Receives: nothing.
+    Cost:      one more gradient per step.
+    Raises:    UsageError: if an argument is out of range, or the model has fewer than `top` candidates.
+
+    Example:
+        >>> flexible_sam(0.05, 0.9, top=2)
+        flexible_sam(rho=0.05, rho_larger=0.9, top=2, selection='most', sensitivity='code', layers=weights)
+
+    Reference: Xing et al., AAAI 2025.
+    Differs:   the authors leave out tensors by pieces of their name (bn, downsample, shortcut, norm, bias); here
+        biases and normalization go by dimension and type, so the convolution of a shortcut is a candidate. A
+        constant tensor, which makes all of their scores NaN, here ranks last.
+    """
+    require(rho >= 0 and rho_larger >= 0, f"flexible_sam: radii must be at least 0, got {rho}, {rho_larger}")
+    require(top >= 1, f"flexible_sam: top must be at least 1, got {top}")
+    require(
+        selection in ("most", "least", "random"),
+        f"flexible_sam: no selection {selection!r}: most, least or random",
+    )
+    require(sensitivity in ("code", "paper"), f"flexible_sam: no sensitivity {sensitivity!r}: code or paper")
+
+    def memory(start: Start) -> Tree:
+        names = _candidates(start.structure, layers)
+        if top > len(names):
+            require(False, f"flexible_sam: top={top}, but the model has {len(names)} candidate tensors: lower top")
+        zeros = start.weights.flat.new_zeros(len(names))
+        return Tree.of({f"{what}/{n}": zeros[:1] for what in ("sensitivity", "chosen") for n in names})
+
+    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+        where = local.structure.trainable
+        plain = torch.zeros_like(slot.memory.flat[..., :1])
+        chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
+        radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
+        return (
+            _uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
+        )
+
+    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+        names = _candidates(local.structure, layers)
+        ends = [(local.start.stretch(n), local.end.stretch(n)) for n in names]
+        score = torch.cat([_moved(start, end, sensitivity) for start, end in ends], dim=-1)
+        rank = {
+            "most": score,
+            "least": torch.where(score > 0, -score, -torch.inf),
+            "random": uniform_hash(local.seed, len(names), score.dtype),
+        }[selection]
+        first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :top]
+        chosen = torch.zeros_like(score).scatter(-1, first, 1.0)
+        return Tree(slot.memory.layout, torch.cat([score, chosen], dim=-1)), Tree.of({})
+
+    return Part(
+        memory=memory,
+        gradient=gradient,
+        finish=finish,
+        show=_show,
+        gradients=1 if rho or rho_larger else 0,
+        neutral={"rho": 0.0, "rho_larger": 0.0},
+    )
+
+
+def _candidates(structure: ModelStructure, layers: Scope) -> list[str]:
+    pool = layers(structure) - _normalizing(structure)
+    return [n for n, shape in structure.trainable.shape_of.items() if n in pool and len(shape) >= 2]
+
+
+def _normalizing(structure: ModelStructure) -> Names:
+    try:
+        return normalization(structure)
+    except ValueError:
+        return frozenset()
+
+
+def _moved(start: Tensor, end: Tensor, sensitivity: str) -> Tensor:
+    if sensitivity == "code":
+        start, end = _unit(start), _unit(end)
+    moved = (end - start).square().mean(dim=-1, keepdim=True)
+    return torch.where(moved.isnan(), -1.0, moved)
+
+
+def _unit(x: Tensor) -> Tensor:
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    return (x - low) / (high - low)
+
+
+def _show(memory: Tree) -> dict[str, Any]:
+    values = {n: float(memory[n]) for n in memory}
+    moved = {n.partition("/")[2]: v for n, v in values.items() if n.startswith("sensitivity/")}
+    chosen = [n for n in moved if values[f"chosen/{n}"] > 0]
+    return {"sensitivity": moved, "sensitive_layers": sorted(chosen, key=lambda n: -moved[n])}

@@ -1,0 +1,80 @@
+"""A model in two parts, its body and its head, of which one waits while the other trains."""
+
+from __future__ import annotations
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.scope import Scope, head, nothing
+from idiolect.core.tree import Tree, pick
+from idiolect.core.types import Local, Slot
+
+
+@part
+def head_first(
+    names: Scope = head, epochs: int | None = None, lr: float | None = None, freeze_statistics: bool = False
+) -> Part:
+    r"""Train the named tensors alone before anything else, on what was just received.
+
+    .. math::  h_i \leftarrow h_i - \eta\, \nabla_h F_i(u^t, h_i) \quad \text{for some epochs, with the body } u^t
+
+    With the run's optimizer, which local training then begins afresh. A client does the same before it
+    predicts: it uses the newest body with a head refitted to it, of which nothing is kept.
+
+    Args:
+        names: which tensors are trained first: `head` for the last linear layer.
+        epochs: passes over the training examples; None takes the run's local epochs, 0 trains nothing.
+        lr: learning rate; None takes the round's.
+        freeze_statistics: normalize by the running statistics meanwhile. Off, they move as in any other epoch.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      `epochs` more passes per round, and wherever a personal model is made; backwards through the
+        named tensors alone.
+    Raises:    UsageError: if `epochs` is negative or `lr` is not above 0.
+
+    Example:
+        >>> head_first(epochs=10)
+        head_first(names=head, epochs=10, lr=None, freeze_statistics=False)
+
+    Reference: Collins et al., FedRep, ICML 2021; Xu et al., FedPAC, ICLR 2023.
+    Differs:   the authors train every client's head once more after the last round; here whenever a client's
+        model is looked at. These epochs see the examples in the order of the first ones that follow.
+    """
+    require(epochs is None or epochs >= 0, f"head_first: epochs must be at least 0, got {epochs}")
+    require(lr is None or lr > 0, f"head_first: lr must be above 0, got {lr}")
+
+    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+        trained = local.train(weights, only=names, epochs=epochs, lr=lr, freeze_statistics=freeze_statistics)
+        return trained, slot.memory
+
+    return Part(begin=begin, neutral={"epochs": 0})
+
+
+@part
+def freeze(names: Scope = head) -> Part:
+    r"""Keep the named tensors where they are during local training.
+
+    .. math::  d = g \text{ without the named tensors}
+
+    So neither the gradient moves them nor weight decay, and clipping does not count them. Running statistics are
+    no part of a direction: they go on moving. What trains tensors by itself (`head_first`, `finetune`) may train
+    these.
+
+    Args:
+        names: which tensors; `nothing` freezes none.
+
+    Memory:    none.       Sends: nothing.       Receives: nothing.
+    Cost:      no extra gradient.
+    Raises:    UsageError: if `names` means nothing in the model.
+
+    Example:
+        >>> freeze()
+        freeze(names=head)
+
+    Reference: Oh et al., FedBABU, ICLR 2022; Collins et al., FedRep, ICML 2021.
+    Differs:   the authors of FedRep switch gradients off, under which an optimizer with momentum may still move
+        a tensor; here it has no step at all. What perturbs weights (`sam`) perturbs frozen ones too.
+    """
+
+    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+        return pick(direction, frozenset(direction) - names(local.structure))
+
+    return Part(direction=direction, neutral={"names": nothing})

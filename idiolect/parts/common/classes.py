@@ -1,0 +1,76 @@
+"""What parts that look at features and classes have in common: the head, and who is of which class."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idiolect.core.errors import UsageError
+from idiolect.core.scope import Scope, layer_of
+from idiolect.core.structure import ModelStructure, Private, structure_of
+
+
+class Classifier(NamedTuple):
+    """A linear layer from features to classes."""
+
+    layer: str
+    """Its name."""
+    classes: int
+    features: int
+
+    def tensor(self, name: str) -> str:
+        """Return the full name of a tensor of this layer."""
+        return f"{self.layer}.{name}" if self.layer else name
+
+
+def classifier(names: Scope, structure: ModelStructure) -> Classifier:
+    """Return the linear layer whose tensors these are.
+
+    Raises:
+        UsageError: if they are not of one linear layer.
+
+    Example:
+        >>> from idiolect.core.scope import head
+        >>> classifier(head, structure_of(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))))
+        Classifier(layer='2', classes=3, features=4)
+    """
+    found = Classifier(layer_of(names, structure), 0, 0)
+    shape = structure.layout.shape_of.get(found.tensor("weight"), torch.Size())
+    if len(shape) != 2:
+        raise UsageError(f"{names} must be a linear layer from features to classes; {found.layer!r} is none")
+    return found._replace(classes=shape[0], features=shape[1])
+
+
+def layer_in(module: nn.Module, names: Scope) -> nn.Linear:
+    """Return the layer itself that `classifier` finds in a module.
+
+    Raises:
+        UsageError: if it is not linear.
+    """
+    found = module.get_submodule(classifier(names, structure_of(module)).layer)
+    if not isinstance(found, nn.Linear):
+        raise UsageError(f"{names} must be a linear layer from features to classes, not {type(found).__name__}")
+    return found
+
+
+def equip(module: nn.Module, names: Scope, name: str) -> tuple[nn.Linear, Private] | None:
+    """Give the layer that `classifier` finds a private module of this name; None if it has it already."""
+    layer = layer_in(module, names)
+    if hasattr(layer, name):
+        return None
+    own = Private()
+    layer.add_module(name, own)
+    return layer, own
+
+
+def of_class(y: Tensor, classes: int) -> Tensor:
+    """Return which class each example is of, ``(b, classes)`` of bool.
+
+    Raises:
+        UsageError: if the targets are not ``(b,)`` labels.
+    """
+    if y.is_floating_point() or y.dim() != 1:
+        raise UsageError("the method compares classes: it needs one class label per example as target")
+    return torch.arange(classes, device=y.device) == y[:, None]

@@ -1,0 +1,21 @@
+"""Whether a client has trained before: until then, what it keeps of its last round means nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from idiolect.core.tree import Tree, overlay
+from idiolect.core.types import Start
+
+TRAINED = "flag/trained"
+"""Name in a memory: 1 once the client has trained."""
+
+
+def untrained(start: Start) -> Tree:
+    """Return the flag of a client that has not trained."""
+    return Tree.of({TRAINED: start.weights.flat.new_zeros(1)})
+
+
+def trained(memory: Tree) -> Tree:
+    """Return a memory with the flag up."""
+    return overlay(memory, Tree(memory.layout.only({TRAINED}), torch.ones_like(memory[TRAINED])))

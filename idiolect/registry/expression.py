@@ -1,0 +1,186 @@
+"""Methods, splits and shifts written as text: a small part of Python's grammar, read without executing Python.
+
+Allowed are names, calls, numbers, text, ``None``, ``True``, ``False``, tuples and the operators
+``+ - & | ~``. A name is found whatever its case, hyphens and underscores, and a function or class without
+brackets is called without arguments: ``FedAvg-FT`` is ``fedavg_ft()``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from idiolect.core.errors import UsageError, did_you_mean
+
+_BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.BitAnd: ("&", operator.and_),
+    ast.BitOr: ("|", operator.or_),
+}
+_UNARY: dict[type[ast.unaryop], tuple[str, Callable[[Any], Any]]] = {
+    ast.Invert: ("~", operator.invert),
+    ast.USub: ("-", operator.neg),
+}
+
+
+def evaluate(text: str, names: Mapping[str, object], what: str) -> object:
+    """Return the value of an expression.
+
+    Args:
+        text: the expression.
+        names: what it may name: functions and classes to call, and values.
+        what: what the expression is for, which begins the line of an error: ``"method"``.
+
+    Raises:
+        UsageError: one line, if the text is no expression of this grammar, names something unknown, or calls
+            something with arguments that it does not take.
+
+    Example:
+        >>> from idiolect import data, methods, parts
+        >>> evaluate("rotation(45) + contrast(amount=0.5)", vars(data), "shift")
+        Rotation(degrees=45) + Contrast(amount=0.5)
+        >>> evaluate("FedBN + sam(0.05)", {**vars(methods), **vars(parts)}, "method").name
+        'FedBN + sam'
+        >>> evaluate("fedbm()", vars(methods), "method")
+        Traceback (most recent call last):
+        idiolect.UsageError: method: unknown name 'fedbm' (did you mean fedbn?)
+    """
+    known = {_plain(name): name for name in names if not name.startswith("_")}
+    text = known.get(_plain(text.strip()), text.strip())
+    try:
+        tree = ast.parse(text, mode="eval").body
+        return _Reader(names, known, what).value(tree)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise UsageError(f"{what}: cannot read {text[:80]!r}; write it like {_sample(names)}") from None
+
+
+class _Reader:
+    """Turns syntax into values; every kind of syntax that is not listed is refused."""
+
+    def __init__(self, names: Mapping[str, object], known: Mapping[str, str], what: str) -> None:
+        self.names, self.known, self.what = names, known, what
+
+    def value(self, node: ast.expr) -> Any:  # noqa: ANN401 - whatever the names stand for
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() | None as constant):
+                return constant
+            case ast.Tuple(elts=items):
+                return tuple(self.value(item) for item in items)
+            case ast.Name(id=name):
+                found = self.named(name)
+                return self.call(name, found, (), {}) if _makes(found) else found
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+                given = {k.arg: self.value(k.value) for k in keywords if k.arg is not None}
+                if len(given) == len(keywords):
+                    return self.call(name, self.named(name), tuple(map(self.value, args)), given)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+                sign, combine = _BINARY[type(op)]
+                return self.apply(sign, combine, self.value(left), self.value(right))
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+                sign, change = _UNARY[type(op)]
+                return self.apply(sign, change, self.value(operand))
+        raise UsageError(f"{self.what}: {ast.unparse(node)[:80]!r} is not allowed here; {_GRAMMAR}")
+
+    def named(self, name: str) -> object:
+        if _plain(name) not in self.known:
+            listed = f"; known: {', '.join(self.known.values())}; text goes in quotes"
+            hint = did_you_mean(name.lower(), self.known.values()) or listed
+            raise UsageError(f"{self.what}: unknown name {name!r}{hint}")
+        return self.names[self.known[_plain(name)]]
+
+    def call(self, name: str, make: object, args: tuple[object, ...], given: dict[str, object]) -> object:
+        where = f"{self.what}: {name}"
+        if not callable(make) or not _makes(make):
+            raise UsageError(f"{where} takes no arguments; write it without brackets")
+        signature = inspect.signature(make)
+        unknown = next((k for k in given if k not in signature.parameters), None)
+        if unknown is not None:
+            hint = did_you_mean(unknown, signature.parameters)
+            raise UsageError(f"{where} has no argument {unknown!r}{hint}; it is {_written(name, signature)}")
+        try:
+            bound = signature.bind(*args, **given)
+        except TypeError as error:
+            raise UsageError(f"{where}: {error}; it is {_written(name, signature)}") from None
+        hints = _hints(make)
+        for argument, value in bound.arguments.items():
+            many = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
+            wrong = [v for v in (value if many else (value,)) if not fits(v, hints.get(argument, object))]
+            if wrong:
+                raise UsageError(f"{where}: {argument}={wrong[0]!r} is not {wanted(hints[argument])}")
+        return make(*args, **given)
+
+    def apply(self, sign: str, operate: Callable[..., object], *values: object) -> object:
+        try:
+            return operate(*values)
+        except (TypeError, AttributeError):
+            shown = " and ".join(map(repr, values))
+            raise UsageError(f"{self.what}: {sign} does not go with {shown}"[:200]) from None
+
+
+_GRAMMAR = "use names, calls, numbers, text in quotes, tuples and + - & | ~"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _makes(found: object) -> bool:
+    return inspect.isroutine(found) or isinstance(found, type | partial)
+
+
+def _sample(names: Mapping[str, object]) -> str:
+    return next((f"{name}(...)" for name, found in names.items() if _makes(found)), "a name")
+
+
+def _written(name: str, signature: inspect.Signature) -> str:
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
+
+
+def _hints(make: Callable[..., object]) -> dict[str, Any]:
+    if isinstance(make, partial):
+        make = make.func
+    return get_type_hints(make if isinstance(make, type) else inspect.unwrap(make))
+
+
+def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
+    """Tell whether a value is of an annotated type; whole numbers are numbers, truth values are not.
+
+    Example:
+        >>> fits(1, float | None), fits(1.5, int), fits(True, int), fits("a", Literal["a", "b"])
+        (True, False, False, True)
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if kind in (Union, UnionType):
+        return any(fits(value, choice) for choice in inner)
+    if kind in (tuple, Sequence):
+        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def wanted(hint: Any) -> str:  # noqa: ANN401
+    """Say in words what an annotated type wants.
+
+    Example:
+        >>> wanted(int | Literal["all"]), wanted(float | None)
+        ("a whole number or 'all'", 'a number or None')
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(map(wanted, inner))
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if kind in (tuple, Sequence):
+        return f"a tuple, each {wanted(inner[0])}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "None"}
+    return words.get(hint, f"a {getattr(hint, '__name__', hint)}".lower())

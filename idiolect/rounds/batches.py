@@ -1,0 +1,124 @@
+"""A client's examples as mini-batches, in an order that its name, the round and the seed alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idiolect.compute.autograd import Model
+from idiolect.core.rng import derive, stream
+from idiolect.core.types import Batch, Trees
+from idiolect.data import Examples
+from idiolect.rounds.client import Assignment
+from idiolect.rounds.training import Training
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Shuffled mini-batches; examples are gathered when a batch is looked at.
+
+    A last batch may be smaller. Under batch normalization a last batch of one joins the batch before it, and a
+    client with a single example trains with the running statistics, since one value has no variance.
+
+    Args:
+        x: ``(n, ...)`` inputs.
+        y: ``(n, ...)`` targets.
+        batch_size: examples per batch; None for all at once.
+        batch_norm: whether the model normalizes by batch.
+        words: seed, purpose, client and round: what the order depends on, beside the epoch.
+
+    Example:
+        >>> batches = Shuffled(torch.arange(5.0), torch.arange(5), 2, True, (0, "train", "a", 1)).epochs(1)
+        >>> [len(b.y) for b in batches], sorted(torch.cat([b.y for b in batches]).tolist())
+        ([2, 3], [0, 1, 2, 3, 4])
+    """
+
+    x: Tensor
+    y: Tensor
+    batch_size: int | None
+    batch_norm: bool
+    words: tuple[int | str, ...]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Examples in each batch of one pass."""
+        n, size = len(self.y), self.batch_size or len(self.y)
+        whole, rest = divmod(n, size)
+        if rest == 1 and whole and self.batch_norm:
+            return [size] * (whole - 1) + [size + 1]
+        return [size] * whole + [rest] * (rest > 0)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in one pass."""
+        return len(self.sizes)
+
+    def epochs(self, count: int) -> Sequence[Batch]:
+        """Return the batches of the first `count` passes."""
+        orders = [torch.from_numpy(self.order(epoch)).to(self.y.device) for epoch in range(count)]
+        return _Batches(self, [rows for order in orders for rows in order.split_with_sizes(self.sizes)])
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples in the order of one pass, batch after batch."""
+        n = len(self.y)
+        return np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
+
+
+class _Batches(Sequence[Batch]):
+    def __init__(self, source: Shuffled, rows: list[Tensor]) -> None:
+        self._source = source
+        self._rows = rows
+        self._key = derive(*source.words, "step")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        rows = self._rows[at]
+        x, y = self._source.x, self._source.y
+        if len(rows) < len(y):
+            x, y = x.index_select(0, rows), y.index_select(0, rows)
+        frozen = self._source.batch_norm and len(y) == 1
+        return Batch(x, y, (self._key + at) % 2**63, frozen=frozen)
+
+
+class NoBatches:
+    """No examples: a round of them shows what is sent and kept, and trains nothing."""
+
+    batches = 0
+
+    def epochs(self, count: int) -> Sequence[Batch]:
+        """Return no batch at all."""
+        return []
+
+
+class RngKey(NamedTuple):
+    """What everything random in a client's round depends on."""
+
+    seed: int
+    purpose: str
+    """``"train"`` or ``"deploy"``."""
+    client: str
+    round: int
+
+
+def assignment(
+    model: Model, training: Training, data: Examples, when: RngKey, received: Trees, memory: Trees, lr: float
+) -> Assignment:
+    """Return what a client works from, on the device of the model: the same wherever the client is."""
+    batches = Shuffled(data.x, data.y, training.batch_size, model.structure.has_batch_norm, tuple(when))
+    dice = torch.tensor(derive(*when, "dice"), device=model.device)
+    return Assignment(received, memory, batches, lr, dice, when.round)

@@ -1,0 +1,1 @@
+"""From a model and clients to a finished run."""

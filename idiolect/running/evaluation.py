@@ -1,0 +1,123 @@
+"""All clients measured at once: personalized and generalized, per client and over clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from idiolect.compute.autograd import Loss
+from idiolect.compute.learner import Learner
+from idiolect.compute.metrics import Metric, evaluate
+from idiolect.core.tree import Tree, pick
+from idiolect.data import ClientData, Examples
+from idiolect.engines.federation import Federation
+from idiolect.report import summarize
+
+Scores = dict[str, dict[str, float]]
+"""Split to metric to number, of one client."""
+
+
+def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Measure every client under the weights it would use now and, where there is one, the shared model.
+
+    Returns:
+        The keys ``personalized``, ``generalized`` (None where no complete shared model exists) and ``clients`` of
+        a round's record.
+    """
+    names, shared = ["loss", *(m.name for m in metrics)], federation.general() is not None
+    found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
+    measured: dict[str, Measured] = {}
+    for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
+        sizes = {split: len(examples.y) for split, examples in held(data).items()}
+        half = len(sizes) * len(names)
+        measured[client] = Measured(sizes, numbers[:half], numbers[half:] if shared else [])
+    return over_clients(measured, metrics)
+
+
+class Measured(NamedTuple):
+    """What was measured of one client."""
+
+    sizes: Mapping[str, int]
+    """Split to its number of examples."""
+    personalized: Sequence[float]
+    """Loss and metrics of each split in turn, under the weights that predict for the client."""
+    generalized: Sequence[float]
+    """The same under the shared model; empty where there is none."""
+
+
+def measure(
+    learner: Learner, loss: Loss, data: ClientData, own: Tree, general: Tree | None, metrics: Sequence[Metric]
+) -> tuple[list[float], list[float]]:
+    """Return loss and metrics of each split of one client, under its own weights and under the shared model's."""
+
+    def row(weights: Tree) -> list[float]:
+        scores = [evaluate(learner, loss, weights, x, y, metrics) for x, y in held(data).values()]
+        return [number for score in scores for number in score.values()]
+
+    personalized = row(own)
+    if general is None:
+        return personalized, []
+    return personalized, personalized if _predict_alike(learner, own, general) else row(general)
+
+
+def held(data: ClientData) -> dict[str, Examples]:
+    """Return the splits that are measured."""
+    return {split: examples for split, examples in data.splits().items() if split != "train"}
+
+
+def over_clients(measured: Mapping[str, Measured], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the part of a round's record that says how well weights predict, from what each client has measured."""
+    names = ["loss", *(m.name for m in metrics)]
+    personalized = {c: _scores(m.sizes, m.personalized, names) for c, m in measured.items()}
+    shared = any(m.generalized for m in measured.values())
+    generalized = {c: _scores(m.sizes, m.generalized, names) for c, m in measured.items() if shared}
+    sizes = {client: m.sizes for client, m in measured.items()}
+    return {
+        "personalized": _summaries(personalized, sizes, metrics),
+        "generalized": _summaries(generalized, sizes, metrics) if generalized else None,
+        "clients": {
+            client: {
+                "personalized": scores.get("test"),
+                "generalized": generalized[client].get("test") if generalized else None,
+            }
+            for client, scores in personalized.items()
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Loss and metrics of each split under a client's own weights, then under the shared model's."""
+
+    metrics: tuple[Metric, ...]
+
+    def __call__(self, federation: Federation, client: str, own: Tree) -> list[float]:
+        learner, loss, data = federation.learner, federation.model.loss, federation.clients[client]
+        personalized, generalized = measure(learner, loss, data, own, federation.general(), self.metrics)
+        return personalized + generalized
+
+
+def _scores(sizes: Mapping[str, int], numbers: Sequence[float], names: Sequence[str]) -> Scores:
+    rows = zip(*[iter(numbers)] * len(names), strict=True)
+    return {split: dict(zip(names, row, strict=True)) for split, row in zip(sizes, rows, strict=True)}
+
+
+def _predict_alike(learner: Learner, one: Tree, other: Tree) -> bool:
+    names = frozenset(one) - learner.structure.names("counter")
+    return torch.equal(pick(one, names).flat, pick(other, names).flat)
+
+
+def _summaries(
+    scores: Mapping[str, Scores], sizes: Mapping[str, Mapping[str, int]], metrics: Sequence[Metric]
+) -> dict[str, dict[str, dict[str, float]]]:
+    better = {m.name: m.higher_is_better for m in metrics} | {"loss": False}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for split in ("val", "test"):
+        here = {c: s[split] for c, s in scores.items() if split in s}
+        if here or split == "test":
+            counts = {c: sizes[c][split] for c in here}
+            found[split] = {n: summarize({c: s[n] for c, s in here.items()}, counts, up) for n, up in better.items()}
+    return found

@@ -1,0 +1,160 @@
+"""A run: what happened in each round, and the models that came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from idiolect.compute.metrics import Metric
+from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.method import Weighting
+from idiolect.data import holdings
+from idiolect.engines.federation import Federation
+from idiolect.report import RunSummary
+from idiolect.running.describe import describe
+from idiolect.running.new_client import Rule, admit
+
+
+@dataclass
+class Run:
+    """What `fit` returns, and what a hook sees after each round.
+
+    Attributes:
+        federation: the state: server, memories, round.
+        metrics: what is measured beside the loss.
+        notes: what was said before training, such as clients left out.
+        about: more facts for the config that is written, such as the command.
+        records: one mapping per round, as written to metrics.jsonl.
+    """
+
+    federation: Federation
+    metrics: tuple[Metric, ...]
+    notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def round(self) -> int:
+        """Rounds played so far."""
+        return self.federation.round
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The shared tensors by name."""
+        return {name: t.clone() for name, t in self.federation.server["share"].items()}
+
+    def personal(self, client: str) -> nn.Module:
+        """Return the module that predicts for a client: a copy of its own, in evaluation mode.
+
+        Raises:
+            UsageError: if there is no such client.
+        """
+        self._known(client)
+        with torch.random.fork_rng(devices=[]):
+            model = self.federation.model
+            return model.module(self.federation.personal(client)).to(model.home)
+
+    def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
+        """Return a model for a client that never trained; see `idiolect.running.new_client.admit`."""
+        return admit(self.federation, rule, x, weighting)
+
+    def memory(self, client: str) -> dict[str, dict[str, Tensor]]:
+        """Return what a client remembers: tensors by name, by part."""
+        self._known(client)
+        slots = self.federation.memory.get(client)
+        return {part: {name: t.clone() for name, t in tree.items()} for part, tree in slots.items()}
+
+    def inspect(self, client: str) -> dict[str, Any]:
+        """Return what the parts can show of a client's memory: for FedFSA its sensitive layers, by name."""
+        self._known(client)
+        slots = self.federation.memory.get(client)
+        return {k: v for p in self.federation.method.parts for k, v in p.show(slots[p.name]).items()}
+
+    @property
+    def lead(self) -> str:
+        """Name of the metric that leads the tables."""
+        return self.metrics[0].name if self.metrics else "loss"
+
+    def table(self) -> pl.DataFrame:
+        """Return one row per evaluated round: the leading metric over clients on test examples, and bytes."""
+        rows = []
+        for record in (r for r in self.records if "personalized" in r):
+            own = record["personalized"]["test"][self.lead]
+            shared = record["generalized"] and record["generalized"]["test"][self.lead]["mean"]
+            rows.append(
+                {
+                    "round": record["round"],
+                    f"personalized {self.lead}": own["mean"],
+                    "by samples": own["by_samples"],
+                    "std": own["std"],
+                    "worst decile": own["worst_decile"],
+                    f"generalized {self.lead}": shared,
+                    "train loss": record["train_loss"],
+                    "bytes up": record["bytes_up"],
+                    "bytes down": record["bytes_down"],
+                }
+            )
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def summary(self, label: str | None = None) -> RunSummary:
+        """Return what tables and reports of several runs are drawn from."""
+        better = self.metrics[0].higher_is_better if self.metrics else False
+        name = label or self.federation.method.name
+        return RunSummary(name, self.federation.seed, self.records, self.lead, better)
+
+    def report(self, path: str | Path) -> None:
+        """Write the run as one HTML file that needs nothing else."""
+        from idiolect.report.html import write_report  # draws with plotly, which takes its time to load
+
+        method = self.federation.method
+        write_report(
+            path,
+            title=f"{method.name}, {len(self.federation.clients)} clients",
+            runs=[self.summary()],
+            holdings=self.holdings(),
+            groups=None,
+            facts={name: str(value) for name, value in self.config().items()},
+            describe={method.name: describe(method, self.federation.model)},
+        )
+
+    def holdings(self) -> dict[str, dict[str, int]]:
+        """Return how many training examples of each label each client has; empty where labels are no classes."""
+        clients = self.federation.clients
+        if any(data.train.y.is_floating_point() for data in clients.values()):
+            return {}
+        return {c: {str(label): n for label, n in h.items()} for c, h in holdings(clients).items()}
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings that decide the run."""
+        federation = self.federation
+        return {
+            "method": repr(federation.method),
+            "rounds": federation.rounds,
+            "participation": federation.participation,
+            "seed": federation.seed,
+            "training": repr(federation.training),
+            "loss": re.sub(
+                r" at 0x[0-9a-f]+", "", getattr(federation.model.loss, "__name__", repr(federation.model.loss))
+            ),
+            "initial": hashlib.sha256(
+                federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()[:16],
+            "dtype": str(federation.model.dtype),
+            "gradients": f"{federation.learner.way}, width {federation.engine.width}",
+            "values": federation.model.structure.trainable.total,
+            "clients": len(federation.clients),
+            "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            **self.about,
+        }
+
+    def _known(self, client: str) -> None:
+        if client not in self.federation.clients:
+            hint = did_you_mean(client, self.federation.clients)
+            raise UsageError(f"no client {client!r}{hint}; there are {len(self.federation.clients)}")

@@ -1,0 +1,130 @@
+"""Everything that can be refused is refused here, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from idiolect.compute.autograd import Loss, Model
+from idiolect.core.errors import UsageError
+from idiolect.core.types import Batch
+from idiolect.data import ClientData, check_clients
+from idiolect.rounds.training import Training
+
+
+def prepare(
+    model: Model, clients: Mapping[str, ClientData], training: Training
+) -> tuple[dict[str, ClientData], list[str]]:
+    """Return the clients in the model's dtype and on its device, and notes about those left out.
+
+    Raises:
+        UsageError: if data, model, loss and batch size do not fit together; one line that names the client.
+    """
+    layers = model.module(model.initial).named_modules()
+    blind = [n for n, m in layers if isinstance(m, _BatchNorm) and not m.track_running_stats]
+    if blind:
+        raise UsageError(f"layer {blind[0]!r} keeps no running statistics to predict by: set track_running_stats=True")
+    if model.structure.has_batch_norm and training.batch_size == 1:
+        raise UsageError("batch_size=1 with batch normalization: one example has no variance; use at least 2")
+    if not clients:
+        raise UsageError("no clients: give a dict of name to ClientData")
+    odd = [client for client in clients if not isinstance(client, str)]
+    if odd:
+        raise UsageError(f"client names are text, got {odd[0]!r}: write {str(odd[0])!r}")
+    kept, notes = check_clients(clients, None)
+    moved = {name: _to(model, data) for name, data in kept.items()}
+    name, first = next(iter(moved.items()))
+    outputs = _outputs(model, name, first)
+    if is_cross_entropy(model.loss):
+        if outputs.dim() != 2:
+            raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}")
+        check_clients(kept, outputs.shape[1])
+    y = first.train.y[:2]
+    if y.is_floating_point() and outputs.shape != y.shape and outputs.numel() == y.numel():
+        raise UsageError(
+            f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
+        )
+    _try_loss(model, name, first)
+    untested = [name for name, data in moved.items() if data.test is None]
+    if untested:
+        notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
+    return moved, notes
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Return whether a loss is cross-entropy, so that labels are classes."""
+    named = loss.func if isinstance(loss, partial) else loss
+    return named is F.cross_entropy or isinstance(named, nn.CrossEntropyLoss)
+
+
+def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
+    """Refuse a run that cannot be."""
+    if rounds < 1:
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
+    if not 0 < participation <= 1:
+        raise UsageError(f"participation is the share of clients in a round, in (0, 1], got {participation}")
+    if evaluate_every < 1:
+        raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
+
+
+def device_of(asked: str, model: nn.Module) -> torch.device:
+    """Return where a run takes place: what is asked for, or a GPU if there is one, or where the model is.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
+    if asked == "auto":
+        here = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return torch.device("cuda") if here.type == "cpu" and torch.cuda.is_available() else here
+    try:
+        return torch.zeros(0, device=asked).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {asked!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+
+
+def precision_of(asked: str) -> bool:
+    """Return whether to run in mixed precision."""
+    if asked not in ("full", "bfloat16"):
+        raise UsageError(f"precision is 'full' or 'bfloat16', not {asked!r}")
+    return asked == "bfloat16"
+
+
+def _to(model: Model, data: ClientData) -> ClientData:
+    def tensor(values: torch.Tensor) -> torch.Tensor:
+        return values.to(model.device, model.dtype if values.is_floating_point() else values.dtype)
+
+    return ClientData(**{split: (tensor(x), tensor(y)) for split, (x, y) in data.splits().items()})
+
+
+def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
+    try:
+        with torch.no_grad():
+            outputs = model.predict(model.initial, data.train.x[:2])
+            lost = model.lost_buffers(data.train.x[:2]) if len(data.train.y) > 1 else []
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(data.train.x.shape[1:])
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}") from None
+    if not isinstance(outputs, torch.Tensor):
+        raise UsageError(
+            f"the model must return one tensor, it returns a {type(outputs).__name__}: wrap it in a module"
+        )
+    if lost:
+        raise UsageError(f"buffer {lost[0]!r} changes in training but is not floating: make it a floating tensor")
+    return outputs
+
+
+def _try_loss(model: Model, name: str, data: ClientData) -> None:
+    x, y = data.train.x[:2], data.train.y[:2]
+    try:
+        loss = model.grad(model.initial, Batch(x, y, frozen=len(y) == 1)).loss
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from None
+    if loss.dim() != 0:
+        raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

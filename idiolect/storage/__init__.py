@@ -1,0 +1,1 @@
+"""Where client memories, checkpoints and run directories are kept."""
