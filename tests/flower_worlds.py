@@ -22,9 +22,13 @@ from idiolect import SGD, ClientData, Training, fit
 from idiolect.compute.autograd import Model, seeded
 from idiolect.engines.federation import Federation
 from idiolect.engines.sequential import Sequential
-from idiolect.flower import board, chronicle, coordinator, desk, state
+from idiolect.flower.coordinator import connections as board
+from idiolect.flower.coordinator import coordinator
+from idiolect.flower.coordinator import events as chronicle
+from idiolect.flower.coordinator import requests as desk
 from idiolect.flower.coordinator.coordinator import Coordinator
 from idiolect.flower.coordinator.requests import Patience
+from idiolect.flower.site import state
 from idiolect.rounds.optim import Cosine
 from idiolect.storage.run_directory import read_tensors
 from idiolect.testing.worlds import network, population

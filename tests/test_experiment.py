@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from idiolect import compare as comparing
+from idiolect.cli import compare as comparing
 from idiolect.cli.compare import compare, labels
 from idiolect.cli.experiment import Experiment, build, check, command, load_pool, read_toml, run, shift_of, split_of
 from idiolect.cli.main import _experiment, _parse

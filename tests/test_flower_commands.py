@@ -27,8 +27,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 import idiolect
 import idiolect.flower
 from idiolect.cli import main as cli
-from idiolect.flower import serve as serving
 from idiolect.flower.load import load
+from idiolect.flower.server import serve as serving
 from idiolect.flower.server.keys import make_server, make_site
 from idiolect.flower.server.launch import environment, free_port, last_words
 from idiolect.flower.server.proxy import LARGEST, start_proxy

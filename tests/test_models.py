@@ -11,6 +11,7 @@ from torch import nn
 
 from idiolect.core.errors import UsageError
 from idiolect.models import default_model, digit_model, fedfsa_cnn, mlp, next_character, small_cnn
+from idiolect.registry import plugins
 
 COUNTS = [
     (small_cnn, ((1, 8, 8), 10), 13_930),
