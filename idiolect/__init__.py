@@ -7,7 +7,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part, part
 from idiolect.data import ClientData, federate, load
-from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, Step
+from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
 from idiolect.rounds.training import Group, Training
 from idiolect.running.fit import fit
 from idiolect.running.run import Run
@@ -24,7 +24,7 @@ __all__ = [
     "Metric",
     "Part",
     "Run",
-    "Step",
+    "StepDecay",
     "Training",
     "UsageError",
     "accuracy",

@@ -78,7 +78,7 @@ class World:
     def _inspection(self, rng):
         layers = self.sensitivity
         values = {layer: 10 ** (rng.gauss(-3, 0.4) + k / len(layers)) for k, layer in enumerate(layers)}
-        return {"sensitivity": values, "sensitive_layers": sorted(values, key=values.get)[-2:]}
+        return {"sensitivity": values, "chosen": {n: float(n in sorted(values, key=values.get)[-2:]) for n in values}}
 
 
 def make_run(label="FedAvg", seed=0, **world):

@@ -207,7 +207,7 @@ def test_a_part_without_tensors_is_not_sent_and_comes_back_as_it_is():
 
 
 @pytest.mark.parametrize("words", [BRIEF, INTRODUCTION, REPORT, Report("ward-a", 1, loss=float("nan"))])
-def test_words_come_back(words):
+def test_types_come_back(words):
     content = RecordDict()
     say(content, words)
     assert repr(hear(wired(content), type(words))) == repr(words)
@@ -240,7 +240,7 @@ def test_words_come_back(words):
         (REPORT, {"personalized": ["a"] * 10**5}, r"no Report: personalized\.0 is 'a'"),
     ],
 )
-def test_words_of_other_types_are_refused_by_name(words, changed, said):
+def test_types_of_other_types_are_refused_by_name(words, changed, said):
     content = RecordDict()
     say(content, words)
     content["words"].update(changed)

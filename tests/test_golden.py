@@ -45,7 +45,7 @@ def fedfsa_methods(settings):
 def left_to_decay(strength: float) -> Part:
     """Leave the weights' share of a pull to the optimizer's decay, which is not clipped."""
 
-    def direction(direction, weights, local, slot):
+    def direction(direction, weights, local):
         return axpy(-strength, pick(weights, direction), direction)
 
     return Part(direction=direction)

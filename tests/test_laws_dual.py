@@ -17,7 +17,7 @@ from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import Stacked
 from idiolect.running.describe import describe
 from idiolect.testing.checks import played, same
-from idiolect.testing.worlds import SIZES, federation, network, population
+from idiolect.testing.worlds import SIZES, federation, network, population, sensitive_layers
 
 PLAIN = Training(lr=0.1, local_epochs=2, batch_size=8)
 
@@ -179,7 +179,7 @@ def test_the_dual_turns_the_perturbation():
     batch = Batch(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
     received = Tree.of({"weight": torch.full((1, 1), -0.02, dtype=torch.float64)})
     row, seen = model.initial, []
-    sharp = part.gradient(model.grad, None, idiolect.core.types.Slot(Tree.of({}), received))
+    sharp = part.gradient(model.grad, SimpleNamespace(received=received))
     for _ in range(3):
         out = sharp(row, batch)
         seen.append((out.gradient["weight"].item(), out.buffers["consistent_sam.mu/weight"].item()))
@@ -273,7 +273,7 @@ def test_flexible_sam_goes_with_anything(base):
     assert torch.allclose(equal.flat, plain.flat, atol=1e-12)
     assert norm(flexible - plain) > 1e-3
     assert norm(flexible - played(base, 3).server["share"]) > 1e-3
-    chosen = [FLEXIBLE.show(made.memory.get(c)["flexible_sam"])["sensitive_layers"] for c in SIZES]
+    chosen = [sensitive_layers(made.memory.get(c)["flexible_sam"]) for c in SIZES]
     assert [len(layers) for layers in chosen] == [2] * len(SIZES)
 
 

@@ -37,13 +37,13 @@ def objective_of(made, name, client="a"):
     seen = {}
     part = next(p for p in made.method.parts if p.name == name)
 
-    def finish(local, slot):
-        seen["made"] = part.objective(local, slot)
-        return part.finish(local, slot)
+    def finish(local):
+        seen["made"] = part.objective(local)
+        return part.finish(local)
 
     spy = replace(part, finish=finish, objective=None)
     method = Method(tuple(spy if p is part else p for p in made.method.parts))
-    client_round(method, made.learner, made.training, made.assignment(client, "train"))
+    client_round(method, made.worker.learner, made.training, made.assignment(client, "train"))
     return seen["made"], Batch(*made.clients[client].train)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from idiolect import SGD, Adam, Method, Training, UsageError, methods, parts
 from idiolect.compute.autograd import Model
 from idiolect.core.tree import Tree, pick
-from idiolect.core.types import Batch, Central, Slot, Start
+from idiolect.core.types import Batch, Central, Setup
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.testing.checks import played, same
@@ -31,11 +31,10 @@ def server_plays(part, moves):
     """Return the only weight after each of these moves of the clients, from 0."""
     model = Model(one_weight())
     now, seen = model.initial, []
-    slot = part.server(Start(model.structure, now, now))
+    state = part.server(Setup(model.structure, now, now))
     for move in moves:
-        central = Central(model.structure, now, now + move, 0.1, 1.0)
-        slot = part.aggregate(central, slot, Tree.of({}))
-        now = part.advance(central, slot)
+        central = Central(model.structure, now, now + move, 0.1, 1.0, state=state)
+        state, now, _ = part.aggregate(central, Tree.of({}))
         seen.append(now["weight"].item())
     return seen
 
@@ -122,9 +121,9 @@ def test_fedlesam_first_is_fedavg_and_then_looks_back_up_the_way_the_server_came
     x = torch.ones(4, 1, dtype=torch.float64)
 
     def slope(trained):
-        local = SimpleNamespace(shared=tree(weight=2.0))
         memory = Tree.of({**tree(weight=5.0), "flag/trained": torch.tensor([trained], dtype=torch.float64)})
-        grad = parts.estimated_sam(0.25).gradient(model.grad, local, Slot(memory, Tree.of({})))
+        local = SimpleNamespace(shared=tree(weight=2.0), memory=memory)
+        grad = parts.estimated_sam(0.25).gradient(model.grad, local)
         return grad(model.initial, Batch(x, x * 0.0)).gradient["weight"].item()
 
     assert slope(0.0) == pytest.approx(2.0, abs=1e-6)  # (w - 0)
@@ -145,13 +144,12 @@ def test_fedlesam_where_the_server_did_not_move_is_fedavg():
 def test_relaxed_start_by_hand():
     """The server is at 2, the client ended at 1: it starts half of that way further, and predicts from 2."""
     part = parts.relaxed_start(0.5)
-    local = SimpleNamespace(shared=tree(weight=2.0))
 
     def start(trained):
         memory = Tree.of({**tree(weight=1.0), "flag/trained": torch.tensor([trained], dtype=torch.float64)})
-        slot = Slot(memory, Tree.of({}))
-        weights = part.begin(local, tree(weight=2.0), slot)[0]
-        assert part.deploy(local, weights, slot)["weight"].item() == 2.0
+        local = SimpleNamespace(shared=tree(weight=2.0), memory=memory)
+        weights = part.begin(local, tree(weight=2.0))[0]
+        assert part.deploy(local, weights)["weight"].item() == 2.0
         return weights["weight"].item()
 
     assert start(1.0) == 2.5

@@ -13,7 +13,7 @@ from idiolect.compute.autograd import Model
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.testing.oracles import averaging, personal, sharpness
-from idiolect.testing.worlds import examples, network
+from idiolect.testing.worlds import examples, network, sensitive_layers
 
 SIZES = {"ada": 21, "ben": 5, "cleo": 9, "dan": 30, "eve": 14}  # ragged last batches, one of them of one example
 NAMES = list(SIZES)
@@ -117,8 +117,7 @@ def test_fedfsa(selection, sensitivity, weighting):
 
 
 def made_layers(made, name):
-    part = next(p for p in made.method.parts if p.name == "flexible_sam")
-    return part.show(made.memory.get(name)["flexible_sam"])["sensitive_layers"]
+    return sensitive_layers(made.memory.get(name)["flexible_sam"])
 
 
 def test_ditto():

@@ -8,7 +8,7 @@ from test_oracles import NAMES, ROUNDS, SIZES, assert_follows, close, federation
 from idiolect import Method, methods, parts, scope
 from idiolect.compute.autograd import Model
 from idiolect.testing.oracles import clusters, meta, sharpness, split
-from idiolect.testing.worlds import examples, network
+from idiolect.testing.worlds import examples, network, sensitive_layers
 
 HEAD = ["6.weight", "6.bias"]
 
@@ -93,5 +93,5 @@ def test_flexible_sam_goes_with_personal_tensors(personal):
     shared = sorted(keep(Model(network()).structure))
     oracle = partial(sharpness.fedfsa, **settings, alpha=1.0, shared=shared)
     made, expected = assert_follows(Method((parts.share(keep), flexible)), oracle)
-    chosen = [flexible.show(made.memory.get(name)["flexible_sam"])["sensitive_layers"] for name in NAMES]
+    chosen = [sensitive_layers(made.memory.get(name)["flexible_sam"]) for name in NAMES]
     assert [sorted(c) for c in chosen] == [sorted(c) for c in expected.top[-1]]

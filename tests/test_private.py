@@ -32,7 +32,7 @@ def lift() -> Part:
             net.own.register_buffer("table", torch.zeros(0, 3).double(), persistent=False)
             net.register_forward_hook(_lifted)
 
-    def deploy(local, weights, slot):
+    def deploy(local, weights):
         filled = layout(("own.table",), (torch.Size((2, 3)),))
         rows = Tree(filled, torch.arange(6.0).double())
         shapes = {**weights.layout.shape_of, **filled.shape_of}
@@ -85,7 +85,7 @@ def onlooker() -> Part:
     def own(seen, y, facts):
         return {"features": seen.features, "first": seen.outputs[:, 0] + facts["more"][0], "label": y.double()}
 
-    def deploy(local, weights, slot):
+    def deploy(local, weights):
         facts = Tree(layout(("more",), (torch.Size((3,)),)), local.counts(3))
         SEEN.append(local.each(weights, Query("6", own, {"features": (6,), "first": (), "label": ()}, facts)))
         return weights
@@ -110,7 +110,7 @@ def test_what_is_seen_of_each_example(batch_size):
     by_size = sorted(clients, key=lambda c: -RAGGED[c])
     for row, client in enumerate(by_size):
         work = made.assignment(client, "deploy")
-        made.deploy(work)
+        made.worker.deploy(work)
         alone, count = SEEN.pop(), RAGGED[client]
         x, y = (torch.cat(t) for t in zip(*((b.x, b.y) for b in work.stream.epochs(1)), strict=True))
         net = made.model.module(made.model.initial)
@@ -132,5 +132,5 @@ def test_no_example_is_nothing_to_see():
 
     made = federation(Method((parts.share(), onlooker())))
     SEEN.clear()
-    made.deploy(made.assignment("ada", "deploy")._replace(stream=Nobody()))
+    made.worker.deploy(made.assignment("ada", "deploy")._replace(stream=Nobody()))
     assert SEEN.pop()["features"].shape == (0, 6)

@@ -120,7 +120,7 @@ def test_holdings_are_sorted_by_group_and_natural_label_order():
 
 
 def inspected(round, **clients):
-    show = {c: {"sensitivity": s, "sensitive_layers": [max(s, key=s.get)] if s else []} for c, s in clients.items()}
+    show = {c: {"sensitivity": s, "chosen": {n: float(n == max(s, key=s.get)) for n in s}} for c, s in clients.items()}
     return {"round": round, "cohort": list(clients), "inspect": show}
 
 

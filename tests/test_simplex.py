@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from idiolect.parts.common.simplex import smallest_on_simplex
-from idiolect.testing.oracles.confer import smallest_form
+from idiolect.testing.oracles.collaboration import smallest_form
 
 
 def problem(size, rank, seed, ridge=0.0):

@@ -11,7 +11,7 @@ from idiolect.cli.experiment import Experiment, build, command, load_pool, run, 
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Pool, Split, holdings
-from idiolect.engines.sequential import Engine
+from idiolect.engines.base import Engine
 from idiolect.registry.names import method_of
 from idiolect.report import RunSummary, comparison_markdown, comparison_rows
 from idiolect.running.describe import describe

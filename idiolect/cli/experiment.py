@@ -20,7 +20,7 @@ from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.method import Method
 from idiolect.data import ByClient, ClientData, Dirichlet, Pool, Shift, Split, federate, load, read_table
 from idiolect.data.tables import SUFFIXES
-from idiolect.engines.sequential import Engine
+from idiolect.engines.base import Engine
 from idiolect.registry import plugins
 from idiolect.registry.expression import wanted
 from idiolect.registry.names import MODELS, OPTIMIZERS, SCHEDULES, SHIFTS, SPLITS, given, method_of, read

@@ -16,7 +16,7 @@ from idiolect.cli import screens
 from idiolect.cli.compare import compare
 from idiolect.cli.experiment import Experiment, check, command, read_toml, run
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.engines.sequential import Engine
+from idiolect.engines.base import Engine
 from idiolect.flower import commands, simulation
 from idiolect.registry.expression import evaluate
 from idiolect.report import RunSummary, comparison, select

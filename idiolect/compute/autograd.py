@@ -298,6 +298,23 @@ class Model:
                 own[name].copy_(tensor)
         return module
 
+    def statistics(self, weights: Tree, x: Tensor) -> Tree:
+        """Return the running statistics of batch normalization that these inputs alone would give.
+
+        All inputs go through the model as one batch, in evaluation mode but for batch normalization: each layer
+        normalizes by the batch, and its statistics are the batch's mean and, as PyTorch has it, unbiased variance.
+        """
+        module = self.module(weights)
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.reset_running_stats()
+                layer.momentum = None  # a layer that is called several times keeps the mean over its calls
+                layer.train()
+        with torch.no_grad():
+            module(x.clone())
+        names = self.structure.owned_by(_BatchNorm) & self.structure.names("statistic")
+        return Tree.of({name: tensor for name, tensor in module.named_buffers() if name in names})
+
     def lost_buffers(self, x: Tensor) -> list[str]:
         """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""
         module = copy.deepcopy(self.training)

@@ -46,6 +46,10 @@ class Learner(Protocol):
         """Return the outputs in evaluation mode, without a graph."""
         ...
 
+    def statistics(self, weights: Tree, x: Tensor) -> Tree:
+        """Return the running statistics of batch normalization that these inputs alone would give."""
+        ...
+
     @property
     def descend(self) -> Callable[[Tree, Step, float], Tensor] | None:
         """Plain gradient descent in place, (weights, step, rate) -> loss, if the learner has a faster way to it."""
@@ -61,7 +65,8 @@ class Counted:
     """
 
     def __init__(self, model: Learner, none: Tensor) -> None:
-        self.structure, self.way, self.predict, self.observe = model.structure, model.way, model.predict, model.observe
+        self.structure, self.way, self.statistics = model.structure, model.way, model.statistics
+        self.predict, self.observe = model.predict, model.observe
         self.descend = self._descend if model.descend else None
         self._model, self._in_stack, self._alone = model, none, 0
 

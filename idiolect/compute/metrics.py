@@ -41,14 +41,14 @@ accuracy = Metric("accuracy", _share_right)
 
 
 def evaluate(
-    learner: Learner, loss: Loss, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric]
+    learner: Learner, loss: Loss, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric], chunk: int = CHUNK
 ) -> dict[str, float]:
     """Return the mean loss and each metric over all examples at once, in evaluation mode.
 
-    The whole set counts example by example, however it is cut into passes.
+    The whole set counts example by example, however it is cut into passes of `chunk` examples.
     """
     with torch.inference_mode():
-        outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, CHUNK)])
+        outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, chunk)])
         error = float(loss(outputs, y))
         found = {"loss": math.inf if math.isnan(error) else error}  # a model that diverged counts as the worst
         return found | {m.name: float(m.compute(outputs, y)) for m in metrics}

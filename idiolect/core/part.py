@@ -1,4 +1,4 @@
-"""One idea of a method: a `Part` is a handful of pure functions whose defaults do nothing."""
+"""One idea of a method: a `Part` is a few pure functions, all of them optional."""
 
 from __future__ import annotations
 
@@ -11,91 +11,52 @@ from typing import Any, ParamSpec
 from torch import nn
 
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.core.tree import EMPTY, Tree
-from idiolect.core.types import Arrival, Central, GradFn, Local, Objective, Slot, Start
+from idiolect.core.tree import Tree
+from idiolect.core.types import Arrival, Central, GradFn, Local, Objective, Setup, Update, Weight
 
 P = ParamSpec("P")
-
-
-def _empty(start: Start) -> Tree:
-    return EMPTY
-
-
-def _send_the_slot(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
-    return shared, slot
-
-
-def keep_the_slot(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
-    """Send the shared tensors alone: a `broadcast` for what the server keeps to itself."""
-    return shared, EMPTY
-
-
-def _same_weights(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-    return weights, slot.memory
-
-
-def _same_gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-    return grad
-
-
-def _same_direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-    return direction
-
-
-def _send_nothing(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-    return slot.memory, EMPTY
-
-
-def _same_slot(central: Central, slot: Tree, mean: Tree) -> Tree:
-    return slot
-
-
-def _same_shared(central: Central, slot: Tree) -> Tree:
-    return central.new
-
-
-def _same_model(local: Local, weights: Tree, slot: Slot) -> Tree:
-    return weights
-
-
-def _nothing_to_show(memory: Tree) -> dict[str, Any]:
-    return {}
 
 
 @dataclass(frozen=True)
 class Part:
     """One idea of a method, as pure functions of trees. Make one with a function marked `@part`.
 
-    In list order: `attach`, `broadcast`, `begin`, `direction`, `finish`, `aggregate` with `advance`, and `deploy`.
-    The first listed `gradient` is the outermost, and so is the first `objective`. A part reads its own slot only;
-    what it keeps and what it sends are what its functions return. The weights that `gradient` and `direction` are
-    given move with the next step: a part keeps no hold of them, and differentiates through `Local.grad` alone, since
-    steps may run in inference mode. Reductions run along the last axis (see `Tree`), so that an engine may stack
-    clients.
+    In a round the functions are called in this order. On the server: `broadcast` and `message`. On each client:
+    `begin`; `objective`, `gradient` and `direction` at every step; `finish`. On the server: `contribute` for each
+    upload, then `aggregate`. To predict for a client: `begin`, then `deploy`. Of several parts, the first listed
+    `gradient` and `objective` are the outermost; the other functions run in the order of the list.
+
+    A part sees its own memory, state, rows and messages only; what it keeps and what it sends are what its functions
+    return. The weights that `gradient` and `direction` are given change with the next step: a part keeps no reference
+    to them, and differentiates through `Local.grad` alone, since steps may run in inference mode. Reductions run along
+    the last axis (see `Tree`), so that an engine may stack clients.
 
     Attributes:
         attach: adds to a copy of the user's module what this part needs there: layers, `Private` tensors, hooks.
-        memory: start -> what each client keeps at first; names and shapes never change.
-        server: start -> the server's slot.
-        mail: start -> what a client has been told personally before it first takes part; for parts that `confer`.
-        broadcast: what clients that train are sent: (shared tensors, slot) -> (shared tensors, message). By default
-            both as they are. Who only predicts has the shared tensors unchanged, and the message.
-        begin: message in: (local, weights so far, slot) -> (weights to start from, memory).
-        objective: (local, slot) -> a loss of its own for local training.
-        gradient: wraps the gradient: (grad, local, slot) -> grad.
-        direction: (direction, weights, local, slot) -> what the optimizer descends along. Tensors that are
-            left out of the result do not move.
-        finish: message out: (local, slot) -> (memory, upload).
-        arrive: on the server, what of one upload enters the mean, or is conferred about: (central, arrival) -> tree.
-            By default this part's upload.
-        aggregate: (central, slot, mean over the cohort) -> slot.
-        advance: (central, slot after `aggregate`) -> shared tensors: the server's own step.
-        confer: (central, what arrived, one row a client) -> mail, one row a client: what the server tells each
-            client of the cohort alone, in the layout of `mail`; an empty tree where it tells them nothing this
-            round. The client keeps it with its memory. What is conferred about enters no mean.
-        deploy: (local, weights after `begin`, slot) -> weights that predict for this client.
-        show: memory -> what a person may want to see of it.
+        memory: setup -> what each client keeps at first; names and shapes never change.
+        server: setup -> the server's state of this part.
+        rows: setup -> the server's row for each client at first. The server keeps one row per client of the
+            population, hands in those of the clients that arrive, and writes them back.
+        broadcast: central -> the shared tensors that clients train from. Who only predicts has `central.old`.
+        message: central -> what one client is sent alone, from `central.state` and `central.rows`, its row. By
+            default the row, from the client's first participation on; before, the client has the row of `rows`.
+        begin: (local, weights so far) -> (weights to start from, memory).
+        objective: local -> a loss of its own for local training.
+        gradient: wraps the gradient: (grad, local) -> grad.
+        direction: (direction, weights, local) -> what the optimizer descends along. Tensors that are left out of the
+            result do not move.
+        finish: local -> (memory, upload).
+        contribute: on the server, what of one upload enters the mean: (central, arrival) -> tree, or (tree, weight).
+            The weight is one number, or a tree of one number per value; it multiplies the method's weighting, and the
+            mean divides by the sum of weights. A value that nobody counted stays as it is in the part's state, or in
+            the shared tensors. By default this part's upload.
+        aggregate: (central, mean) -> `Update`. A part that is `individual` gets the uploads themselves, ``(n, ...)``
+            in the order of `central.clients`, in place of their mean.
+        deploy: (local, weights after `begin`) -> weights that predict for this client.
         uniform: average clients equally whatever the method's weighting.
+        individual: `aggregate` takes all uploads of the round, which are then held in memory at once.
+        server_only: neither state nor rows are sent to clients, unless `message` says so.
+        transductive: `deploy` reads the unlabelled inputs to predict, `local.inputs`; it runs after all others.
         gradients: extra gradients per step, for the cost table.
         idea: the first line of the docstring of the function that makes it.
         neutral: arguments that make it do nothing, where there are such; the checks use them.
@@ -105,22 +66,23 @@ class Part:
     name: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
     attach: Callable[[nn.Module], None] | None = field(default=None, compare=False)
-    memory: Callable[[Start], Tree] = field(default=_empty, compare=False)
-    server: Callable[[Start], Tree] = field(default=_empty, compare=False)
-    mail: Callable[[Start], Tree] = field(default=_empty, compare=False)
-    broadcast: Callable[[Tree, Tree], tuple[Tree, Tree]] = field(default=_send_the_slot, compare=False)
-    begin: Callable[[Local, Tree, Slot], tuple[Tree, Tree]] = field(default=_same_weights, compare=False)
-    objective: Callable[[Local, Slot], Objective] | None = field(default=None, compare=False)
-    gradient: Callable[[GradFn, Local, Slot], GradFn] = field(default=_same_gradient, compare=False)
-    direction: Callable[[Tree, Tree, Local, Slot], Tree] = field(default=_same_direction, compare=False)
-    finish: Callable[[Local, Slot], tuple[Tree, Tree]] = field(default=_send_nothing, compare=False)
-    arrive: Callable[[Central, Arrival], Tree] | None = field(default=None, compare=False)
-    aggregate: Callable[[Central, Tree, Tree], Tree] = field(default=_same_slot, compare=False)
-    advance: Callable[[Central, Tree], Tree] = field(default=_same_shared, compare=False)
-    confer: Callable[[Central, Tree], Tree] | None = field(default=None, compare=False)
-    deploy: Callable[[Local, Tree, Slot], Tree] = field(default=_same_model, compare=False)
-    show: Callable[[Tree], Mapping[str, Any]] = field(default=_nothing_to_show, compare=False)
+    memory: Callable[[Setup], Tree] | None = field(default=None, compare=False)
+    server: Callable[[Setup], Tree] | None = field(default=None, compare=False)
+    rows: Callable[[Setup], Tree] | None = field(default=None, compare=False)
+    broadcast: Callable[[Central], Tree] | None = field(default=None, compare=False)
+    message: Callable[[Central], Tree] | None = field(default=None, compare=False)
+    begin: Callable[[Local, Tree], tuple[Tree, Tree]] | None = field(default=None, compare=False)
+    objective: Callable[[Local], Objective] | None = field(default=None, compare=False)
+    gradient: Callable[[GradFn, Local], GradFn] | None = field(default=None, compare=False)
+    direction: Callable[[Tree, Tree, Local], Tree] | None = field(default=None, compare=False)
+    finish: Callable[[Local], tuple[Tree, Tree]] | None = field(default=None, compare=False)
+    contribute: Callable[[Central, Arrival], Tree | tuple[Tree, Weight]] | None = field(default=None, compare=False)
+    aggregate: Callable[[Central, Tree], Update] | None = field(default=None, compare=False)
+    deploy: Callable[[Local, Tree], Tree] | None = field(default=None, compare=False)
     uniform: bool = field(default=False, compare=False)
+    individual: bool = field(default=False, compare=False)
+    server_only: bool = field(default=False, compare=False)
+    transductive: bool = field(default=False, compare=False)
     gradients: int = field(default=0, compare=False)
     idea: str = field(default="", compare=False)
     neutral: Mapping[str, Any] | None = field(default=None, compare=False)
@@ -141,7 +103,7 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
         >>> @part
         ... def slower(factor: float = 0.5) -> Part:
         ...     '''Shorten every step.'''
-        ...     def direction(direction, weights, local, slot):
+        ...     def direction(direction, weights, local):
         ...         return factor * direction
         ...     return Part(direction=direction)
         >>> slower(0.1), slower(0.1) == slower(factor=0.1), slower().idea

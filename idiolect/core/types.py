@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     frozen: bool = False
 
 
-class Group(NamedTuple):
-    """Neighbors in a stack of clients whose batches have one size."""
+class ClientRows(NamedTuple):
+    """Neighboring clients of a stack whose batches have one size."""
 
     rows: slice
     """Which clients."""
@@ -48,7 +48,7 @@ class Lockstep(NamedTuple):
         frozen: normalize by running statistics, whatever the batches say.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ClientRows, ...]
     live: int
     frozen: bool = False
 
@@ -69,7 +69,7 @@ def halves(step: Step) -> tuple[Step, Step]:
     """
     if isinstance(step, Batch):
         return _half(step, 0, axis=0), _half(step, 1, axis=0)
-    one, other = (tuple(Group(g.rows, _half(g.batch, k, axis=1)) for g in step.groups) for k in (0, 1))
+    one, other = (tuple(ClientRows(g.rows, _half(g.batch, k, axis=1)) for g in step.groups) for k in (0, 1))
     return step._replace(groups=one), step._replace(groups=other)
 
 
@@ -162,23 +162,17 @@ Direct = Callable[[Tree, Tree], Tree]
 """Gradient and weights to the direction that is descended along."""
 
 
-class Slot(NamedTuple):
-    """What belongs to one part in one client's round."""
-
-    memory: Tree
-    """Durable and personal; never leaves the client."""
-    received: Tree
-    """What the server broadcast for this part."""
-    mail: Tree = EMPTY
-    """What the server told this client alone, when it last took part."""
-
-
 class Stream(Protocol):
     """A client's examples as mini-batches in this round's order."""
 
     @property
     def batches(self) -> int | Tensor:
         """Number of batches in one pass; ``(K, 1)`` in a stack."""
+        ...
+
+    @property
+    def order(self) -> Tensor | None:
+        """(K,) the clients of a stack in the order in which this stream has them; None where it is the stack's."""
         ...
 
     def epochs(self, count: int) -> Sequence[Step]:
@@ -207,52 +201,71 @@ class Train(Protocol):
         ...
 
 
+Split = Literal["train", "val"]
+"""Which of a client's examples: ``"val"`` is its validation examples, or the training ones where it has none."""
+
+
+class TotalQuery(Protocol):
+    """Sums over all of a client's examples."""
+
+    def __call__(self, weights: Tree, query: Query, split: Split = "train") -> Tree:
+        """Return the sums of a query, in evaluation mode."""
+        ...
+
+
 class Whole(Protocol):
-    """The mean loss over all of a client's training examples, normalized by running statistics.
+    """The mean loss over all of a client's examples, normalized by running statistics.
 
     Whatever else is random or different in training (dropout) is as in training.
     """
 
-    def __call__(self, weights: Tree, *, only: Scope | None = None) -> Gradient:
+    def __call__(self, weights: Tree, *, only: Scope | None = None, split: Split = "train") -> Gradient:
         """Differentiate it in the weights of `only` (all by default); with `nothing` the loss costs no pass back."""
         ...
 
 
 @dataclass(frozen=True)
-class Start:
-    """What memory and server slots are made from."""
+class Setup:
+    """What the first memory, server state and rows are made from."""
 
     structure: ModelStructure
     weights: Tree
     """The initial weights, statistics and counters."""
     shared: Tree
     """Those of them that are exchanged."""
+    population: int = 1
+    """Number of clients."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """What a part may look at during one client's round.
+    """One client in one round, as one part sees it.
 
     Where an engine stacks clients, trees and `steps` have leading axes and `seed` has theirs.
 
     Attributes:
-        structure: what the model is made of.
+        structure: the tensors of the model, by kind and layer.
         shared: the exchanged tensors as they were received (the anchor of proximal terms).
-        start: weights local training starts from.
+        start: weights that local training starts from.
         end: weights it ended with (equal to `start` before training).
         stream: the client's batches.
         steps: (..., 1) number of steps taken (0 before training).
         effective_steps: (..., 1) how many plain steps they are worth under the run's optimizer: more with momentum.
         lr: learning rate of this round.
         seed: (...) int64, this client's own randomness in this round.
+        round: rounds played before this one.
         grad: the plain gradient of the loss.
         train: local training for parts that need a second one.
-        total: weights and a query -> its sums over all of the client's training examples.
-        each: weights and a query -> what it sees of each training example, ``(..., n, *shape)`` in the order of a pass;
-            in a stack, zeros follow where a client has fewer than n.
+        total: weights and a query -> its sums over all of the client's examples of a split.
+        each: weights and a query -> its values for each training example, ``(..., n, *shape)`` in the order of a
+            pass; in a stack, zeros follow where a client has fewer than n.
         counts: number of classes C -> (..., C) how many training examples the client has of each.
-        round: rounds played before this one.
-        whole: the loss of all training examples at once, and its gradient.
+        whole: the loss of all examples of a split at once, and its gradient.
+        statistics: weights and unlabelled inputs -> the running statistics that the inputs alone would give.
+        memory: what this part keeps on the client between rounds; it never leaves the client.
+        received: this part's server state, as it was sent.
+        message: what the server sent to this client alone for this part.
+        inputs: the unlabelled inputs to predict, for the `deploy` of a part that is `transductive`; else None.
     """
 
     structure: ModelStructure
@@ -264,38 +277,56 @@ class Local:
     effective_steps: Tensor
     lr: float
     seed: Tensor
+    round: int
     grad: GradFn
     train: Train
-    total: Callable[[Tree, Query], Tree]
+    total: TotalQuery
     each: Callable[[Tree, Query], Tree]
     counts: Callable[[int], Tensor]
-    round: int
     whole: Whole
+    statistics: Callable[[Tree, Tensor], Tree]
+    memory: Tree = field(default_factory=lambda: EMPTY)
+    received: Tree = field(default_factory=lambda: EMPTY)
+    message: Tree = field(default_factory=lambda: EMPTY)
+    inputs: Tensor | None = None
+
+
+Weight = float | Tensor | Tree
+"""How much an upload counts in a mean: one number, or a tree of one number per value."""
 
 
 class Arrival(NamedTuple):
-    """One client's upload as the server receives it."""
+    """One client's upload as one part's `contribute` sees it.
 
-    uploads: dict[str, Tree]
-    """By name of part."""
+    Attributes:
+        own: what this part's `finish` sent.
+        weights: the exchanged tensors that the client sent.
+        examples: training examples of the client.
+        steps: (1,) local steps that it took.
+    """
+
+    own: Tree
+    weights: Tree
     examples: int
-    """Training examples of the client."""
     steps: Tensor
-    """(1,) local steps it took."""
 
 
 @dataclass(frozen=True)
 class Central:
-    """What a part may look at on the server.
+    """The server in one round, as one part sees it.
 
     Attributes:
-        structure: what the model is made of.
+        structure: the tensors of the model, by kind and layer.
         old: shared tensors as the clients of this round received them.
         new: shared tensors after it (equal to `old` until `share` has aggregated), as parts have changed them so far.
         lr: learning rate of this round.
         participation: clients whose upload counts / population; while they arrive, the cohort / population.
+        seed: decides what the server draws in this round.
         round: rounds played before this one.
-        arrived: clients whose upload counts; 0 while they arrive.
+        state: this part's server state.
+        clients: whose uploads count, by their place in the population; while they arrive, nobody. In `message`, the
+            one client that is addressed.
+        rows: this part's rows of these clients, ``(n, ...)`` in their order; in `message`, the row of that client.
     """
 
     structure: ModelStructure
@@ -303,5 +334,27 @@ class Central:
     new: Tree
     lr: float
     participation: float
+    seed: int = 0
     round: int = 0
-    arrived: int = 0
+    state: Tree = field(default_factory=lambda: EMPTY)
+    clients: tuple[int, ...] = ()
+    rows: Tree = field(default_factory=lambda: EMPTY)
+
+    @property
+    def arrived(self) -> int:
+        """Number of clients whose upload counts."""
+        return len(self.clients)
+
+
+class Update(NamedTuple):
+    """What a part's `aggregate` changes on the server; what is None stays as it is.
+
+    Attributes:
+        state: this part's server state.
+        shared: the shared tensors.
+        rows: this part's rows of the clients that arrived, ``(n, ...)`` in the order of `Central.clients`.
+    """
+
+    state: Tree | None = None
+    shared: Tree | None = None
+    rows: Tree | None = None

@@ -14,10 +14,11 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.kernels import Kernels, NotAChainError
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.tree import Tree
-from idiolect.core.types import Batch, Group, Lockstep
+from idiolect.core.types import Batch, ClientRows, Lockstep
 from idiolect.data import ClientData
+from idiolect.engines.base import Engine
 from idiolect.engines.processes import Processes
-from idiolect.engines.sequential import Engine, Sequential
+from idiolect.engines.sequential import Sequential
 from idiolect.engines.stacked import Stacked
 from idiolect.engines.threads import Threads
 from idiolect.rounds.training import Training
@@ -122,7 +123,7 @@ def not_stackable(model: Model, batch: Batch) -> str:
     rows = Tree(model.structure.layout, torch.stack([model.initial.flat] * 2))
     twice = Batch(torch.stack([batch.x] * 2), torch.stack([batch.y] * 2), frozen=batch.frozen)
     try:
-        twin.grad(rows, Lockstep((Group(slice(0, 2), twice),), 2))
+        twin.grad(rows, Lockstep((ClientRows(slice(0, 2), twice),), 2))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return f"{inside[-1]}: {str(error).partition(chr(10))[0][:120]}"
     return ""

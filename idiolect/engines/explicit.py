@@ -33,6 +33,7 @@ class _Either:
         self.predict: Callable[[Tree, Tensor], Tensor] = kernels.predict
         self.descend: Callable[[Tree, Step, float], Tensor] = kernels.descend
         self.observe: Callable[[Tree, Step, Query], Tree] = general.observe
+        self.statistics: Callable[[Tree, Tensor], Tree] = general.statistics
         self._kernels, self._general = kernels, general
 
     def grad(
@@ -68,6 +69,10 @@ class PerThread:
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """See `Model.predict`."""
         return self._own().predict(weights, x)
+
+    def statistics(self, weights: Tree, x: Tensor) -> Tree:
+        """See `Model.statistics`."""
+        return self._own().statistics(weights, x)
 
     def _own(self) -> Model:
         own: Model | None = getattr(self._local, "model", None)

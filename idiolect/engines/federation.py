@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
-from idiolect.core.types import Arrival, Trees
+from idiolect.core.types import Trees
 from idiolect.data import ClientData
-from idiolect.engines.sequential import Engine, Sequential
+from idiolect.engines.base import Engine
+from idiolect.engines.sequential import Sequential
 from idiolect.rounds.batches import RngKey, assignment
-from idiolect.rounds.client import Assignment, Outcome, client_round, deployed
+from idiolect.rounds.client import Assignment, Deployed, Worker
+from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
-from idiolect.storage.memory import RamStore, Store
+from idiolect.storage.memory import Store, keep_in_ram
 
 
 class Round(NamedTuple):
@@ -41,60 +42,65 @@ class Federation(ServerState):
     Args:
         clients: the population.
         engine: how clients are trained and measured.
-        keep: makes the store of memories from the memory of a client that has not trained yet.
-        memory: what each client remembers.
-        learner: the model as the engine differentiates it.
+        keep: makes the store of memories from the memory of a client that has not trained yet, and the store of the
+            server's rows from the row of such a client: (name of the store, trees) -> store.
+        memory: the memory of each client.
+        worker: what runs assignments, with the model as the engine differentiates it.
 
     The other arguments are those of `ServerState`, and come before these.
     """
 
     clients: Mapping[str, ClientData]
     engine: Engine = field(default_factory=Sequential)
-    keep: Callable[[Trees], Store] = RamStore
+    keep: Callable[[str, Trees], Store] = keep_in_ram
     memory: Store = field(init=False)
-    learner: Learner = field(init=False)
+    worker: Worker = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = self.keep(self.fresh())
-        self.learner = self.engine.learner(self.model)
+        self.memory, rows = self.keep("memory", self.fresh()), self.fresh_rows()
+        self.rows = self.keep("rows", rows) if rows else None
+        self.worker = Worker(self.method, self.model, self.engine.learner(self.model), self.training)
 
     def cohort(self) -> list[str]:
         """Draw the clients of the coming round, without replacement; at least one."""
-        return self.draw(self.names)
+        return self.draw(self.population)
 
     @cached_property
-    def names(self) -> list[str]:
-        """Names of the clients, sorted once."""
+    def population(self) -> Sequence[str]:
+        """The names of the clients, sorted once."""
         return sorted(self.clients)
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {client: place for place, client in enumerate(self.population)}
+
+    def place(self, client: str) -> int:
+        """Return a client's place in the population."""
+        return self._places[client]
+
+    def received(self, client: str) -> tuple[Trees, Trees]:
+        """Return a client's memory, and what the server sends to it alone."""
+        return self.memory.get(client), self.first_messages | self.messages(client)
+
     def assignment(self, client: str, purpose: str) -> Assignment:
-        """Return what a client works from now, to train or to deploy."""
-        where = RngKey(self.seed, purpose, client, self.round)
-        data, memory = self.clients[client].train, self.memory.get(client)
-        return assignment(self.model, self.training, data, where, self.sent(purpose), memory, self.lr)
-
-    def train(self, work: Assignment) -> Outcome:
-        """Train from an assignment; nothing is stored."""
-        return client_round(self.method, self.learner, self.training, work)
-
-    def deploy(self, work: Assignment) -> Tree:
-        """Return the weights that predict, from an assignment made to deploy."""
-        return deployed(self.method, self.learner, self.training, work)
+        """Return the inputs of a client's round, to train or to deploy."""
+        key, data = RngKey(self.seed, purpose, client, self.round), self.clients[client]
+        return assignment(self.model, self.training, data, key, self.sent(purpose), *self.received(client), self.lr)
 
     def play(self) -> Round:
         """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
-        cohort, sent, population = self.cohort(), self.sent("train"), len(self.clients)
-        played = Round(cohort, self.lr, 0.0, 0, len(cohort) * sum(tree.nbytes for tree in sent.values()), 0, {})
+        cohort, sent = self.cohort(), self.sent("train")
+        down = len(cohort) * _nbytes(sent) + sum(_nbytes(self.messages(client)) for client in cohort)
+        played = Round(cohort, self.lr, 0.0, 0, down, 0, {})
         longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train.y))
         losses: list[float] = []
         gradients: list[int] = []
-        counted: list[str] = []
         ups: list[int] = []
 
-        def arrivals() -> Iterator[Arrival]:
+        def arrivals() -> Iterator[Upload]:
             for client, outcome in zip(longest_first, self.engine.train(self, longest_first), strict=True):
-                ups.append(sum(tree.nbytes for tree in outcome.uploads.values()))
+                ups.append(_nbytes(outcome.uploads))
                 reason = outcome.flaw()
                 if reason:
                     played.dropped[client] = reason
@@ -102,8 +108,8 @@ class Federation(ServerState):
                 self.memory.put(client, outcome.memory)
                 losses.append(float(outcome.loss))
                 gradients.append(int(outcome.gradients))
-                counted.append(client)
-                yield Arrival(outcome.uploads, len(self.clients[client].train.y), outcome.steps)
+                examples = len(self.clients[client].train.y)
+                yield Upload(self.place(client), outcome.uploads, examples, outcome.steps)
             if not losses:
                 client, reason = next(iter(played.dropped.items()))
                 raise UsageError(
@@ -111,21 +117,18 @@ class Federation(ServerState):
                     "lower lr, or set clip"
                 )
 
-        mail = self.close(arrivals(), len(cohort) / population, population)
-        told = sum(self._deliver(client, letters) for client, letters in zip(counted, mail, strict=True))
-        return played._replace(
-            loss=sum(losses) / len(losses),
-            bytes_up=sum(ups),
-            bytes_down=played.bytes_down + told,
-            gradients=sum(gradients),
-        )
+        self.close(arrivals(), len(cohort) / len(self.population))
+        mean = sum(losses) / len(losses)
+        return played._replace(loss=mean, bytes_up=sum(ups), gradients=sum(gradients))
 
-    def _deliver(self, client: str, letters: Trees) -> int:
-        """Put what the server tells a client alone with the client's memory; return its bytes."""
-        if letters:
-            self.memory.put(client, self.told(self.memory.get(client), letters))
-        return sum(tree.nbytes for tree in letters.values())
+    def deployed(self, client: str) -> Deployed:
+        """Return the weights that predict for a client now."""
+        return self.worker.deploy(self.assignment(client, "deploy"))
 
     def personal(self, client: str) -> Tree:
-        """Return the weights that predict for a client now."""
-        return self.deploy(self.assignment(client, "deploy"))
+        """Return the weights that predict for a client now, before they adapt to any input."""
+        return self.deployed(client).weights
+
+
+def _nbytes(trees: Trees) -> int:
+    return sum(tree.nbytes for tree in trees.values())

@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -20,12 +20,11 @@ from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
+from idiolect.data import ClientData
+from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score
-from idiolect.rounds.batches import NoBatches
-from idiolect.rounds.client import Assignment, Outcome, client_round
-from idiolect.storage.memory import AtHand
+from idiolect.rounds.batches import NoBatches, RngKey, assignment
+from idiolect.rounds.client import Assignment, Outcome, Worker
 from idiolect.storage.shared_memory import keep_freed_memory, shared
 
 
@@ -33,7 +32,7 @@ class Processes:
     """Train clients side by side in forked processes, each with one thread.
 
     The workers are forked from this process at the first call, and hold its clients and model as they are then. What
-    changes from round to round, the server's slots and the client's memory, lies in memory that all share; results come
+    changes from round to round, the server's state and the client's memory, lies in memory that all share; results come
     back the same way. A client is named by a line of text.
 
     Args:
@@ -47,7 +46,7 @@ class Processes:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._crew: _Pool | None = None
+        self._pool: _Pool | None = None
 
     def __repr__(self) -> str:
         return f"{self.workers} processes"
@@ -56,42 +55,43 @@ class Processes:
         """Return explicit kernels, or the model."""
         return explicit(model)
 
-    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+    def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        for desk, numbers in self._each(federation, clients, None):
-            steps, loss, gradients = desk.received["share"].flat.new_tensor(numbers)
-            yield Outcome(desk.uploads, desk.after, steps[None], loss, gradients[None])
+        for buffers, numbers in self._each(source, clients, None):
+            steps, loss, gradients = buffers.received["share"].flat.new_tensor(numbers)
+            yield Outcome(buffers.uploads, buffers.after, steps[None], loss, gradients[None])
 
-    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+    def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`."""
-        for _, numbers in self._each(federation, clients, score):
+        for _, numbers in self._each(source, clients, score):
             yield numbers
 
     def close(self) -> None:
         """See `Engine`."""
-        if self._crew:
-            self._crew.dismiss()
-        self._crew = None
+        if self._pool:
+            self._pool.dismiss()
+        self._pool = None
 
     def _each(
-        self, federation: Federation, clients: Sequence[str], score: Score | None
+        self, source: Source, clients: Sequence[str], score: Score | None
     ) -> Iterator[tuple[_Buffers, list[float]]]:
-        known = self._crew and self._crew.federation is federation
-        if not self._crew or not known or (score is not None and score not in self._crew.scores):
-            scores = [*(self._crew.scores if self._crew and known else ()), *([score] if score else ())]
+        known = self._pool and self._pool.source is source
+        if not self._pool or not known or (score is not None and score not in self._pool.scores):
+            scores = [*(self._pool.scores if self._pool and known else ()), *([score] if score else ())]
             self.close()
-            self._crew = _Pool(federation, self.workers, scores)
+            self._pool = _Pool(source, self.workers, scores)
         try:
-            yield from self._crew.work(clients, -1 if score is None else self._crew.scores.index(score))
+            yield from self._pool.work(clients, -1 if score is None else self._pool.scores.index(score))
         except BaseException:  # work is under way whose results nobody waits for
             self.close()
             raise
 
 
 class _Buffers(NamedTuple):
-    """Where one client's work lies: views of shared memory."""
+    """One client's inputs and results, in memory that all processes share."""
 
     received: Trees
+    messages: Trees
     before: Trees
     after: Trees
     uploads: Trees
@@ -107,17 +107,17 @@ class _Worker(NamedTuple):
 class _Pool:
     """The processes of one federation."""
 
-    def __init__(self, federation: Federation, workers: int, scores: list[Score]) -> None:
-        self.federation = federation
+    def __init__(self, source: Source, workers: int, scores: list[Score]) -> None:
+        self.source = source
         self.scores = scores
-        self._buffers = _buffers(federation, 2 * workers + 2)
+        self._buffers = _buffers(source, 2 * workers + 2)
         self._workers: list[_Worker] = []
         gc.freeze()  # a collection would write to every object, and so copy all that is shared with the workers
         fork = multiprocessing.get_context("fork")
         for _ in range(workers):
             ours, theirs = fork.Pipe()
             others = [ours, *(w.line for w in self._workers)]
-            serve = fork.Process(target=_serve, args=(theirs, others, federation, self._buffers, scores), daemon=True)
+            serve = fork.Process(target=_serve, args=(theirs, others, source, self._buffers, scores), daemon=True)
             serve.start()
             theirs.close()
             self._workers.append(_Worker(serve, ours, deque()))
@@ -133,31 +133,33 @@ class _Pool:
 
     def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Buffers, list[float]]]:
         """Have all clients worked on; give each result in order, good until the next is asked for."""
-        for part, tree in self.federation.sent("train" if score < 0 else "deploy").items():
+        for part, tree in self.source.sent("train" if score < 0 else "deploy").items():
             self._buffers[0].received[part].flat.copy_(tree.flat)
         free, given = list(range(len(self._buffers))), iter(range(len(clients)))
-        desk_of: dict[int, int] = {}
+        buffer_of: dict[int, int] = {}
         answers: dict[int, list[float]] = {}
         coming = next(given, None)
         for wanted in range(len(clients)):
             while wanted not in answers:
                 idle = min(self._workers, key=lambda w: len(w.jobs))
                 while coming is not None and free and len(idle.jobs) < 2:
-                    desk_of[coming] = free.pop()
-                    self._send(idle, coming, clients[coming], desk_of[coming], score)
+                    buffer_of[coming] = free.pop()
+                    self._send(idle, coming, clients[coming], buffer_of[coming], score)
                     coming = next(given, None)
                     idle = min(self._workers, key=lambda w: len(w.jobs))
                 for worker in self._ready():
                     answers[worker.jobs.popleft()] = self._receive(worker, clients)
-            place = desk_of.pop(wanted)
+            place = buffer_of.pop(wanted)
             yield self._buffers[place], answers.pop(wanted)
             free.append(place)
 
-    def _send(self, worker: _Worker, job: int, client: str, desk: int, score: int) -> None:
-        for part, tree in self.federation.memory.get(client).items():
-            self._buffers[desk].before[part].flat.copy_(tree.flat)
+    def _send(self, worker: _Worker, job: int, client: str, buffer: int, score: int) -> None:
+        memory, messages = self.source.received(client)
+        for places, trees in ((self._buffers[buffer].before, memory), (self._buffers[buffer].messages, messages)):
+            for part, tree in trees.items():
+                places[part].flat.copy_(tree.flat)
         worker.jobs.append(job)
-        worker.line.send_bytes(json.dumps([score, desk, self.federation.round, client]).encode())
+        worker.line.send_bytes(json.dumps([score, buffer, self.source.round, self.source.lr, client]).encode())
 
     def _ready(self) -> list[_Worker]:
         found = wait([w.line for w in self._workers])
@@ -177,22 +179,24 @@ class _Pool:
         return [float(number) for number in answer]
 
 
-def _buffers(federation: Federation, count: int) -> list[_Buffers]:
-    """Lay out shared memory: what is sent to all once, and for each desk memory before, memory after and uploads."""
-    memory, sent = federation.memory.get(""), federation.sent("train")
-    nothing = Assignment(sent, memory, NoBatches(), 1.0, torch.tensor(0), 0)
-    empty = client_round(federation.method, federation.learner, federation.training, nothing)
-    received = _shared(sent)
-    return [_Buffers(received, _shared(memory), _shared(empty.memory), _shared(empty.uploads)) for _ in range(count)]
+def _buffers(source: Source, count: int) -> list[_Buffers]:
+    """Lay out shared memory: what is sent to all once, and for each client at work what is its own."""
+    (memory, messages), sent = source.received(next(iter(source.clients))), source.sent("train")
+    nothing = Assignment(sent, memory, messages, NoBatches(), NoBatches(), 1.0, torch.tensor(0), 0)
+    empty, received = source.worker.train(nothing), _shared(sent)
+    return [
+        _Buffers(received, _shared(messages), _shared(memory), _shared(empty.memory), _shared(empty.uploads))
+        for _ in range(count)
+    ]
 
 
 def _shared(like: Trees) -> Trees:
-    """Return slots of the same form in memory that forked processes share; their values are not set."""
+    """Return trees of the same form in memory that forked processes share; their values are not set."""
     return {part: Tree(tree.layout, shared(tree.flat)) for part, tree in like.items()}
 
 
 def _serve(
-    line: Connection, others: list[Connection], federation: Federation, desks: list[_Buffers], scores: list[Score]
+    line: Connection, others: list[Connection], source: Source, buffers: list[_Buffers], scores: list[Score]
 ) -> None:
     """Work on clients until the line closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
@@ -200,26 +204,28 @@ def _serve(
     keep_freed_memory()
     for other in others:
         other.close()  # else this process would hold open the lines of its siblings
-    memory = AtHand({})
-    federation.memory = memory  # type: ignore[assignment]
-    federation.sent = lambda purpose: desks[0].received  # type: ignore[method-assign]
+    worker, clients, seed = source.worker, source.clients, source.seed
     while True:
         try:
-            score, desk, federation.round, client = json.loads(line.recv_bytes())
+            score, buffer, played, lr, client = json.loads(line.recv_bytes())
         except (EOFError, OSError):
             return
-        memory.slots = desks[desk].before
-        line.send_bytes(json.dumps(_answer(federation, client, desks[desk], scores, score)).encode())
+        key, own = RngKey(seed, "train" if score < 0 else "deploy", client, played), buffers[buffer]
+        work = assignment(
+            worker.model, worker.training, clients[client], key, own.received, own.before, own.messages, lr
+        )
+        answer = _answer(worker, clients[client], work, own, scores[score] if score >= 0 else None, client)
+        line.send_bytes(json.dumps(answer).encode())
 
 
 def _answer(
-    federation: Federation, client: str, desk: _Buffers, scores: Sequence[Callable[..., list[float]]], score: int
+    worker: Worker, data: ClientData, work: Assignment, own: _Buffers, score: Score | None, client: str
 ) -> list[float] | dict[str, str]:
     try:
-        if score >= 0:
-            return scores[score](federation, client, federation.personal(client))
-        out = federation.train(federation.assignment(client, "train"))
-        for places, trees in ((desk.uploads, out.uploads), (desk.after, out.memory)):
+        if score:
+            return score(worker, data, worker.deploy(work), work.received["share"])
+        out = worker.train(work)
+        for places, trees in ((own.uploads, out.uploads), (own.after, out.memory)):
             for part, tree in trees.items():
                 places[part].flat.copy_(tree.flat)
         return [float(out.steps), float(out.loss), float(out.gradients)]

@@ -21,11 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
 from idiolect.core.tree import Tree
-from idiolect.core.types import Batch, Group, Lockstep, Trees
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score
+from idiolect.core.types import Batch, ClientRows, Lockstep, Stream, Trees
+from idiolect.engines.base import Score, Source
+from idiolect.engines.sequential import Sequential
 from idiolect.rounds.batches import Shuffled
-from idiolect.rounds.client import Assignment, Outcome
+from idiolect.rounds.client import Assignment, Deployed, Outcome
 
 T = TypeVar("T")
 
@@ -47,60 +47,86 @@ class Stacked:
         """Return the model itself, which differentiates stacks too."""
         return model
 
-    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+    def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
 
         def trained(work: Assignment) -> Sequence[Outcome]:
-            out = federation.train(work)
+            out = source.worker.train(work)
             count = len(work.seed)
             uploads, memory = _apart(out.uploads, count), _apart(out.memory, count)
             return [Outcome(*rows) for rows in zip(uploads, memory, out.steps, out.loss, out.gradients, strict=True)]
 
-        return self._each(federation, clients, "train", trained)
+        return self._each(source, clients, "train", trained)
 
-    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
-        """See `Engine`."""
+    def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+        """See `Engine`; weights that adapt to the inputs are found client by client."""
+        if any(part.transductive for part in source.worker.method.parts):
+            yield from Sequential().measure(source, clients, score)
+            return
 
         def own(work: Assignment) -> Sequence[Tree]:
-            return [slots["own"] for slots in _apart({"own": federation.deploy(work)}, len(work.seed))]
+            weights = source.worker.deploy(work).weights
+            return [trees["own"] for trees in _apart({"own": weights}, len(work.seed))]
 
-        personal = self._each(federation, clients, "deploy", own)
-        return (score(federation, client, weights) for client, weights in zip(clients, personal, strict=True))
+        shared = source.sent("deploy")["share"]
+        for client, weights in zip(clients, self._each(source, clients, "deploy", own), strict=True):
+            yield score(source.worker, source.clients[client], Deployed(weights), shared)
 
     def close(self) -> None:
         """See `Engine`."""
 
     def _each(
-        self, federation: Federation, clients: Sequence[str], purpose: str, do: Callable[[Assignment], Sequence[T]]
+        self, source: Source, clients: Sequence[str], purpose: str, do: Callable[[Assignment], Sequence[T]]
     ) -> Iterator[T]:
-        """Do something to all clients, a stack at a time; what it gives comes in the order of the clients."""
+        """Do something to all clients, a stack at a time; the results come in the order of the clients."""
         for start in range(0, len(clients), self.width):
-            works = [federation.assignment(client, purpose) for client in clients[start : start + self.width]]
-            by_size = sorted(range(len(works)), key=lambda i: -len(federation.clients[clients[start + i]].train.y))
+            works = [source.assignment(client, purpose) for client in clients[start : start + self.width]]
+            by_size = sorted(range(len(works)), key=lambda i: -len(source.clients[clients[start + i]].train.y))
             done = dict(zip(by_size, do(_stack([works[i] for i in by_size])), strict=True))
             yield from (done[i] for i in range(len(works)))
 
 
 def _stack(works: Sequence[Assignment]) -> Assignment:
     """Return one assignment for all: what was received is the same for everybody, the rest has a row for each."""
-    first = works[0]
-    memory = {p: Tree(t.layout, torch.stack([w.memory[p].flat for w in works])) for p, t in first.memory.items()}
-    streams = [w.stream for w in works if isinstance(w.stream, Shuffled)]
     seeds = torch.stack([w.seed for w in works])
-    return first._replace(memory=memory, stream=Together(streams), seed=seeds)
+    return works[0]._replace(
+        memory=_rows([w.memory for w in works]),
+        messages=_rows([w.messages for w in works]),
+        stream=_together([w.stream for w in works]),
+        validation=_together([w.validation for w in works]),
+        seed=seeds,
+    )
 
 
-def _apart(slots: Trees, count: int) -> list[Trees]:
+def _rows(trees: Sequence[Trees]) -> Trees:
+    return {p: Tree(t.layout, torch.stack([own[p].flat for own in trees])) for p, t in trees[0].items()}
+
+
+def _together(streams: Sequence[Stream]) -> Together:
+    """Return the streams of a stack in step, in the order of their sizes where that is another than the stack's."""
+    shuffled = [s for s in streams if isinstance(s, Shuffled)]
+    order = sorted(range(len(shuffled)), key=lambda i: -len(shuffled[i].y))
+    arranged = None if order == sorted(order) else torch.tensor(order, device=shuffled[0].x.device)
+    return Together([shuffled[i] for i in order], arranged)
+
+
+def _apart(trees: Trees, count: int) -> list[Trees]:
     """Return each client's row; a tree that does not differ between clients is everybody's."""
-    rows = {p: tree.flat.expand(count, -1).unbind() for p, tree in slots.items()}
-    return [{p: Tree(slots[p].layout, rows[p][i]) for p in slots} for i in range(count)]
+    rows = {p: tree.flat.expand(count, -1).unbind() for p, tree in trees.items()}
+    return [{p: Tree(trees[p].layout, rows[p][i]) for p in trees} for i in range(count)]
 
 
 class Together:
-    """The streams of a stack of clients, in step. The client with the most examples comes first."""
+    """The streams of a stack of clients, in step.
 
-    def __init__(self, streams: Sequence[Shuffled]) -> None:
+    Args:
+        streams: the client with the most examples comes first.
+        order: (K,) which clients of the stack these are, where the stack has another order.
+    """
+
+    def __init__(self, streams: Sequence[Shuffled], order: Tensor | None = None) -> None:
         self._streams = streams
+        self.order = order
         self.counts = [s.batches for s in streams]
 
     @cached_property
@@ -120,7 +146,7 @@ class Together:
         rows = np.zeros((count * longest, len(self._streams), widest), np.int64)
         for client, stream in enumerate(self._streams):
             for epoch in range(count):
-                batches = np.split(stream.order(epoch), np.cumsum(stream.sizes)[:-1])
+                batches = np.split(stream.permutation(epoch), np.cumsum(stream.sizes)[:-1])
                 for k, batch in enumerate(batches):
                     rows[epoch * longest + k, client, : len(batch)] = batch
         return _Locksteps(self, torch.from_numpy(rows).to(self._streams[0].x.device), self._plan())
@@ -163,7 +189,7 @@ class _Locksteps(Sequence[Lockstep]):
             return [self[i] for i in range(*at.indices(len(self)))]
         rows = self._rows[at]
         groups = tuple(
-            Group(of, self._batch(of, rows[of, :size], size)) for of, size in self._plan[at % len(self._plan)]
+            ClientRows(of, self._batch(of, rows[of, :size], size)) for of, size in self._plan[at % len(self._plan)]
         )
         return Lockstep(groups, groups[-1].rows.stop)
 

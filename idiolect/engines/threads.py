@@ -11,9 +11,8 @@ import torch
 
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
+from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score
 from idiolect.rounds.client import Assignment, Outcome
 from idiolect.storage.shared_memory import keep_freed_memory
 
@@ -43,15 +42,18 @@ class Threads:
         """Return explicit kernels, or the model with one copy of its module for each thread."""
         return explicit(model)
 
-    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+    def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        return self._each(federation, clients, "train", lambda client, work: federation.train(work))
+        return self._each(source, clients, "train", lambda client, work: source.worker.train(work))
 
-    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+    def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`."""
-        return self._each(
-            federation, clients, "deploy", lambda client, work: score(federation, client, federation.deploy(work))
-        )
+
+        def measured(client: str, work: Assignment) -> list[float]:
+            own, shared = source.worker.deploy(work), work.received["share"]
+            return score(source.worker, source.clients[client], own, shared)
+
+        return self._each(source, clients, "deploy", measured)
 
     def close(self) -> None:
         """See `Engine`."""
@@ -60,7 +62,7 @@ class Threads:
         self._pool = None
 
     def _each(
-        self, federation: Federation, clients: Sequence[str], purpose: str, do: Callable[[str, Assignment], T]
+        self, source: Source, clients: Sequence[str], purpose: str, do: Callable[[str, Assignment], T]
     ) -> Iterator[T]:
         """Give clients to the workers in their order, a few ahead of the one that is waited for."""
         if not self._pool:
@@ -70,7 +72,7 @@ class Threads:
         ahead: deque[Future[T]] = deque()
         try:
             for client in clients:
-                work = federation.assignment(client, purpose)
+                work = source.assignment(client, purpose)
                 ahead.append(self._pool.submit(_alone, do, client, work))
                 if len(ahead) > 2 * self.workers:
                     yield ahead.popleft().result()

@@ -8,12 +8,12 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Names, Scope, head
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, combine, overlay, pick, where
-from idiolect.core.types import Local, Slot, Start
+from idiolect.core.types import Local, Setup
 
 
 @part
 def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first_epochs: int = 10) -> Part:
-    r"""Start from a mix of the client's last model and the received one, weighed entry by entry.
+    r"""Setup from a mix of the client's last model and the received one, weighed entry by entry.
 
     .. math::  s_i = w_i^{old} + (w^t - w_i^{old}) \odot M_i, \qquad
                M_i \leftarrow \mathrm{clip}_{[0,1]}\big( M_i - \eta_M\, \nabla L_i(s_i) \odot (w^t - w_i^{old}) \big)
@@ -49,16 +49,16 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
     def mixed_names(structure: ModelStructure) -> Names:
         return names(structure) & structure.names("weight")
 
-    def memory(start: Start) -> Tree:
-        own = pick(start.weights, mixed_names(start.structure))
+    def memory(setup: Setup) -> Tree:
+        own = pick(setup.weights, mixed_names(setup.structure))
         mask = {f"mask/{n}": torch.ones_like(t) for n, t in own.items()}
         return Tree.of({**own, **mask, "flag/trained": own.flat.new_zeros(1), "flag/mixed": own.flat.new_zeros(1)})
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        old = pick(slot.memory, mixed_names(local.structure))
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        old = pick(local.memory, mixed_names(local.structure))
         gap = pick(weights, old) - old
-        mask = Tree(old.layout, pick(slot.memory, {f"mask/{n}" for n in old}).flat)
-        trained, mixed = slot.memory["flag/trained"], slot.memory["flag/mixed"]
+        mask = Tree(old.layout, pick(local.memory, {f"mask/{n}" for n in old}).flat)
+        trained, mixed = local.memory["flag/trained"], local.memory["flag/mixed"]
         used = share * local.stream.batches
         for epoch in range(first_epochs):
             for k, batch in enumerate(local.stream.epochs(1)):
@@ -70,13 +70,13 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
                 learned = Tree(mask.layout, (mask - lr * slope).flat.clamp(0, 1))
                 mask = where(due, learned, mask)
         mixed_in = overlay(weights, where(trained > 0, old + gap * mask, pick(weights, old)))
-        flags = Tree(slot.memory.layout.only({"flag/trained", "flag/mixed"}), torch.cat([trained, trained], dim=-1))
-        masks = Tree(slot.memory.layout.only({f"mask/{n}" for n in old}), mask.flat)
-        return mixed_in, combine(slot.memory.layout, old, masks, flags)
+        flags = Tree(local.memory.layout.only({"flag/trained", "flag/mixed"}), torch.cat([trained, trained], dim=-1))
+        masks = Tree(local.memory.layout.only({f"mask/{n}" for n in old}), mask.flat)
+        return mixed_in, combine(local.memory.layout, old, masks, flags)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         own = pick(local.end, mixed_names(local.structure))
-        trained = Tree(slot.memory.layout.only({"flag/trained"}), torch.ones_like(slot.memory["flag/trained"]))
-        return overlay(slot.memory, own, trained), Tree.of({})
+        trained = Tree(local.memory.layout.only({"flag/trained"}), torch.ones_like(local.memory["flag/trained"]))
+        return overlay(local.memory, own, trained), Tree.of({})
 
     return Part(memory=memory, begin=begin, finish=finish, neutral={"lr": 0.0})

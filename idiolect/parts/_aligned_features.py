@@ -12,7 +12,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, layout, pick
-from idiolect.core.types import Central, Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.core.types import Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, of_class
 
 
@@ -44,12 +44,12 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
     """
     require(strength >= 0, f"aligned_features: strength must be at least 0, got {strength}")
 
-    def server(start: Start) -> Tree:
-        sums = start.weights[classifier(names, start.structure).tensor("weight")]
+    def server(setup: Setup) -> Tree:
+        sums = setup.weights[classifier(names, setup.structure).tensor("weight")]
         return Tree.of({"sums": torch.zeros_like(sums), "counts": sums.new_zeros(len(sums))})
 
-    def objective(local: Local, slot: Slot) -> Objective:
-        theirs, own = slot.received, local.total(local.start, class_sums(names, local.structure))
+    def objective(local: Local) -> Objective:
+        theirs, own = local.received, local.total(local.start, class_sums(names, local.structure))
         targets = torch.where(theirs["counts"][..., None] > 0, _means(theirs), _means(own))
         facts = Tree(layout(("targets",), (targets.shape[-2:],)), targets.flatten(-2))
         weight = strength if local.round > 0 else 0.0
@@ -59,11 +59,11 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
 
         return Objective(classifier(names, local.structure).layer, loss, facts)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return slot.memory, pick(local.total(local.end, class_sums(names, local.structure)), slot.received)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.memory, pick(local.total(local.end, class_sums(names, local.structure)), local.received)
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return mean
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(mean)
 
     return Part(
         server=server,

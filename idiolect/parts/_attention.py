@@ -7,7 +7,7 @@ import torch
 from idiolect.core.part import Part, part, require
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, pick
-from idiolect.core.types import Central, Local, Slot, Start
+from idiolect.core.types import Central, Local, Setup, Update
 from idiolect.parts._proximal import pull
 
 
@@ -47,25 +47,32 @@ def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = 
     require(0 <= others <= 1, f"attention: others must be in [0, 1], got {others}")
     require(sigma is None or sigma > 0, f"attention: sigma must be above 0, or None, got {sigma}")
 
-    def mail(start: Start) -> Tree:
-        return _trained(start.structure, start.weights)
+    def rows(setup: Setup) -> Tree:
+        return _trained(setup.structure, setup.weights)
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        return pull(strength, direction, weights, slot.mail)
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
+        return pull(strength, direction, weights, local.message)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return slot.memory, _trained(local.structure, local.end)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.memory, _trained(local.structure, local.end)
 
-    def confer(central: Central, uploads: Tree) -> Tree:
-        rows, count = uploads.flat, len(uploads.flat)
-        apart = _squared_distances(rows)
+    def aggregate(central: Central, uploads: Tree) -> Update:
+        count = len(uploads.flat)
+        apart = _squared_distances(uploads.flat)
         width = _median(apart) if sigma is None else sigma
         shares = others / max(count - 1, 1) * torch.exp(-apart / width)
         shares.fill_diagonal_(0.0)
         shares += torch.diag(1 - shares.sum(dim=1))
-        return Tree(uploads.layout, shares @ rows)
+        return Update(rows=Tree(uploads.layout, shares @ uploads.flat))
 
-    return Part(mail=mail, direction=direction, finish=finish, confer=confer, neutral={"strength": 0.0})
+    return Part(
+        rows=rows,
+        direction=direction,
+        finish=finish,
+        aggregate=aggregate,
+        individual=True,
+        neutral={"strength": 0.0},
+    )
 
 
 def _trained(structure: ModelStructure, tree: Tree) -> Tree:

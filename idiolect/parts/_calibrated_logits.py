@@ -9,17 +9,17 @@ from torch import Tensor
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, vectors
-from idiolect.core.types import Local, Objective, Pass, Slot, Term
+from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier
 
 ABSENT = 1e-8
 """What a class without examples counts as, so that no shift is infinite."""
 
 
-def _shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local, Slot], Objective]:
+def _shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local], Objective]:
     """Return an objective on outputs to which a function of the client's counts of classes is added."""
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
         counts = local.counts(found.classes).clamp(min=ABSENT)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, combine, layout, vectors
-from idiolect.core.types import Central, Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.core.types import Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, of_class
 from idiolect.parts.common.spread import add_spread, count_steps, divergence, key_of, noise, normal
 
@@ -68,12 +68,12 @@ def class_gaussians(
     require(0 < renewal <= 1, f"class_gaussians: renewal must be in (0, 1], got {renewal}")
     require(kl in ("code", "bound"), f"class_gaussians: kl is 'code' or 'bound', not {kl!r}")
 
-    def server(start: Start) -> Tree:
-        _, classes, features = classifier(names, start.structure)
-        like = start.weights.flat
+    def server(setup: Setup) -> Tree:
+        _, classes, features = classifier(names, setup.structure)
+        like = setup.weights.flat
         return Tree.of({"mean": like.new_zeros(classes, features), "deviation": like.new_ones(classes, features)})
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
@@ -85,10 +85,10 @@ def class_gaussians(
             pair = (of_classes, (z, sigma)) if kl == "code" else ((z, sigma), of_classes)
             return torch.stack(fits).mean() + strength * divergence(*pair).mean()
 
-        where = layout((*slot.received, "seed"), (*slot.received.layout.shapes, torch.Size((1,))))
-        return Objective(found.layer, loss, combine(where, slot.received, vectors(seed=key_of(local))))
+        where = layout((*local.received, "seed"), (*local.received.layout.shapes, torch.Size((1,))))
+        return Objective(found.layer, loss, combine(where, local.received, vectors(seed=key_of(local))))
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         found = classifier(names, local.structure)
 
         def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
@@ -97,13 +97,13 @@ def class_gaussians(
             return {"precision": own.T @ sigma**-2, "weighted": own.T @ (sigma**-2 * z)}
 
         shape = (found.classes, found.features)
-        return slot.memory, local.total(local.end, Query(found.layer, sums, {"precision": shape, "weighted": shape}))
+        return local.memory, local.total(local.end, Query(found.layer, sums, {"precision": shape, "weighted": shape}))
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+    def aggregate(central: Central, mean: Tree) -> Update:
         there, precision = mean["precision"] > 0, 1 + central.arrived * mean["precision"]
         fresh = {"mean": central.arrived * mean["weighted"] / precision, "deviation": precision**-0.5}
-        renewed = {name: torch.lerp(slot[name], new, renewal) for name, new in fresh.items()}
-        return Tree.of({name: torch.where(there, new, slot[name]) for name, new in renewed.items()})
+        renewed = {name: torch.lerp(central.state[name], new, renewal) for name, new in fresh.items()}
+        return Update(Tree.of({name: torch.where(there, new, central.state[name]) for name, new in renewed.items()}))
 
     return Part(
         attach=partial(add_spread, names),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
@@ -12,7 +11,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.rng import derive, uniform_hash
 from idiolect.core.scope import Scope, everything, nothing
 from idiolect.core.tree import Layout, Tree, axpy, layout, overlay, pick, spread
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
 @part
@@ -58,44 +57,42 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed
     require(count >= 1, f"clusters: count must be at least 1, got {count}")
     require(noise > 0, f"clusters: noise must be above 0, got {noise}; equal clusters would never part")
 
-    def server(start: Start) -> Tree:
-        first = pick(start.shared, names(start.structure))
-        weights = pick(first, start.structure.names("weight"))
+    def server(setup: Setup) -> Tree:
+        first = pick(setup.shared, names(setup.structure))
+        weights = pick(first, setup.structure.names("weight"))
         require(len(weights) > 0, f"clusters: no weight among {names!r} is exchanged; share it, or name others")
         others = [axpy(noise, _noise(weights, derive(seed, "cluster", j)), first) for j in range(1, count)]
         return Tree(_copies(first.layout, count), torch.cat([model.flat for model in (first, *others)]))
 
-    def memory(start: Start) -> Tree:
-        return Tree.of({"choice": start.weights.flat.new_zeros(count)})
+    def memory(setup: Setup) -> Tree:
+        return Tree.of({"choice": setup.weights.flat.new_zeros(count)})
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        where, models = pick(local.shared, names(local.structure)).layout, slot.received.flat.view(count, -1)
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        where, models = pick(local.shared, names(local.structure)).layout, local.received.flat.view(count, -1)
         losses = [local.whole(overlay(weights, Tree(where, model)), only=nothing).loss for model in models]
         best = torch.stack(losses, dim=-1).nan_to_num(nan=torch.inf).argmin(dim=-1)
-        choice = Tree(slot.memory.layout, one_hot(best, count).to(weights.flat))
+        choice = Tree(local.memory.layout, one_hot(best, count).to(weights.flat))
         return overlay(weights, Tree(where, models[best])), choice
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return slot.memory, slot.memory
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.memory, local.memory
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        model, choice = pick(arrival.uploads["share"], names(central.structure)), arrival.uploads["clusters"].flat
-        where = _copies(model.layout, count, "choice")
-        return Tree(where, torch.cat([torch.outer(choice, model.flat).flatten(), choice]))
+    def contribute(central: Central, arrival: Arrival) -> tuple[Tree, Tree]:
+        model = pick(arrival.weights, names(central.structure))
+        where = _copies(model.layout, count)
+        counted = arrival.own.flat[:, None].expand(count, len(model.flat))
+        return Tree(where, model.flat.repeat(count)), Tree(where, counted.flatten())
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        share, old = mean["choice"][:, None], slot.flat.view(count, -1)
-        new = torch.where(share > 0, pick(mean, slot).flat.view(count, -1) / share, old)
-        return Tree(slot.layout, new.flatten())
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(mean)
 
     return Part(
         memory=memory,
         server=server,
         begin=begin,
         finish=finish,
-        arrive=arrive,
+        contribute=contribute,
         aggregate=aggregate,
-        show=_show,
         neutral={"count": 1},
     )
 
@@ -109,13 +106,6 @@ def _noise(weights: Tree, seed: int) -> Tree:
 
 
 @lru_cache(maxsize=64)
-def _copies(one: Layout, count: int, last: str = "") -> Layout:
-    """Return the layout of several models one after the other, then of one number for each if it has a name."""
-    names = [f"{j}/{name}" for j in range(count) for name in one.names]
-    shapes = [*one.shapes] * count
-    return layout((*names, last), (*shapes, torch.Size((count,)))) if last else layout(tuple(names), tuple(shapes))
-
-
-def _show(memory: Tree) -> dict[str, Any]:
-    choice = memory["choice"]
-    return {"cluster": int(choice.argmax()) if choice.any() else None}
+def _copies(one: Layout, count: int) -> Layout:
+    """Return the layout of several models one after the other."""
+    return layout(tuple(f"{j}/{name}" for j in range(count) for name in one.names), one.shapes * count)

@@ -10,7 +10,7 @@ from torch import nn
 from idiolect.core.part import Part, part, require
 from idiolect.core.structure import Private, structure_of
 from idiolect.core.tree import Layout, Tree, axpy, combine, layout, norm, overlay, pick, zeros_like
-from idiolect.core.types import Central, GradFn, Gradient, Local, Slot, Start, Step
+from idiolect.core.types import Central, GradFn, Gradient, Local, Setup, Step, Update
 from idiolect.parts._sharpness import EPSILON
 
 _OWNER = "consistent_sam"
@@ -64,11 +64,11 @@ def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Par
                         own.register_buffer(_leaf(what, item.name), zeros.clone(), persistent=False)
             module.add_module(_OWNER, own)
 
-    def server(start: Start) -> Tree:
-        return zeros_like(pick(start.shared, start.structure.names("weight")))
+    def server(setup: Setup) -> Tree:
+        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        s = slot.received
+    def gradient(grad: GradFn, local: Local) -> GradFn:
+        s = local.received
         places = [_place(what, s.layout) for what in kept]
 
         def sharp(at: Tree, batch: Step) -> Gradient:
@@ -83,13 +83,13 @@ def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Par
 
         return sharp
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        like = slot.received.layout
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        like = local.received.layout
         mu, *last = (Tree(like, combine(_place(what, like), local.end).flat) for what in kept)
-        return slot.memory, mu - last[0] if last else mu
+        return local.memory, mu - last[0] if last else mu
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return mean * (rho / (norm(mean) + EPSILON))
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(mean * (rho / (norm(mean) + EPSILON)))
 
     if not rho:
         return Part(neutral={"rho": 0.0})

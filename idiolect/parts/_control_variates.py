@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part
 from idiolect.core.tree import Tree, axpy, pick, zeros_like
-from idiolect.core.types import Central, Local, Slot, Start
+from idiolect.core.types import Central, Local, Setup, Update
 
 
 @part
@@ -30,19 +30,19 @@ def control_variates() -> Part:
         the new variate the mean move per step instead of the mean gradient.
     """
 
-    def zeros(start: Start) -> Tree:
-        return zeros_like(pick(start.shared, start.structure.names("weight")))
+    def zeros(setup: Setup) -> Tree:
+        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        correction = pick(slot.received - slot.memory, direction)
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
+        correction = pick(local.received - local.memory, direction)
         return axpy(1.0, correction, direction)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        moved = pick(local.start, slot.memory) - pick(local.end, slot.memory)
-        own = slot.memory - slot.received + moved / (local.lr * local.steps)
-        return own, own - slot.memory
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        moved = pick(local.start, local.memory) - pick(local.end, local.memory)
+        own = local.memory - local.received + moved / (local.lr * local.steps)
+        return own, own - local.memory
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return slot + central.participation * mean
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(central.state + central.participation * mean)
 
     return Part(memory=zeros, server=zeros, direction=direction, finish=finish, aggregate=aggregate, uniform=True)

@@ -6,12 +6,12 @@ import torch
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Layout, Tree, layout, overlay, pick, where
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
 @part
 def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
-    r"""Start critical values from the mean over clients with whom they overlap, the others from the shared ones.
+    r"""Setup critical values from the mean over clients with whom they overlap, the others from the shared ones.
 
     .. math::  c_i = \lvert (w_i^{t+} - s_i) \odot w_i^{t+} \rvert, \qquad
                M_i = \text{the top values of } c_i \text{, tensor by tensor}, \qquad
@@ -44,33 +44,40 @@ def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
     require(0 <= top <= 1, f"critical_mix: top must be in [0, 1], got {top}")
     require(rounds >= 1, f"critical_mix: rounds must be at least 1, got {rounds}")
 
-    def mail(start: Start) -> Tree:
-        return pick(start.shared, start.structure.names("weight"))
+    def rows(setup: Setup) -> Tree:
+        return pick(setup.shared, setup.structure.names("weight"))
 
-    def memory(start: Start) -> Tree:
-        return 0.0 * mail(start)
+    def memory(setup: Setup) -> Tree:
+        return 0.0 * rows(setup)
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        mixed = where(slot.memory.flat > 0, slot.mail, pick(weights, slot.memory))
-        return overlay(weights, mixed), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        mixed = where(local.memory.flat > 0, local.message, pick(weights, local.memory))
+        return overlay(weights, mixed), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        end = pick(local.end, slot.memory)
-        mask = _largest(abs((end - pick(local.start, slot.memory)) * end), top)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        end = pick(local.end, local.memory)
+        mask = _largest(abs((end - pick(local.start, local.memory)) * end), top)
         return mask, mask
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        mask = arrival.uploads["critical_mix"]
-        return Tree(_twice(mask.layout), torch.cat([pick(arrival.uploads["share"], mask).flat, mask.flat]))
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        mask = arrival.own
+        return Tree(_twice(mask.layout), torch.cat([pick(arrival.weights, mask).flat, mask.flat]))
 
-    def confer(central: Central, uploads: Tree) -> Tree:
+    def aggregate(central: Central, uploads: Tree) -> Update:
         models, masks = uploads.flat.chunk(2, dim=-1)
         partners = _partners(masks, (central.round + 1) / rounds).to(models.dtype)
         mean = partners / partners.sum(dim=1, keepdim=True) @ models
-        return Tree(pick(central.old, central.structure.names("weight")).layout, mean)
+        return Update(rows=Tree(central.rows.layout, mean))
 
     return Part(
-        memory=memory, mail=mail, begin=begin, finish=finish, arrive=arrive, confer=confer, neutral={"top": 0.0}
+        memory=memory,
+        rows=rows,
+        begin=begin,
+        finish=finish,
+        contribute=contribute,
+        aggregate=aggregate,
+        individual=True,
+        neutral={"top": 0.0},
     )
 
 

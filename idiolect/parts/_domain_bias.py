@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import EMPTY, Tree, layout, overlay, pick
-from idiolect.core.types import Central, Local, Objective, Pass, Slot, Start, Term
+from idiolect.core.types import Central, Local, Objective, Pass, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, equip
 
 NAME = "domain_bias"
@@ -85,18 +85,18 @@ def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = hea
             own.register_buffer("mean", zeros, persistent=False)
             layer.register_forward_hook(_Shifted(momentum))
 
-    def server(start: Start) -> Tree:
-        return Tree.of({"mean": start.weights.flat.new_zeros(classifier(names, start.structure).features)})
+    def server(setup: Setup) -> Tree:
+        return Tree.of({"mean": setup.weights.flat.new_zeros(classifier(names, setup.structure).features)})
 
     def own(local: Local, name: str) -> str:
         return classifier(names, local.structure).tensor(f"{NAME}.{name}")
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         mean = own(local, "mean")
         zeros = Tree.of({mean: weights.flat.new_zeros(local.structure.layout.shape_of[mean])})
-        return overlay(weights, zeros), slot.memory
+        return overlay(weights, zeros), local.memory
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         mean = own(local, "mean")
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
@@ -107,17 +107,17 @@ def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = hea
             return inner(seen, y)
 
         layer = classifier(names, local.structure).layer
-        return Objective(layer, loss, slot.received) if local.round else Objective(layer, plain, EMPTY)
+        return Objective(layer, loss, local.received) if local.round else Objective(layer, plain, EMPTY)
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
         return direction if local.round else pick(direction, frozenset(direction) - {own(local, "vector")})
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         found = local.end.stretch(own(local, "mean"))
-        return slot.memory, Tree(layout(("mean",), (torch.Size(found.shape[-1:]),)), found)
+        return local.memory, Tree(layout(("mean",), (torch.Size(found.shape[-1:]),)), found)
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return slot if central.round else mean
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update() if central.round else Update(mean)
 
     return Part(
         attach=attach,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import EMPTY, Tree, axpy, pick, zeros_like
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
 @part
@@ -49,37 +49,31 @@ def dynamic(strength: float, dual_mean: Literal["all", "participants"] = "all") 
     everybody = dual_mean == "all"
     require(everybody or dual_mean == "participants", f"dynamic: no dual_mean {dual_mean!r}: all or participants")
 
-    def zeros(start: Start) -> Tree:
-        return zeros_like(pick(start.shared, start.structure.names("weight")))
+    def zeros(setup: Setup) -> Tree:
+        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
 
-    def broadcast(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
-        return shared, EMPTY
-
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        pull = pick(weights, slot.memory) - pick(local.shared, slot.memory) + slot.memory
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
+        pull = pick(weights, local.memory) - pick(local.shared, local.memory) + local.memory
         return axpy(strength, pick(pull, direction), direction)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        own = slot.memory + pick(local.end, slot.memory) - pick(local.shared, slot.memory)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        own = local.memory + pick(local.end, local.memory) - pick(local.shared, local.memory)
         return own, EMPTY if everybody else own
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        return pick(arrival.uploads["share"] - central.old, central.structure.names("weight"))
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        return pick(arrival.weights - central.old, central.structure.names("weight"))
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return slot + central.participation * mean if everybody else mean
-
-    def advance(central: Central, slot: Tree) -> Tree:
-        return axpy(1.0, slot, central.new)
+    def aggregate(central: Central, mean: Tree) -> Update:
+        duals = central.state + central.participation * mean if everybody else mean
+        return Update(duals, shared=axpy(1.0, duals, central.new))
 
     return Part(
         memory=zeros,
         server=zeros,
-        broadcast=broadcast,
         direction=direction,
         finish=finish,
-        arrive=arrive if everybody else None,
+        contribute=contribute if everybody else None,
         aggregate=aggregate,
-        advance=advance,
+        server_only=True,
         uniform=everybody,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, norm, overlay, pick
-from idiolect.core.types import GradFn, Gradient, Local, Slot, Start, Step
+from idiolect.core.types import GradFn, Gradient, Local, Setup, Step
 from idiolect.parts._sharpness import EPSILON
 from idiolect.parts.common.first import TRAINED, trained, untrained
 
@@ -38,20 +38,20 @@ def estimated_sam(rho: float) -> Part:
     """
     require(rho >= 0, f"estimated_sam: rho must be at least 0, got {rho}")
 
-    def memory(start: Start) -> Tree:
-        return Tree.of({**pick(start.shared, start.structure.names("weight")), **untrained(start)})
+    def memory(setup: Setup) -> Tree:
+        return Tree.of({**pick(setup.shared, setup.structure.names("weight")), **untrained(setup)})
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
-        old = pick(slot.memory, local.shared)
+    def gradient(grad: GradFn, local: Local) -> GradFn:
+        old = pick(local.memory, local.shared)
         back = old - pick(local.shared, old)
-        radius = rho * slot.memory[TRAINED] / (norm(back) + EPSILON)
+        radius = rho * local.memory[TRAINED] / (norm(back) + EPSILON)
 
         def uphill(at: Tree, batch: Step) -> Gradient:
             return grad(axpy(radius, back, at), batch)
 
         return uphill if rho else grad
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return overlay(trained(slot.memory), pick(local.shared, slot.memory)), Tree.of({})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return overlay(trained(local.memory), pick(local.shared, local.memory)), Tree.of({})
 
     return Part(memory=memory, gradient=gradient, finish=finish, neutral={"rho": 0.0})

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import EMPTY, Tree, pick, where
-from idiolect.core.types import Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.core.types import Local, Objective, Pass, Query, Setup, Term
 from idiolect.parts.common.classes import classifier
 
 
@@ -53,20 +53,20 @@ def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = h
     require(epochs >= 0, f"feature_alignment: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"feature_alignment: lr must be above 0, got {lr}")
 
-    def memory(start: Start) -> Tree:
-        _, classes, width = classifier(names, start.structure)
-        flat = start.weights.flat
+    def memory(setup: Setup) -> Tree:
+        _, classes, width = classifier(names, setup.structure)
+        flat = setup.weights.flat
         return Tree.of({"means": flat.new_zeros(classes, width), "flag/trained": flat.new_zeros(1)})
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        trained = slot.memory["flag/trained"] > 0
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        trained = local.memory["flag/trained"] > 0
         if not epochs or not trained.any():
-            return weights, slot.memory
-        goal = Objective(classifier(names, local.structure).layer, _to_class_means, pick(slot.memory, {"means"}))
+            return weights, local.memory
+        goal = Objective(classifier(names, local.structure).layer, _to_class_means, pick(local.memory, {"means"}))
         aligned = local.train(weights, only=~names, epochs=epochs, lr=lr, objective=goal)
-        return where(trained, aligned, weights), slot.memory
+        return where(trained, aligned, weights), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         layer, classes, width = classifier(names, local.structure)
         counts = local.counts(classes)
 
@@ -75,6 +75,6 @@ def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = h
 
         sums = local.total(local.end, Query(layer, of_classes, {"sums": (classes, width)}))["sums"]
         means = (sums / counts.clamp(min=1)[..., None]).flatten(-2)
-        return Tree(slot.memory.layout, torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)), EMPTY
+        return Tree(local.memory.layout, torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)), EMPTY
 
     return Part(memory=memory, begin=begin, finish=finish, neutral={"epochs": 0})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, everything
 from idiolect.core.tree import Tree
-from idiolect.core.types import Local, Slot
+from idiolect.core.types import Local
 
 
 @part
@@ -41,7 +41,7 @@ def finetune(
     require(epochs is None or epochs >= 0, f"finetune: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"finetune: lr must be above 0, got {lr}")
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+    def deploy(local: Local, weights: Tree) -> Tree:
         return local.train(weights, only=names, epochs=epochs, lr=lr, freeze_statistics=freeze_statistics)
 
     return Part(deploy=deploy, neutral={"epochs": 0})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from idiolect.core.part import Part, part
-from idiolect.core.tree import EMPTY, Tree, layout, norm, pick, zeros_like
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.tree import Tree, layout, norm
+from idiolect.core.types import Arrival, Central, Local, Update
 
 LEAST = 1e-12
 """The least weight: clients that have all fitted their data count alike."""
@@ -36,34 +37,16 @@ def fisher_weights() -> Part:
         for all clients in every round; here for those that take part.
     """
 
-    def server(start: Start) -> Tree:
-        return zeros_like(start.shared)
-
-    def broadcast(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
-        return shared, EMPTY
-
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         trace = torch.zeros_like(local.end.flat[..., :1])
         for step in local.stream.epochs(1):
             trace = trace + norm(local.grad(local.end, step._replace(frozen=True)).gradient) ** 2
-        return slot.memory, Tree(layout(("trace",), (torch.Size((1,)),)), trace)
+        return local.memory, Tree(layout(("trace",), (torch.Size((1,)),)), trace)
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        trace = arrival.uploads["fisher_weights"]["trace"].clamp(min=LEAST)
-        return Tree.of({**(arrival.uploads["share"] * trace), "fisher/trace": trace})
+    def contribute(central: Central, arrival: Arrival) -> tuple[Tree, Tensor]:
+        return arrival.weights, arrival.own["trace"].clamp(min=LEAST)
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return pick(mean, slot) / mean["fisher/trace"]
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(shared=mean)
 
-    def advance(central: Central, slot: Tree) -> Tree:
-        return slot
-
-    return Part(
-        server=server,
-        broadcast=broadcast,
-        finish=finish,
-        arrive=arrive,
-        aggregate=aggregate,
-        advance=advance,
-        uniform=True,
-    )
+    return Part(finish=finish, contribute=contribute, aggregate=aggregate, uniform=True)

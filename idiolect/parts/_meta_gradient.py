@@ -6,7 +6,7 @@ from typing import Literal
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy
-from idiolect.core.types import GradFn, Gradient, Local, Slot, Step, halves
+from idiolect.core.types import GradFn, Gradient, Local, Step, halves
 
 
 @part
@@ -56,7 +56,7 @@ def meta_gradient(
     require(variant in known, f"meta_gradient: variant is 'first_order' or 'hessian_free', not {variant!r}")
     exact = variant == "hessian_free"
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         def ahead(at: Tree, step: Step) -> Gradient:
             one, other = halves(step)
             here = grad(at, one)
@@ -68,7 +68,7 @@ def meta_gradient(
 
         return ahead if rate else grad
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+    def deploy(local: Local, weights: Tree) -> Tree:
         for _ in range(steps if rate else 0):
             weights = axpy(-rate, local.whole(weights).gradient, weights)
         return weights

@@ -7,7 +7,7 @@ import torch
 from idiolect.core.part import Part, part
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, layout, overlay, pick
-from idiolect.core.types import Central, Local, Slot, Start
+from idiolect.core.types import Central, Local, Setup, Update
 from idiolect.parts._aligned_features import class_sums
 from idiolect.parts.common.classes import classifier
 from idiolect.parts.common.simplex import smallest_on_simplex
@@ -18,7 +18,7 @@ _LEAST = 1e-3
 
 @part
 def mixed_heads(names: Scope = head) -> Part:
-    r"""Start from a mix of the cohort's heads that suits the client's own features best.
+    r"""Setup from a mix of the cohort's heads that suits the client's own features best.
 
     .. math::  h_i = \sum_j \alpha_{ij} h_j, \qquad
                \alpha_i = \arg\min_{\alpha \geq 0, \sum \alpha = 1}
@@ -49,25 +49,25 @@ def mixed_heads(names: Scope = head) -> Part:
         Features are of evaluation mode.
     """
 
-    def mail(start: Start) -> Tree:
-        classifier(names, start.structure)
-        return pick(start.weights, names(start.structure))
+    def rows(setup: Setup) -> Tree:
+        classifier(names, setup.structure)
+        return pick(setup.weights, names(setup.structure))
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        return overlay(weights, slot.mail), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        return overlay(weights, local.message), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         found = local.total(local.start, class_sums(names, local.structure))
         count = found["counts"].sum(-1, keepdim=True)
         means = found.stretch("sums") / count
         spread = found.stretch("squares") / count - means.square().sum(-1, keepdim=True)
-        own = pick(local.end, slot.mail)
+        own = pick(local.end, local.message)
         where = layout(
             (*own.layout.names, "means", "variance"), (*own.layout.shapes, means.shape[-1:], count.shape[-1:])
         )
-        return slot.memory, Tree(where, torch.cat([own.flat, means, (spread / count).clamp(min=0)], dim=-1))
+        return local.memory, Tree(where, torch.cat([own.flat, means, (spread / count).clamp(min=0)], dim=-1))
 
-    def confer(central: Central, uploads: Tree) -> Tree:
+    def aggregate(central: Central, uploads: Tree) -> Update:
         means, variances = uploads["means"].cpu().double(), uploads["variance"].cpu().double()
         centered = means - means.mean(dim=0)
         products = centered @ centered.T
@@ -79,6 +79,6 @@ def mixed_heads(names: Scope = head) -> Part:
             mix = torch.where(mix < least, 0.0, mix)
             mixes.append(mix / mix.sum())
         heads = pick(uploads, names(central.structure))
-        return Tree(heads.layout, torch.stack(mixes).to(heads.flat) @ heads.flat)
+        return Update(rows=Tree(heads.layout, torch.stack(mixes).to(heads.flat) @ heads.flat))
 
-    return Part(mail=mail, begin=begin, finish=finish, confer=confer)
+    return Part(rows=rows, begin=begin, finish=finish, aggregate=aggregate, individual=True)

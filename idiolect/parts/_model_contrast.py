@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head, layer_of
 from idiolect.core.tree import EMPTY, Tree, vectors
-from idiolect.core.types import Local, Objective, Pass, Slot, Start, Term
+from idiolect.core.types import Local, Objective, Pass, Setup, Term
 
 
 @part
@@ -41,10 +41,10 @@ def model_contrast(strength: float, temperature: float = 0.5, names: Scope = hea
     require(strength >= 0, f"model_contrast: strength must be at least 0, got {strength}")
     require(temperature > 0, f"model_contrast: temperature must be above 0, got {temperature}")
 
-    def memory(start: Start) -> Tree:
-        return vectors(last=start.weights.flat, trained=start.weights.flat.new_zeros(1))
+    def memory(setup: Setup) -> Tree:
+        return vectors(last=setup.weights.flat, trained=setup.weights.flat.new_zeros(1))
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         row = local.structure.layout
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
@@ -54,11 +54,11 @@ def model_contrast(strength: float, temperature: float = 0.5, names: Scope = hea
             )
             return inner(seen, y) - strength * facts["trained"].sum() * F.logsigmoid(near - far).mean()
 
-        facts = vectors(start=local.start.flat, last=slot.memory["last"], trained=slot.memory["trained"])
+        facts = vectors(start=local.start.flat, last=local.memory["last"], trained=local.memory["trained"])
         return Objective(layer_of(names, local.structure), loss, facts)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        trained = slot.memory["trained"].new_ones(slot.memory["trained"].shape)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        trained = local.memory["trained"].new_ones(local.memory["trained"].shape)
         return vectors(last=local.end.flat, trained=trained), EMPTY
 
     return Part(memory=memory, objective=objective, finish=finish, neutral={"strength": 0.0})

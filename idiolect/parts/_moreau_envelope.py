@@ -6,7 +6,7 @@ from torch import nn
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, overlay, pick
-from idiolect.core.types import GradFn, Gradient, Local, Slot, Step
+from idiolect.core.types import GradFn, Gradient, Local, Step
 from idiolect.parts.common.beside import attach_copy, begin_copy, copied, copy_in, put_copy
 from idiolect.parts.common.first import trained, untrained
 
@@ -54,10 +54,10 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
         if not hasattr(module, NAME):
             attach_copy(module, NAME, trains=False)
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        return begin_copy(weights, NAME, local.structure, slot.memory), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        return begin_copy(weights, NAME, local.structure, local.memory), local.memory
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         moving = copied(local.structure).only(local.structure.names("weight")).starts
 
         def towards(at: Tree, batch: Step) -> Gradient:
@@ -75,10 +75,10 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
 
         return towards
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return trained(slot.memory), Tree.of({})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return trained(local.memory), Tree.of({})
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+    def deploy(local: Local, weights: Tree) -> Tree:
         return overlay(weights, copy_in(weights, NAME, local.structure))
 
     return Part(

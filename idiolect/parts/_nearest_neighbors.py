@@ -14,7 +14,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.rng import uniform_hash
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, combine, layout
-from idiolect.core.types import Local, Pass, Query, Slot
+from idiolect.core.types import Local, Pass, Query
 from idiolect.parts.common.classes import classifier, equip
 
 NAME = "nearest_neighbors"
@@ -89,7 +89,7 @@ def nearest_neighbors(
             store.register_buffer("labels", like.new_zeros(0), persistent=False)
             layer.register_forward_hook(_Vote(neighbors, share, scale))
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+    def deploy(local: Local, weights: Tree) -> Tree:
         found = classifier(names, local.structure)
         width = found.features
         seen = local.each(weights, Query(found.layer, _one, {"features": (width,), "label": ()}))

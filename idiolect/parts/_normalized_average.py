@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from idiolect.core.part import Part, keep_the_slot, part
-from idiolect.core.tree import Tree, layout, overlay, pick, zeros_like
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.part import Part, part
+from idiolect.core.tree import Tree, layout, overlay, pick
+from idiolect.core.types import Arrival, Central, Local, Update
 
 _COUNT = layout(("effective steps",), (torch.Size([1]),))
 
@@ -36,23 +36,15 @@ def normalized_average() -> Part:
         moves, in their code as the plain one. Under Adam :math:`a_i` is the number of steps.
     """
 
-    def server(start: Start) -> Tree:
-        return zeros_like(pick(start.shared, start.structure.names("weight")))
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.memory, Tree(_COUNT, local.effective_steps)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return slot.memory, Tree(_COUNT, local.effective_steps)
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        moved = pick(arrival.weights - central.old, central.structure.names("weight"))
+        return Tree.of({**(moved / arrival.own.flat), **arrival.own})
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        count = arrival.uploads["normalized_average"]
-        moved = pick(arrival.uploads["share"] - central.old, central.structure.names("weight"))
-        return Tree.of({**(moved / count.flat), **count})
+    def aggregate(central: Central, mean: Tree) -> Update:
+        moved = pick(mean, central.old) * mean["effective steps"]
+        return Update(shared=overlay(central.new, pick(central.old, moved) + moved))
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return pick(mean, slot) * mean["effective steps"]
-
-    def advance(central: Central, slot: Tree) -> Tree:
-        return overlay(central.new, pick(central.old, slot) + slot)
-
-    return Part(
-        server=server, broadcast=keep_the_slot, finish=finish, arrive=arrive, aggregate=aggregate, advance=advance
-    )
+    return Part(finish=finish, contribute=contribute, aggregate=aggregate)

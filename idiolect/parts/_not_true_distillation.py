@@ -9,7 +9,7 @@ from torch import Tensor
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree
-from idiolect.core.types import Local, Objective, Pass, Slot, Term
+from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier, of_class
 
 
@@ -53,7 +53,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, names: Scop
         p = _not_true(seen.outputs / temperature, y)
         return inner(seen, y) + strength * (q.exp() * (q - p)).sum(1).mean()
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         return Objective(classifier(names, local.structure).layer, loss, local.start)
 
     return Part(objective=objective, neutral={"strength": 0.0})

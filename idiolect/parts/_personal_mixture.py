@@ -7,7 +7,7 @@ from torch import nn
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, overlay, pick
-from idiolect.core.types import GradFn, Gradient, Local, Slot, Step
+from idiolect.core.types import GradFn, Gradient, Local, Step
 from idiolect.parts.common.beside import attach_copy, begin_copy, copy_in, put_copy
 from idiolect.parts.common.first import trained, untrained
 
@@ -52,9 +52,9 @@ def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
             own.register_buffer("share", share * one, persistent=False)
             own.register_buffer("due", one, persistent=False)
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        row = begin_copy(weights, NAME, local.structure, slot.memory)
-        return overlay(row, Tree(row.layout.only({DUE}), torch.ones_like(row[DUE]))), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        row = begin_copy(weights, NAME, local.structure, local.memory)
+        return overlay(row, Tree(row.layout.only({DUE}), torch.ones_like(row[DUE]))), local.memory
 
     def mixture(row: Tree, local: Local) -> Tree:
         """Return a row whose model is the mixture, with the mixture's own statistics."""
@@ -62,7 +62,7 @@ def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
         v = pick(own, local.structure.names("weight"))
         return overlay(row, own, v * a + pick(row, v) * (1 - a))
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         def both(at: Tree, batch: Step) -> Gradient:
             here, there = grad(at, batch), grad(mixture(at, local), batch)
             own, a = copy_in(at, NAME, local.structure), at[SHARE]
@@ -78,10 +78,10 @@ def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
 
         return both
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return trained(slot.memory), Tree.of({})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return trained(local.memory), Tree.of({})
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
+    def deploy(local: Local, weights: Tree) -> Tree:
         return mixture(weights, local)
 
     return Part(

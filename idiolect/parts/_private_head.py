@@ -10,7 +10,7 @@ from idiolect.core.part import Part, part
 from idiolect.core.scope import Scope, head
 from idiolect.core.structure import Private
 from idiolect.core.tree import Tree
-from idiolect.core.types import Local, Objective, Pass, Slot, Term
+from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier, layer_in
 
 
@@ -62,7 +62,7 @@ def private_head(names: Scope = head) -> Part:
             shared.private = PrivateHead(shared.weight)
             shared.register_forward_hook(shared.private.beside)  # a bound method: copies of the module keep their own
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
         weight, bias = (found.tensor(f"private.{name}") for name in ("weight", "bias"))
 

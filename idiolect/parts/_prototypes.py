@@ -11,7 +11,7 @@ from torch import Tensor
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, overlay
-from idiolect.core.types import Arrival, Central, Local, Objective, Pass, Query, Slot, Start, Term
+from idiolect.core.types import Arrival, Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, of_class
 
 
@@ -48,12 +48,12 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
     require(strength >= 0, f"prototypes: strength must be at least 0, got {strength}")
     require(weighting in ("uniform", "samples"), f"prototypes: weighting is 'uniform' or 'samples', not {weighting!r}")
 
-    def server(start: Start) -> Tree:
-        _, classes, features = classifier(names, start.structure)
-        zeros = start.weights.flat.new_zeros
+    def server(setup: Setup) -> Tree:
+        _, classes, features = classifier(names, setup.structure)
+        zeros = setup.weights.flat.new_zeros
         return Tree.of({"prototypes": zeros(classes, features), "known": zeros(classes)})
 
-    def objective(local: Local, slot: Slot) -> Objective:
+    def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
@@ -61,9 +61,9 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
             gaps = (seen.features - own @ facts["prototypes"]).square().mean(1)
             return inner(seen, y) + strength * (gaps * (own @ facts["known"])).mean()
 
-        return Objective(found.layer, loss, slot.received)
+        return Objective(found.layer, loss, local.received)
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         name, classes, features = classifier(names, local.structure)
 
         def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:
@@ -73,24 +73,23 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
         shapes = {"prototypes": (classes, features), "counts": (classes,)}
         total = local.total(local.end, Query(name, sums, shapes))
         means = total["prototypes"] / total["counts"].clamp(min=1)[..., None]
-        return slot.memory, overlay(total, Tree(total.layout.only({"prototypes"}), means.flatten(-2)))
+        return local.memory, overlay(total, Tree(total.layout.only({"prototypes"}), means.flatten(-2)))
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        sent = arrival.uploads["prototypes"]
-        weight = sent["counts"] if weighting == "samples" else (sent["counts"] > 0).to(sent.flat.dtype)
-        return Tree.of({"prototypes": weight[:, None] * sent["prototypes"], "weight": weight})
+    def contribute(central: Central, arrival: Arrival) -> tuple[Tree, Tree]:
+        sent, count = arrival.own["prototypes"], arrival.own["counts"]
+        weight = count if weighting == "samples" else (count > 0).to(sent.dtype)
+        known = torch.ones_like(count)
+        per_class = {"prototypes": weight[:, None].expand_as(sent), "known": weight}
+        return Tree.of({"prototypes": sent, "known": known}), Tree.of(per_class)
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        there = mean["weight"] > 0
-        fresh = mean["prototypes"] / torch.where(there, mean["weight"], 1.0)[:, None]
-        kept = torch.where(there[:, None], fresh, slot["prototypes"])
-        return Tree.of({"prototypes": kept, "known": torch.where(there, 1.0, slot["known"])})
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(mean)
 
     return Part(
         server=server,
         objective=objective,
         finish=finish,
-        arrive=arrive,
+        contribute=contribute,
         aggregate=aggregate,
         uniform=True,
         neutral={"strength": 0.0},

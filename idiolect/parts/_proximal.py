@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, pick
-from idiolect.core.types import Local, Slot, Start
+from idiolect.core.types import Local, Setup
 
 
 def pull(mu: float, direction: Tree, weights: Tree, anchor: Tree) -> Tree:
@@ -38,7 +38,7 @@ def proximal(mu: float) -> Part:
     """
     require(mu >= 0, f"proximal: mu must be at least 0, got {mu}")
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
         return pull(mu, direction, weights, local.shared)
 
     return Part(direction=direction, neutral={"mu": 0.0})
@@ -70,13 +70,13 @@ def personal_model(strength: float) -> Part:
     """
     require(strength >= 0, f"personal_model: strength must be at least 0, got {strength}")
 
-    def memory(start: Start) -> Tree:
-        return start.weights
+    def memory(setup: Setup) -> Tree:
+        return setup.weights
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return local.train(slot.memory, direct=lambda d, at: pull(strength, d, at, local.shared)), Tree.of({})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.train(local.memory, direct=lambda d, at: pull(strength, d, at, local.shared)), Tree.of({})
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
-        return slot.memory
+    def deploy(local: Local, weights: Tree) -> Tree:
+        return local.memory
 
     return Part(memory=memory, finish=finish, deploy=deploy, gradients=1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, overlay, pick
-from idiolect.core.types import Local, Slot, Start
+from idiolect.core.types import Local, Setup
 from idiolect.parts.common.first import TRAINED, trained, untrained
 
 
 @part
 def relaxed_start(beta: float = 0.1) -> Part:
-    r"""Start a little beyond what was received, seen from where the client's last training ended.
+    r"""Setup a little beyond what was received, seen from where the client's last training ended.
 
     .. math::  s_i = w^t + \beta\, (w^t - w_i^{old})
 
@@ -34,17 +34,17 @@ def relaxed_start(beta: float = 0.1) -> Part:
     """
     require(beta >= 0, f"relaxed_start: beta must be at least 0, got {beta}")
 
-    def memory(start: Start) -> Tree:
-        return Tree.of({**pick(start.shared, start.structure.names("weight")), **untrained(start)})
+    def memory(setup: Setup) -> Tree:
+        return Tree.of({**pick(setup.shared, setup.structure.names("weight")), **untrained(setup)})
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        old = pick(slot.memory, weights)
-        return axpy(beta * slot.memory[TRAINED], pick(weights, old) - old, weights), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        old = pick(local.memory, weights)
+        return axpy(beta * local.memory[TRAINED], pick(weights, old) - old, weights), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return overlay(trained(slot.memory), pick(local.end, slot.memory)), Tree.of({})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return overlay(trained(local.memory), pick(local.end, local.memory)), Tree.of({})
 
-    def deploy(local: Local, weights: Tree, slot: Slot) -> Tree:
-        return overlay(weights, pick(local.shared, slot.memory))
+    def deploy(local: Local, weights: Tree) -> Tree:
+        return overlay(weights, pick(local.shared, local.memory))
 
     return Part(memory=memory, begin=begin, finish=finish, deploy=deploy, neutral={"beta": 0.0})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, mix, pick, zeros_like
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
 @part
@@ -36,17 +36,17 @@ def server_momentum(alpha: float) -> Part:
     """
     require(0 < alpha <= 1, f"server_momentum: alpha must be in (0, 1], got {alpha}; 0 would never use the data")
 
-    def server(start: Start) -> Tree:
-        return zeros_like(pick(start.shared, start.structure.names("weight")))
+    def server(setup: Setup) -> Tree:
+        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
-        return mix(alpha, direction, pick(slot.received, direction))
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
+        return mix(alpha, direction, pick(local.received, direction))
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        moved = central.old - arrival.uploads["share"]
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        moved = central.old - arrival.weights
         return pick(moved, central.structure.names("weight")) / (central.lr * arrival.steps)
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return mean
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(mean)
 
-    return Part(server=server, direction=direction, arrive=arrive, aggregate=aggregate, neutral={"alpha": 1.0})
+    return Part(server=server, direction=direction, contribute=contribute, aggregate=aggregate, neutral={"alpha": 1.0})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from idiolect.core.part import Part, part, require
-from idiolect.core.tree import EMPTY, Tree, axpy, layout, norm, pick
-from idiolect.core.types import Arrival, Central, Start
+from idiolect.core.tree import Tree, axpy, norm, pick, zeros_like
+from idiolect.core.types import Arrival, Central, Setup, Update
 from idiolect.parts._sharpness import EPSILON
 
 
@@ -24,7 +22,7 @@ def server_sam(rho: float) -> Part:
     Args:
         rho: radius, at least 0; 0 moves nothing.
 
-    Memory:    none; the server keeps the move that it sent and the next one.
+    Memory:    none; the server keeps the next move.
     Sends:     nothing.      Receives: nothing: the weights that are sent are moved.
     Cost:      no extra gradient.
     Raises:    UsageError: if `rho` is negative.
@@ -38,34 +36,24 @@ def server_sam(rho: float) -> Part:
     """
     require(rho >= 0, f"server_sam: rho must be at least 0, got {rho}")
 
-    def server(start: Start) -> Tree:
-        weights = pick(start.shared, start.structure.names("weight"))
-        return Tree.of({f"{which}/{n}": torch.zeros_like(t) for which in ("sent", "next") for n, t in weights.items()})
+    def server(setup: Setup) -> Tree:
+        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
 
-    def broadcast(shared: Tree, slot: Tree) -> tuple[Tree, Tree]:
-        return axpy(1.0, _move("next", slot), shared), EMPTY
+    def broadcast(central: Central) -> Tree:
+        return axpy(1.0, central.state, central.old)
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        return pick(central.old - arrival.uploads["share"], central.structure.names("weight"))
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        return pick(central.old - arrival.weights, central.structure.names("weight"))
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
+    def aggregate(central: Central, mean: Tree) -> Update:
         ahead = mean * (rho / (norm(mean) + EPSILON))
-        return Tree(slot.layout, torch.cat([_move("next", slot).flat, ahead.flat]))
-
-    def advance(central: Central, slot: Tree) -> Tree:
-        return axpy(-1.0, _move("sent", slot), central.new)
+        return Update(ahead, shared=axpy(-1.0, central.state, central.new))
 
     return Part(
         server=server,
         broadcast=broadcast,
-        arrive=arrive,
+        contribute=contribute,
         aggregate=aggregate,
-        advance=advance,
+        server_only=True,
         neutral={"rho": 0.0},
     )
-
-
-def _move(which: str, slot: Tree) -> Tree:
-    """Return one of the two moves in a slot, by the names of the weights."""
-    own = pick(slot, {n for n in slot if n.startswith(f"{which}/")})
-    return Tree(layout(tuple(n.removeprefix(f"{which}/") for n in own), own.layout.shapes), own.flat)

@@ -6,13 +6,13 @@ from typing import Literal
 
 import torch
 
-from idiolect.core.part import Part, keep_the_slot, part, require
+from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, overlay, pick, zeros_like
-from idiolect.core.types import Central, Start
+from idiolect.core.types import Central, Setup, Update
 
 
-def _moving(start: Start) -> Tree:
-    return pick(start.shared, start.structure.names("weight"))
+def _moving(setup: Setup) -> Tree:
+    return pick(setup.shared, setup.structure.names("weight"))
 
 
 @part
@@ -42,20 +42,17 @@ def server_sgd(lr: float = 1.0, momentum: float = 0.9) -> Part:
     require(lr > 0, f"server_sgd: lr must be above 0, got {lr}")
     require(0 <= momentum < 1, f"server_sgd: momentum must be in [0, 1), got {momentum}")
 
-    def server(start: Start) -> Tree:
-        return zeros_like(_moving(start))
+    def server(setup: Setup) -> Tree:
+        return zeros_like(_moving(setup))
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return momentum * slot + pick(central.new - central.old, slot)
-
-    def advance(central: Central, slot: Tree) -> Tree:
-        return overlay(central.new, pick(central.old, slot) + lr * slot)
+    def aggregate(central: Central, mean: Tree) -> Update:
+        v = momentum * central.state + pick(central.new - central.old, central.state)
+        return Update(v, shared=overlay(central.new, pick(central.old, v) + lr * v))
 
     return Part(
         server=server,
-        broadcast=keep_the_slot,
         aggregate=aggregate,
-        advance=advance,
+        server_only=True,
         neutral={"lr": 1.0, "momentum": 0.0},
     )
 
@@ -104,14 +101,15 @@ def server_adaptive(
     require(lr > 0 and tau > 0, f"server_adaptive: lr and tau must be above 0, got {lr} and {tau}")
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, f"server_adaptive: betas must be in [0, 1), got {beta1} and {beta2}")
 
-    def server(start: Start) -> Tree:
-        moving = _moving(start)
+    def server(setup: Setup) -> Tree:
+        moving = _moving(setup)
         first = {f"mean/{n}": torch.zeros_like(t) for n, t in moving.items()}
         return Tree.of({**first, **{f"square/{n}": torch.full_like(t, tau**2) for n, t in moving.items()}})
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        m, v = slot.flat.chunk(2)
-        delta = pick(central.new - central.old, central.structure.names("weight")).flat
+    def aggregate(central: Central, mean: Tree) -> Update:
+        m, v = central.state.flat.chunk(2)
+        old = pick(central.old, central.structure.names("weight"))
+        delta = pick(central.new, old).flat - old.flat
         square = delta**2
         m = beta1 * m + (1 - beta1) * delta
         if rule == "adagrad":
@@ -120,11 +118,7 @@ def server_adaptive(
             v = beta2 * v + (1 - beta2) * square
         else:
             v = v - (1 - beta2) * square * torch.sign(v - square)
-        return Tree(slot.layout, torch.cat([m, v]))
+        moved = Tree(old.layout, old.flat + lr * m / (v.sqrt() + tau))
+        return Update(Tree(central.state.layout, torch.cat([m, v])), shared=overlay(central.new, moved))
 
-    def advance(central: Central, slot: Tree) -> Tree:
-        m, v = slot.flat.chunk(2)
-        old = pick(central.old, central.structure.names("weight"))
-        return overlay(central.new, Tree(old.layout, old.flat + lr * m / (v.sqrt() + tau)))
-
-    return Part(server=server, broadcast=keep_the_slot, aggregate=aggregate, advance=advance)
+    return Part(server=server, aggregate=aggregate, server_only=True)

@@ -8,7 +8,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Names, Scope, everything
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, combine, overlay, pick
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
 @part
@@ -41,27 +41,26 @@ def share(names: Scope = everything, variance: Literal["mean", "pooled"] = "mean
     """
     require(variance in ("mean", "pooled"), f"share: variance is 'mean' or 'pooled', not {variance!r}")
 
-    def memory(start: Start) -> Tree:
-        shared = names(start.structure)
-        return pick(start.weights, frozenset(start.weights) - shared)
+    def memory(setup: Setup) -> Tree:
+        shared = names(setup.structure)
+        return pick(setup.weights, frozenset(setup.weights) - shared)
 
-    def server(start: Start) -> Tree:
-        return pick(start.weights, names(start.structure))
+    def server(setup: Setup) -> Tree:
+        return pick(setup.weights, names(setup.structure))
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        return combine(local.structure.layout, slot.received, slot.memory), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        return combine(local.structure.layout, local.received, local.memory), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        return pick(local.end, slot.memory), pick(local.end, slot.received)
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return pick(local.end, local.memory), pick(local.end, local.received)
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        upload = arrival.uploads["share"]
-        return _second_moments(central, upload) if variance == "pooled" else upload
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        return _second_moments(central, arrival.own) if variance == "pooled" else arrival.own
 
-    def aggregate(central: Central, slot: Tree, mean: Tree) -> Tree:
-        return _variances(central, mean) if variance == "pooled" else mean
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(shared=_variances(central, mean) if variance == "pooled" else mean)
 
-    return Part(memory=memory, server=server, begin=begin, finish=finish, arrive=arrive, aggregate=aggregate)
+    return Part(memory=memory, server=server, begin=begin, finish=finish, contribute=contribute, aggregate=aggregate)
 
 
 def _pairs(structure: ModelStructure, names: Tree) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from idiolect.core.rng import uniform_hash
 from idiolect.core.scope import Names, Scope, normalization, weights
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import EMPTY, Tree, axpy, norm, pick, spread
-from idiolect.core.types import GradFn, Gradient, Local, Slot, Start, Step
+from idiolect.core.types import GradFn, Gradient, Local, Setup, Step
 
 EPSILON = 1e-7
 """Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
@@ -59,7 +59,7 @@ def sam(rho: float, names: Scope | None = None) -> Part:
     """
     require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         only = names(local.structure) if names else None
 
         def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
@@ -71,11 +71,11 @@ def sam(rho: float, names: Scope | None = None) -> Part:
     return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
 
 
-def _fits(names: Scope | None) -> Callable[[Start], Tree]:
+def _fits(names: Scope | None) -> Callable[[Setup], Tree]:
     """Return a memory of nothing, which says before the first round if there is nothing to perturb."""
 
-    def memory(start: Start) -> Tree:
-        some = names is None or names(start.structure) & start.structure.names("weight")
+    def memory(setup: Setup) -> Tree:
+        some = names is None or names(setup.structure) & setup.structure.names("weight")
         require(bool(some), f"nothing to perturb: {names} names no weight of the model")
         return EMPTY
 
@@ -108,7 +108,7 @@ def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Pa
     """
     require(rho >= 0 and eta >= 0, f"adaptive_sam: rho and eta must be at least 0, got {rho} and {eta}")
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         where = local.structure.trainable.only(names(local.structure)) if names else local.structure.trainable
         is_weight = [float(n.rpartition(".")[2] != "bias") for n in where.names]
         mask = spread(local.start.flat.new_tensor(is_weight), where)
@@ -178,23 +178,23 @@ def flexible_sam(
     )
     require(sensitivity in ("code", "paper"), f"flexible_sam: no sensitivity {sensitivity!r}: code or paper")
 
-    def memory(start: Start) -> Tree:
-        names = _candidates(start.structure, layers)
+    def memory(setup: Setup) -> Tree:
+        names = _candidates(setup.structure, layers)
         if top > len(names):
             require(False, f"flexible_sam: top={top}, but the model has {len(names)} candidate tensors: lower top")
-        zeros = start.weights.flat.new_zeros(len(names))
+        zeros = setup.weights.flat.new_zeros(len(names))
         return Tree.of({f"{what}/{n}": zeros[:1] for what in ("sensitivity", "chosen") for n in names})
 
-    def gradient(grad: GradFn, local: Local, slot: Slot) -> GradFn:
+    def gradient(grad: GradFn, local: Local) -> GradFn:
         where = local.structure.trainable
-        plain = torch.zeros_like(slot.memory.flat[..., :1])
-        chosen = [slot.memory.get(f"chosen/{n}", plain) for n in where.names]
+        plain = torch.zeros_like(local.memory.flat[..., :1])
+        chosen = [local.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
         return (
             _uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
         )
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
+    def finish(local: Local) -> tuple[Tree, Tree]:
         names = _candidates(local.structure, layers)
         ends = [(local.start.stretch(n), local.end.stretch(n)) for n in names]
         score = torch.cat([_moved(start, end, sensitivity) for start, end in ends], dim=-1)
@@ -205,13 +205,12 @@ def flexible_sam(
         }[selection]
         first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :top]
         chosen = torch.zeros_like(score).scatter(-1, first, 1.0)
-        return Tree(slot.memory.layout, torch.cat([score, chosen], dim=-1)), Tree.of({})
+        return Tree(local.memory.layout, torch.cat([score, chosen], dim=-1)), Tree.of({})
 
     return Part(
         memory=memory,
         gradient=gradient,
         finish=finish,
-        show=_show,
         gradients=1 if rho or rho_larger else 0,
         neutral={"rho": 0.0, "rho_larger": 0.0},
     )
@@ -239,10 +238,3 @@ def _moved(start: Tensor, end: Tensor, sensitivity: str) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     low, high = x.aminmax(dim=-1, keepdim=True)
     return (x - low) / (high - low)
-
-
-def _show(memory: Tree) -> dict[str, Any]:
-    values = {n: float(memory[n]) for n in memory}
-    moved = {n.partition("/")[2]: v for n, v in values.items() if n.startswith("sensitivity/")}
-    chosen = [n for n in moved if values[f"chosen/{n}"] > 0]
-    return {"sensitivity": moved, "sensitive_layers": sorted(chosen, key=lambda n: -moved[n])}

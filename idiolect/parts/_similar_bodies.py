@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.core.tree import EMPTY, Tree, combine, overlay, pick, where
-from idiolect.core.types import Arrival, Central, Local, Slot, Start
+from idiolect.core.types import Arrival, Central, Local, Setup, Update
 from idiolect.parts.common.classes import classifier
 
 _ALIKE = 0.9999
@@ -49,40 +49,47 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
     """
     require(warmup >= 0, f"similar_bodies: warmup must be at least 0, got {warmup}")
 
-    def body(start: Start) -> Tree:
-        return pick(start.shared, frozenset(start.shared) - names(start.structure))
+    def rows(setup: Setup) -> Tree:
+        return pick(setup.shared, frozenset(setup.shared) - names(setup.structure))
 
-    def memory(start: Start) -> Tree:
+    def memory(setup: Setup) -> Tree:
         require(
-            names(start.structure) <= set(start.shared), f"similar_bodies: compares {names}, which is not exchanged"
+            names(setup.structure) <= set(setup.shared), f"similar_bodies: compares {names}, which is not exchanged"
         )
-        classifier(names, start.structure)
-        own = pick(start.weights, names(start.structure))
+        classifier(names, setup.structure)
+        own = pick(setup.weights, names(setup.structure))
         return Tree.of({**own, "flag/told": own.flat.new_zeros(1)})
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
-        mixed = overlay(weights, slot.mail, pick(slot.memory, names(local.structure)))
-        return where(slot.memory["flag/told"] > 0, mixed, weights), slot.memory
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        mixed = overlay(weights, local.message, pick(local.memory, names(local.structure)))
+        return where(local.memory["flag/told"] > 0, mixed, weights), local.memory
 
-    def finish(local: Local, slot: Slot) -> tuple[Tree, Tree]:
-        told = pick(slot.memory, {"flag/told"})
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        told = pick(local.memory, {"flag/told"})
         if local.round >= warmup:
             told = Tree(told.layout, torch.ones_like(told.flat))
-        return combine(slot.memory.layout, pick(local.end, names(local.structure)), told), EMPTY
+        return combine(local.memory.layout, pick(local.end, names(local.structure)), told), EMPTY
 
-    def arrive(central: Central, arrival: Arrival) -> Tree:
-        return arrival.uploads["share"]
+    def contribute(central: Central, arrival: Arrival) -> Tree:
+        return arrival.weights
 
-    def confer(central: Central, uploads: Tree) -> Tree:
+    def aggregate(central: Central, uploads: Tree) -> Update:
         if central.round < warmup:
-            return EMPTY
+            return Update()
         rows = F.normalize(uploads[classifier(names, central.structure).tensor("weight")], dim=-1)
         alike = torch.einsum("icd,jcd->ij", rows, rows) / rows.shape[1]
         alike = alike.clamp(0, _ALIKE).fill_diagonal_(_ALIKE)
         shares = -torch.log1p(-alike)
         bodies = pick(uploads, frozenset(uploads) - names(central.structure))
-        return Tree(bodies.layout, shares / shares.sum(dim=1, keepdim=True) @ bodies.flat)
+        return Update(rows=Tree(bodies.layout, shares / shares.sum(dim=1, keepdim=True) @ bodies.flat))
 
     return Part(
-        memory=memory, mail=body, begin=begin, finish=finish, arrive=arrive, confer=confer, neutral={"warmup": 2**31}
+        memory=memory,
+        rows=rows,
+        begin=begin,
+        finish=finish,
+        contribute=contribute,
+        aggregate=aggregate,
+        individual=True,
+        neutral={"warmup": 2**31},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head, nothing
 from idiolect.core.tree import Tree, pick
-from idiolect.core.types import Local, Slot
+from idiolect.core.types import Local
 
 
 @part
@@ -41,9 +41,9 @@ def head_first(
     require(epochs is None or epochs >= 0, f"head_first: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"head_first: lr must be above 0, got {lr}")
 
-    def begin(local: Local, weights: Tree, slot: Slot) -> tuple[Tree, Tree]:
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         trained = local.train(weights, only=names, epochs=epochs, lr=lr, freeze_statistics=freeze_statistics)
-        return trained, slot.memory
+        return trained, local.memory
 
     return Part(begin=begin, neutral={"epochs": 0})
 
@@ -74,7 +74,7 @@ def freeze(names: Scope = head) -> Part:
         a tensor; here it has no step at all. What perturbs weights (`sam`) perturbs frozen ones too.
     """
 
-    def direction(direction: Tree, weights: Tree, local: Local, slot: Slot) -> Tree:
+    def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
         return pick(direction, frozenset(direction) - names(local.structure))
 
     return Part(direction=direction, neutral={"names": nothing})

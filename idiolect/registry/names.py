@@ -72,5 +72,5 @@ SHIFTS = {
     if isinstance(found, type) and issubclass(found, Shift) and found is not Shift
 }
 OPTIMIZERS = _of(optim, "SGD", "Adam")
-SCHEDULES = _of(optim, "Constant", "Exponential", "Step", "Cosine")
+SCHEDULES = _of(optim, "Constant", "Exponential", "StepDecay", "Cosine")
 MODELS = ("small_cnn", "mlp", "digit_model", "fedfsa_cnn", "next_character")

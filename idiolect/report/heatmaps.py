@@ -91,7 +91,7 @@ def chosen_layers(runs: Sequence[RunSummary]) -> go.Figure | None:
     """Bars: in how many per cent of the participations each layer was among the sensitive ones."""
     entries = [entry for run in runs for *_, entry in _participations(run)]
     layers = list(dict.fromkeys(layer for e in entries for layer in e["sensitivity"]))
-    share = [100 * fmean(layer in (e.get("sensitive_layers") or ()) for e in entries) for layer in layers]
+    share = [100 * fmean((e.get("chosen") or {}).get(layer, 0) > 0 for e in entries) for layer in layers]
     if not any(share):
         return None
     figure = go.Figure(

@@ -15,7 +15,7 @@ from torch import Tensor
 from idiolect.compute.autograd import Model
 from idiolect.core.rng import derive, stream
 from idiolect.core.types import Batch, Trees
-from idiolect.data import Examples
+from idiolect.data import ClientData, Examples
 from idiolect.rounds.client import Assignment
 from idiolect.rounds.training import Training
 
@@ -45,6 +45,7 @@ class Shuffled:
     batch_size: int | None
     batch_norm: bool
     words: tuple[int | str, ...]
+    order = None
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -62,10 +63,10 @@ class Shuffled:
 
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return the batches of the first `count` passes."""
-        orders = [torch.from_numpy(self.order(epoch)).to(self.y.device) for epoch in range(count)]
+        orders = [torch.from_numpy(self.permutation(epoch)).to(self.y.device) for epoch in range(count)]
         return _Batches(self, [rows for order in orders for rows in order.split_with_sizes(self.sizes)])
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples in the order of one pass, batch after batch."""
         n = len(self.y)
         return np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
@@ -99,6 +100,7 @@ class NoBatches:
     """No examples: a round of them shows what is sent and kept, and trains nothing."""
 
     batches = 0
+    order = None
 
     def epochs(self, count: int) -> Sequence[Batch]:
         """Return no batch at all."""
@@ -116,9 +118,21 @@ class RngKey(NamedTuple):
 
 
 def assignment(
-    model: Model, training: Training, data: Examples, when: RngKey, received: Trees, memory: Trees, lr: float
+    model: Model,
+    training: Training,
+    data: ClientData,
+    key: RngKey,
+    received: Trees,
+    memory: Trees,
+    messages: Trees,
+    lr: float,
 ) -> Assignment:
-    """Return what a client works from, on the device of the model: the same wherever the client is."""
-    batches = Shuffled(data.x, data.y, training.batch_size, model.structure.has_batch_norm, tuple(when))
-    dice = torch.tensor(derive(*when, "dice"), device=model.device)
-    return Assignment(received, memory, batches, lr, dice, when.round)
+    """Return the inputs of a client's round, on the device of the model: the same wherever the client is."""
+
+    def stream_of(examples: Examples, *words: str) -> Shuffled:
+        return Shuffled(examples.x, examples.y, training.batch_size, model.structure.has_batch_norm, (*key, *words))
+
+    train = stream_of(data.train)
+    validation = stream_of(data.val, "val") if data.val else train
+    seed = torch.tensor(derive(*key, "dice"), device=model.device)
+    return Assignment(received, memory, messages, train, validation, lr, seed, key.round)

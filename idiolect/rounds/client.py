@@ -5,23 +5,23 @@ The same lines run a stack of clients: trees then have an axis of clients first,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial, reduce
-from types import EllipsisType
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Counted, Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.core.scope import Scope
-from idiolect.core.tree import EMPTY, Tree, clip, clipping, pick, stacked, step_
-from idiolect.core.types import Direct, GradFn, Local, Lockstep, Objective, Slot, Step, Stream, Trees
-from idiolect.rounds.optim import State
+from idiolect.core.tree import EMPTY, Tree, pick, stacked
+from idiolect.core.types import Direct, GradFn, Local, Objective, Stream, Trees
+from idiolect.rounds.descent import descend
 from idiolect.rounds.queries import Queries
 from idiolect.rounds.training import Training
 
@@ -44,60 +44,119 @@ class Outcome(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """What one client works from in one round."""
+    """The inputs of one client's round."""
 
     received: Trees
+    """What every client is sent: the shared tensors, and the server's state of each part."""
     memory: Trees
+    """What the client keeps between rounds."""
+    messages: Trees
+    """What the server sends to this client alone."""
     stream: Stream
+    """Training examples."""
+    validation: Stream
+    """Validation examples, or the training ones where there are none."""
     lr: float
     seed: Tensor
     """() int64; its axes, if any, are those of a stack."""
     round: int
 
 
+class Deployed(NamedTuple):
+    """The weights that predict for a client."""
+
+    weights: Tree
+    adapt: Callable[[Tensor], Tree] | None = None
+    """Unlabelled inputs to the weights that predict for these; None where the inputs change nothing."""
+
+    def at(self, inputs: Tensor) -> Tree:
+        """Return the weights that predict for these inputs."""
+        return self.adapt(inputs) if self.adapt else self.weights
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Runs assignments: in this process, in a thread, in a forked process or in an actor.
+
+    Args:
+        method: what is exchanged and how clients train.
+        model: the model and its loss.
+        learner: how the model is differentiated.
+        training: local training.
+    """
+
+    method: Method
+    model: Model
+    learner: Learner
+    training: Training
+
+    def train(self, work: Assignment) -> Outcome:
+        """Train one client, or a stack of clients, for one round."""
+        return client_round(self.method, self.learner, self.training, work)
+
+    def deploy(self, work: Assignment) -> Deployed:
+        """Return the weights that predict."""
+        return deployed(self.method, self.learner, self.training, work)
+
+
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
-    """Train one client for one round. Nothing it is given is changed."""
+    """Train one client for one round. The inputs are not changed."""
     model = Counted(model, work.received["share"].flat.new_zeros(*work.seed.shape, 1))
     weights, memory, local = _begin(method, model, training, work)
-    slots = {p.name: _slot(p, memory, work) for p in method.parts}
-    objectives = [p.objective(local, slots[p.name]) for p in method.parts if p.objective]
-    plain: GradFn = partial(model.grad, objectives=objectives) if objectives else local.grad
-    grad = reduce(lambda g, p: p.gradient(g, local, slots[p.name]), reversed(method.parts), plain)
-    directing = [p for p in method.parts if p.direction is not Part.direction]
+    views = {p.name: _view(p, local, memory, work) for p in method.parts}
+    objectives = [p.objective(views[p.name]) for p in method.parts if p.objective]
+    grad: GradFn = partial(model.grad, objectives=objectives) if objectives else local.grad
+    for part in reversed(method.parts):
+        grad = part.gradient(grad, views[part.name]) if part.gradient else grad
+    directing = [(p.direction, views[p.name]) for p in method.parts if p.direction]
 
     def direct(direction: Tree, at: Tree) -> Tree:
-        return reduce(lambda d, p: p.direction(d, at, local, slots[p.name]), directing, direction)
+        for change, view in directing:
+            direction = change(direction, at, view)
+        return direction
 
     batches = work.stream.epochs(training.local_epochs)
     wrapped = None if grad is local.grad else grad
     end, steps, loss = descend(model, training, weights, batches, work.lr, wrapped, direct if directing else None)
-    local = replace(local, end=end, steps=steps, effective_steps=training.optimizer.effective_steps(steps))
+    effective = training.optimizer.effective_steps(steps)
     uploads: Trees = {}
     for part in method.parts:
-        memory[part.name], uploads[part.name] = part.finish(local, slots[part.name])
+        uploads[part.name] = EMPTY
+        if part.finish:
+            memory[part.name], uploads[part.name] = part.finish(
+                replace(views[part.name], end=end, steps=steps, effective_steps=effective)
+            )
     return Outcome(uploads, memory, steps, loss, model.gradients)
 
 
-def deployed(method: Method, model: Learner, training: Training, work: Assignment) -> Tree:
+def deployed(method: Method, model: Learner, training: Training, work: Assignment) -> Deployed:
     """Return the weights that predict for a client now: the start of its next round, then each `deploy`."""
     weights, memory, local = _begin(method, model, training, work)
-    for part in method.parts:
-        if part.deploy is not Part.deploy and weights.layout is not model.structure.layout:
-            raise UsageError(
-                f"list {part.name} before the part that fills buffers to predict: it works on weights alone"
-            )
-        weights = part.deploy(local, weights, _slot(part, memory, work))
+    deploying = [(p, p.deploy, _view(p, local, memory, work)) for p in method.parts if p.deploy]
+    for part, deploy, view in deploying:
+        if not part.transductive:
+            weights = deploy(view, _whole(part, model, weights))
+    late = [item for item in deploying if item[0].transductive]
+
+    def adapt(inputs: Tensor) -> Tree:
+        adapted = weights
+        for part, deploy, view in late:
+            adapted = deploy(replace(view, inputs=inputs), _whole(part, model, adapted))
+        return adapted
+
+    return Deployed(weights, adapt if late else None)
+
+
+def _whole(part: Part, model: Learner, weights: Tree) -> Tree:
+    """Return the weights, if no part has filled buffers to predict yet."""
+    if weights.layout is not model.structure.layout:
+        raise UsageError(f"list {part.name} before the part that fills buffers to predict: it works on weights alone")
     return weights
 
 
-def mail_of(part: Part) -> str:
-    """Return the name under which a client's memory holds what the server told it alone for a part."""
-    return f"mail to {part.name}"
-
-
-def not_finite(kind: str, slots: Trees) -> str:
+def not_finite(kind: str, trees: Trees) -> str:
     """Return what is not finite in trees by part, or an empty string."""
-    for part, tree in slots.items():
+    for part, tree in trees.items():
         if not (torch.isfinite(tree.flat.sum()) or torch.isfinite(tree.flat).all()):  # a finite sum says it all
             name = next(n for n in tree if not torch.isfinite(tree[n]).all())
             bad = int((~torch.isfinite(tree[name])).sum())
@@ -105,12 +164,26 @@ def not_finite(kind: str, slots: Trees) -> str:
     return ""
 
 
-def _slot(part: Part, memory: Trees, work: Assignment) -> Slot:
-    return Slot(memory[part.name], work.received[part.name], memory.get(mail_of(part), EMPTY))
+def _view(part: Part, local: Local, memory: Trees, work: Assignment) -> Local:
+    """Return a round as one part sees it."""
+    name = part.name
+    return replace(local, memory=memory[name], received=work.received[name], message=work.messages[name])
 
 
 def _begin(method: Method, model: Learner, training: Training, work: Assignment) -> tuple[Tree, Trees, Local]:
+    """Return the weights that training starts from, the memory then, and the round as parts see it."""
     memory, weights = dict(work.memory), EMPTY
+    local = _local(model, training, work)
+    for part in method.parts:
+        if part.begin:
+            view = _view(part, replace(local, start=weights, end=weights), memory, work)
+            weights, memory[part.name] = part.begin(view, weights)
+    weights = stacked(weights, work.seed.shape)
+    return weights, memory, replace(local, start=weights, end=weights)
+
+
+def _local(model: Learner, training: Training, work: Assignment) -> Local:
+    """Return a round as parts see it, before it begins."""
 
     def train(
         weights: Tree,
@@ -139,8 +212,8 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         return descend(model, training, weights, steps, rate, grad, turn, freeze_statistics)[0]
 
     none = work.received["share"].flat.new_zeros(*work.seed.shape, 1)
-    survey = Queries(model, work.stream, none)
-    local = Local(
+    queries = Queries(model, {"train": work.stream, "val": work.validation}, none)
+    return Local(
         structure=model.structure,
         shared=work.received["share"],
         start=EMPTY,
@@ -150,97 +223,12 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
         effective_steps=none,
         lr=work.lr,
         seed=work.seed,
+        round=work.round,
         grad=model.grad,
         train=train,
-        total=survey.total,
-        each=survey.each,
-        counts=survey.counts,
-        whole=survey.whole,
-        round=work.round,
+        total=queries.total,
+        each=queries.each,
+        counts=queries.counts,
+        whole=queries.whole,
+        statistics=model.statistics,
     )
-    for part in method.parts:
-        slot = _slot(part, memory, work)
-        weights, memory[part.name] = part.begin(replace(local, start=weights, end=weights), weights, slot)
-    weights = stacked(weights, work.seed.shape)
-    return weights, memory, replace(local, start=weights, end=weights)
-
-
-def descend(
-    model: Learner,
-    training: Training,
-    weights: Tree,
-    steps: Sequence[Step],
-    lr: float,
-    grad: GradFn | None = None,
-    direct: Direct | None = None,
-    frozen: bool = False,
-) -> tuple[Tree, Tensor, Tensor]:
-    """Take one optimizer step per batch; return the weights, the steps taken (..., 1) and the mean loss (...).
-
-    Args:
-        model: what is differentiated.
-        training: optimizer, clipping, groups.
-        weights: where it starts; they are not changed.
-        steps: the batches.
-        lr: learning rate.
-        grad: another gradient than the model's own.
-        direct: what is made of the gradient before the optimizer sees it.
-        frozen: normalize by running statistics throughout.
-    """
-    row = weights.clone()  # this descent's own: from here on it moves in place
-    taken, total = torch.zeros_like(row.flat[..., :1]), torch.zeros_like(row.flat[..., 0])
-    plain = model.descend if training.plain and grad is None and direct is None else None
-    gradient, state = grad or model.grad, State()
-
-    def take(step: Step, live: slice | EllipsisType) -> Tensor:
-        """Take a step; what it makes is let go when it ends, so that the next one finds room in the cache."""
-        nonlocal state
-        out = gradient(row, step)
-        direction = direct(out.gradient, row) if direct else out.gradient
-        state = state or training.optimizer.init(direction)
-        of_live = {name: _rows(tree, live) for name, tree in state.items()}
-        here = _rows(row, live)
-        move, factor, after = _move(model, training, _rows(direction, live), here, of_live)
-        state = {name: _over(tree, state[name]) for name, tree in after.items()}
-        step_(here, -lr * factor, move, _rows(out.buffers, live))
-        return out.loss
-
-    with torch.inference_mode(model.descend is not None):  # no graph is made: each operation costs less
-        for batch in steps:
-            step = batch._replace(frozen=True) if frozen else batch
-            live = slice(step.live) if isinstance(step, Lockstep) else ...
-            loss = plain(row, step, lr) if plain else take(step, live)
-            if live is ...:
-                taken.add_(1)
-                total.add_(loss)
-            else:
-                taken[live].add_(1)
-                total[live].add_(loss[live])
-    return row, taken, total / taken[..., 0].clamp(min=1)
-
-
-def _rows(tree: Tree, which: slice | EllipsisType) -> Tree:
-    return tree if which is ... else Tree(tree.layout, tree.flat[which])
-
-
-def _over(first: Tree, whole: Tree) -> Tree:
-    """Return a stack with its first rows replaced."""
-    if first.flat.shape == whole.flat.shape:
-        return first
-    return Tree(whole.layout, torch.cat([first.flat, whole.flat[len(first.flat) :]]))
-
-
-def _move(
-    model: Learner, training: Training, direction: Tree, weights: Tree, state: State
-) -> tuple[Tree, Tensor | float, State]:
-    """Return what the optimizer takes off the weights, before the learning rate and a factor; the factor; its state."""
-    if training.clip is not None:
-        if training.bare:  # clipped within the step
-            return direction, clipping(direction, training.clip), state
-        direction = clip(direction, training.clip)
-    decay = training.decay(model.structure, direction)
-    if isinstance(decay, Tree) or decay != 0:
-        direction = direction + pick(weights, direction) * decay
-    move, after = training.optimizer.move(direction, state)
-    rate = training.rate(model.structure, direction)
-    return (move * rate if isinstance(rate, Tree) or rate != 1 else move), 1.0, after

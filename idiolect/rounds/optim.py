@@ -16,7 +16,7 @@ from torch import Tensor
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, layout, zeros_like
 
-State = dict[str, Tree]
+OptimizerState = dict[str, Tree]
 
 _STEP = layout(("step",), (torch.Size([1]),))
 
@@ -30,11 +30,11 @@ class Optimizer(Protocol):
         """Coupled L2 decay, added to the direction."""
         ...
 
-    def init(self, direction: Tree) -> State:
+    def init(self, direction: Tree) -> OptimizerState:
         """Return the state before the first step."""
         ...
 
-    def move(self, direction: Tree, state: State) -> tuple[Tree, State]:
+    def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
         """Return the move (before the learning rate) and the next state."""
         ...
 
@@ -61,11 +61,11 @@ class SGD:
         if not 0 <= self.momentum < 1:
             raise UsageError(f"SGD: momentum must be in [0, 1), got {self.momentum}")
 
-    def init(self, direction: Tree) -> State:
+    def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
         return {"momentum": zeros_like(direction)} if self.momentum else {}
 
-    def move(self, direction: Tree, state: State) -> tuple[Tree, State]:
+    def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
         """See `Optimizer`."""
         if not self.momentum:
             return direction, state
@@ -100,12 +100,12 @@ class Adam:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
 
-    def init(self, direction: Tree) -> State:
+    def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
         zeros = zeros_like(direction)
         return {"first": zeros, "second": zeros, "step": Tree(_STEP, torch.zeros_like(direction.flat[..., :1]))}
 
-    def move(self, direction: Tree, state: State) -> tuple[Tree, State]:
+    def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
         """See `Optimizer`."""
         step = state["step"] + 1.0
         first = self.beta1 * state["first"] + (1 - self.beta1) * direction
@@ -157,7 +157,7 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDecay:
     r"""The learning rate falls by a factor :math:`\gamma` every `every` rounds.
 
     Args:
@@ -170,7 +170,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.every < 1 or not 0 < self.gamma <= 1:
-            raise UsageError(f"Step: needs every >= 1 and gamma in (0, 1], got {self}")
+            raise UsageError(f"StepDecay: needs every >= 1 and gamma in (0, 1], got {self}")
 
     def __call__(self, lr: float, round: int, rounds: int) -> float:
         """Return `lr` after the falls so far."""

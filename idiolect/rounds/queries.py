@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,22 +12,22 @@ from torch.nn.functional import one_hot
 from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
-from idiolect.core.tree import Tree, layout, pick, stacked
-from idiolect.core.types import Gradient, Group, Lockstep, Query, Step, Stream
+from idiolect.core.tree import Tree, layout, pick, stacked, vectors
+from idiolect.core.types import ClientRows, Gradient, Lockstep, Query, Split, Step, Stream
 
 
 @dataclass(frozen=True)
 class Queries:
-    """One pass over the examples.
+    """Queries over all of a client's examples.
 
     Args:
-        model: what looks at them.
-        stream: the examples.
+        model: how the model is evaluated and differentiated.
+        streams: the examples of each split.
         none: (..., 1) zeros, whose leading axes are those of the stack.
     """
 
     model: Learner
-    stream: Stream
+    streams: Mapping[Split, Stream]
     none: Tensor
 
     @property
@@ -34,23 +35,23 @@ class Queries:
         """The axes of the stack."""
         return self.none.shape[:-1]
 
-    def total(self, weights: Tree, query: Query) -> Tree:
+    def total(self, weights: Tree, query: Query, split: Split = "train") -> Tree:
         """Return the sums of a query over all examples; zero where there are none."""
-        where, weights = (
-            layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values()))),
-            stacked(weights, self.lead),
-        )
+        stream = self.streams[split]
+        where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
+        weights = _arranged(stacked(weights, self.lead), stream.order)
+        query = query._replace(facts=_arranged(query.facts, stream.order))
         total = Tree(where, weights.flat.new_zeros(*self.lead, where.total))
-        for step in self.stream.epochs(1):
+        for step in stream.epochs(1):
             total = total + self.model.observe(weights, step, query)
-        return total
+        return _arranged(total, stream.order, back=True)
 
     def each(self, weights: Tree, query: Query) -> Tree:
         """Return what a query sees of each example, and zeros after a client's last; no row where there are none."""
         weights, alone, taken = stacked(weights, self.lead), not self.lead, [0] * self.none.numel()
         pieces: list[tuple[slice, slice, Tree]] = []
-        for step in self.stream.epochs(1):
-            for group in step.groups if isinstance(step, Lockstep) else [Group(slice(1), step)]:
+        for step in self.streams["train"].epochs(1):
+            for group in step.groups if isinstance(step, Lockstep) else [ClientRows(slice(1), step)]:
                 count, at = group.batch.y.shape[len(self.lead)], taken[group.rows.start or 0]
                 part = step._replace(groups=(group,)) if isinstance(step, Lockstep) else step
                 shapes = {name: (count, *shape) for name, shape in query.shapes.items()}
@@ -72,7 +73,7 @@ class Queries:
             UsageError: if targets are not one class label per example.
         """
         total = self.none.new_zeros(*self.lead, classes)
-        for step in self.stream.epochs(1):
+        for step in self.streams["train"].epochs(1):
             for rows, batch in step.groups if isinstance(step, Lockstep) else [(..., step)]:
                 if batch.y.is_floating_point() or batch.y.dim() != total.dim():
                     raise UsageError(
@@ -81,21 +82,31 @@ class Queries:
                 total[rows] += one_hot(batch.y, classes).sum(-2)
         return total
 
-    def whole(self, weights: Tree, *, only: Scope | None = None) -> Gradient:
+    def whole(self, weights: Tree, *, only: Scope | None = None, split: Split = "train") -> Gradient:
         """Return the mean loss of all examples and its gradient, batch by batch; zero where there are none."""
-        structure, weights = self.model.structure, stacked(weights, self.lead)
+        structure, stream = self.model.structure, self.streams[split]
+        weights = _arranged(stacked(weights, self.lead), stream.order)
         names = None if only is None else only(structure)
         where = structure.trainable if names is None else structure.trainable.only(names)
         gradient = weights.flat.new_zeros(*self.lead, where.total)
         loss, seen = torch.zeros_like(self.none), torch.zeros_like(self.none)
-        for step in self.stream.epochs(1):
+        for step in stream.epochs(1):
             out = self.model.grad(weights, step._replace(frozen=True), only=names)
             count = _examples(step, self.none)
             gradient += count * out.gradient.flat
             loss += count * out.loss[..., None]
             seen += count
         seen = seen.clamp(min=1)
-        return Gradient(Tree(where, gradient / seen), pick(weights, structure.buffers.starts), (loss / seen)[..., 0])
+        results = Tree(where, gradient / seen), pick(weights, structure.buffers.starts), vectors(loss=loss / seen)
+        slope, buffers, mean = (_arranged(tree, stream.order, back=True) for tree in results)
+        return Gradient(slope, buffers, mean["loss"][..., 0])
+
+
+def _arranged(tree: Tree, order: Tensor | None, back: bool = False) -> Tree:
+    """Return the rows of a stack in the order of a stream, or back in the order of the stack."""
+    if order is None or tree.flat.dim() == 1:
+        return tree
+    return Tree(tree.layout, tree.flat[order.argsort() if back else order])
 
 
 def _examples(step: Step, like: Tensor) -> Tensor:

@@ -1,142 +1,166 @@
-"""The server's round: a weighted mean per part, one client at a time, then each part's own step."""
+"""The server's round: a weighted mean per part, one upload at a time, then each part's own step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
-from idiolect.core.tree import EMPTY, Layout, Tree
-from idiolect.core.types import Arrival, Central, Trees
+from idiolect.core.tree import EMPTY, Layout, Tree, overlay, pick
+from idiolect.core.types import Arrival, Central, Trees, Update, Weight
+from idiolect.rounds.mean import Mean
 
 
-class Mean:
-    r"""A running weighted mean of trees, :math:`\sum_i q_i x_i / \sum_i q_i`, summed in float64.
+class Upload(NamedTuple):
+    """What the server receives from one client."""
 
-    Memory does not grow with the number of trees.
-
-    Example:
-        >>> mean = Mean()
-        >>> mean.add(Tree.of({"w": torch.tensor([1.0])}), 1)
-        >>> mean.add(Tree.of({"w": torch.tensor([4.0])}), 2)
-        >>> mean.result()["w"].item()
-        3.0
-    """
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._weight = 0.0
-        self._layout: Layout = EMPTY.layout
-        self._dtype = torch.float32
-
-    def add(self, tree: Tree, weight: float) -> None:
-        """Add one tree."""
-        if self._sum is None:
-            self._layout, self._dtype = tree.layout, tree.flat.dtype
-            self._sum = torch.zeros_like(tree.flat, dtype=torch.float64)
-        if tree.layout is not self._layout:
-            raise ValueError(f"cannot average {tree} with {Tree(self._layout, self._sum)}")
-        block = 2**15 if tree.flat.is_cpu else max(1, len(tree.flat))  # a CPU first copies it to float64: in the cache
-        for total, values in zip(torch.split(self._sum, block), torch.split(tree.flat, block), strict=True):
-            total.add_(values, alpha=weight)
-        self._weight += weight
-
-    def result(self) -> Tree:
-        """Return the mean of what was added."""
-        if self._sum is None:
-            raise UsageError("a round needs at least one client's upload")
-        return Tree(self._layout, (self._sum / self._weight).to(self._dtype))
-
-
-def broadcast(method: Method, server: Trees) -> Trees:
-    """Return what clients that train are sent."""
-    shared, sent = server["share"], {}
-    for part in method.parts:
-        shared, sent[part.name] = part.broadcast(shared, server[part.name])
-    return {**sent, "share": shared}
+    client: int
+    """Its place in the population."""
+    uploads: Trees
+    """One tree per part."""
+    examples: int
+    """Training examples of the client."""
+    steps: torch.Tensor
+    """(1,) local steps it took."""
 
 
 class Aggregated(NamedTuple):
-    """What a round leaves on the server."""
+    """The server after a round."""
 
+    clients: tuple[int, ...]
+    """Whose uploads counted, by their place in the population, in the order of arrival."""
     server: Trees
-    """One slot per part."""
-    mail: list[Trees]
-    """What each client of the round is told alone, by part, in the order of arrival; for parts that confer."""
+    """One state per part."""
+    rows: Trees
+    """The new rows of the clients that arrived, ``(n, ...)`` in the order of arrival, by part that has rows."""
+
+
+RowsOf = Callable[[Sequence[int]], Trees]
+"""Places of clients in the population to their rows, ``(n, ...)``, by part that has rows."""
+
+
+def broadcast(method: Method, server: Trees, central: Central) -> Trees:
+    """Return what clients that train are sent: the shared tensors, and the state of each part."""
+    shared = server["share"]
+    for part in method.parts:
+        if part.broadcast:
+            view = replace(central, old=shared, new=shared, state=server[part.name])
+            shared = same_layout(part, "broadcast", "the shared tensors", shared, part.broadcast(view))
+    return {p.name: EMPTY if p.server_only else server[p.name] for p in method.parts} | {"share": shared}
 
 
 def server_round(
-    method: Method, server: Trees, arrivals: Iterable[Arrival], central: Central, population: int
+    method: Method, server: Trees, arrivals: Iterable[Upload], central: Central, population: int, rows: RowsOf
 ) -> Aggregated:
-    """Aggregate one round's uploads into the next server slots. Nothing it is given is changed.
+    """Aggregate one round's uploads into the next state of the server. The inputs are not changed.
 
     Args:
         method: whose parts aggregate.
-        server: the slots of the server.
+        server: the state of the server, one tree per part.
         arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort unless a
-            part confers.
+            part is `individual`.
         central: with `old` and `new` both the shared tensors as clients received them.
         population: number of clients there are.
+        rows: places of clients to their rows, ``(n, ...)`` by part.
     """
-    means = {p.name: Mean() for p in method.parts if not p.confer}
-    letters: dict[str, list[Tree]] = {p.name: [] for p in method.parts if p.confer}
-    arrived = 0
-    for arrived, arrival in enumerate(arrivals, 1):  # noqa: B007 - the count is used below
-        for part in method.parts:
-            tree = part.arrive(central, arrival) if part.arrive else arrival.uploads[part.name]
-            if not isinstance(tree, Tree):
-                raise TypeError(f"{part.name}: arrive and finish give a Tree to send, not {type(tree).__name__}")
-            if part.confer:
-                letters[part.name].append(tree.clone())  # what arrived may lie in memory that is used again
+    aggregating = [p for p in method.parts if p.aggregate]
+    means = {p.name: Mean() for p in aggregating if not p.individual}
+    uploads: dict[str, list[Tree]] = {p.name: [] for p in aggregating if p.individual}
+    clients: list[int] = []
+    for upload in arrivals:
+        clients.append(upload.client)
+        for part in aggregating:
+            tree, weight = _contribution(part, replace(central, state=server[part.name]), upload)
+            if part.individual:
+                uploads[part.name].append(tree.clone())  # an upload may lie in memory that is used again
             else:
                 equal = part.uniform or method.weighting == "uniform"
-                means[part.name].add(tree, 1.0 if equal else float(arrival.examples))
-    central = replace(central, participation=arrived / population, arrived=arrived)
-    after: Trees = {}
-    mail: list[Trees] = [{} for _ in range(arrived)]
-    for part in method.parts:
-        if part.confer:
-            after[part.name] = server[part.name]
-            for client, tree in zip(mail, _conferred(part, central, letters[part.name]), strict=True):
-                client |= {part.name: tree} if len(tree) else {}
+                try:
+                    means[part.name].add(tree, 1.0 if equal else float(upload.examples), weight)
+                except ValueError as error:
+                    raise ValueError(f"{part.name}: contribute: {error}") from None
+    central = replace(central, participation=len(clients) / population, clients=tuple(clients))
+    after, changed = dict(server), rows(clients)
+    for part in aggregating:
+        view = replace(central, state=server[part.name], rows=changed.get(part.name, EMPTY))
+        if part.individual:
+            trees = uploads[part.name]
+            arrived = Tree(trees[0].layout, torch.stack([tree.flat for tree in trees]))
         else:
-            after[part.name] = _aggregate(part, central, server[part.name], means[part.name].result())
-        if part.name == "share":
-            central = replace(central, new=after["share"])
-        moved = part.advance(central, after[part.name])
-        central = replace(central, new=same_layout(part, "the shared tensors", server["share"], moved))
-    return Aggregated({**after, "share": central.new}, mail)
+            arrived = means[part.name].result(partial(_default, view))
+        assert part.aggregate
+        update = _checked(part, part.aggregate(view, arrived))
+        if update.state is not None:
+            after[part.name] = same_layout(part, "aggregate", "its state", server[part.name], update.state)
+        if update.rows is not None:
+            changed[part.name] = same_layout(part, "aggregate", "its rows", view.rows, update.rows)
+        if update.shared is not None:
+            moved = same_layout(part, "aggregate", "the shared tensors", server["share"], update.shared)
+            central = replace(central, new=moved)
+    return Aggregated(central.clients, {**after, "share": central.new}, changed)
 
 
-def _conferred(part: Part, central: Central, letters: list[Tree]) -> list[Tree]:
-    """Return what a part tells each client; a tree without tensors is no message."""
-    assert part.confer
-    told = part.confer(central, Tree(letters[0].layout, torch.stack([tree.flat for tree in letters])))
-    if not len(told):
-        return [EMPTY] * len(letters)
-    if told.flat.shape[:-1] != (len(letters),):
-        raise ValueError(f"{part.name}: told {tuple(told.flat.shape[:-1])} clients something, not {len(letters)}")
-    return [Tree(told.layout, row) for row in told.flat]
+def message(part: Part, central: Central) -> Tree:
+    """Return what one client is sent alone for a part that has rows; `central` holds the state and its row."""
+    if part.message:
+        return tree_of(part, "message", part.message(central))
+    return EMPTY if part.server_only else central.rows
 
 
-def _aggregate(part: Part, central: Central, slot: Tree, mean: Tree) -> Tree:
-    return same_layout(part, "slot", slot, part.aggregate(central, slot, mean))
+def _contribution(part: Part, central: Central, upload: Upload) -> tuple[Tree, Weight]:
+    """Return what of an upload enters the mean of a part, and its weight."""
+    own = upload.uploads[part.name]
+    if not part.contribute:
+        return own, 1.0
+    found = part.contribute(central, Arrival(own, upload.uploads["share"], upload.examples, upload.steps))
+    tree, weight = found if isinstance(found, tuple) else (found, 1.0)
+    return tree_of(part, "contribute", tree), weight
 
 
-def same_layout(part: Part, what: str, before: Tree, after: Tree) -> Tree:
-    """Return what a part made in place of something; names, shapes and dtype must be as they were."""
-    if not isinstance(after, Tree):
-        raise TypeError(f"{part.name}: a hook on the server must return a Tree, not {type(after).__name__}")
-    if after.layout is not before.layout or after.flat.dtype != before.flat.dtype:
-        raise ValueError(f"{part.name}: changed {what} from {_form(before)} to {_form(after)}")
-    return after
+def _default(central: Central, like: Layout) -> Tree:
+    """Return what a value is that nobody counted: that of the state, or of the shared tensors, or 0."""
+    zeros = Tree(like, central.old.flat.new_zeros(like.total))
+    return overlay(zeros, *(_fitting(tree, like) for tree in (central.old, central.state)))
+
+
+def _fitting(tree: Tree, like: Layout) -> Tree:
+    return pick(tree, {name for name, shape in tree.layout.shape_of.items() if like.shape_of.get(name) == shape})
+
+
+def _checked(part: Part, update: object) -> Update:
+    if not isinstance(update, Update):
+        raise TypeError(f"{part.name}: aggregate must return an Update, not {_kind(update)}")
+    return update
+
+
+def tree_of(part: Part, hook: str, found: object) -> Tree:
+    """Return what a hook of a part returned, which must be a tree."""
+    if not isinstance(found, Tree):
+        raise TypeError(f"{part.name}: {hook} must return a Tree, not {_kind(found)}")
+    return found
+
+
+def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -> Tree:
+    """Return what a hook returned in place of something; names, shapes and dtype must be as they were."""
+    found = tree_of(part, hook, after)
+    if (
+        found.layout is not before.layout
+        or found.flat.dtype != before.flat.dtype
+        or found.flat.shape != before.flat.shape
+    ):
+        raise ValueError(f"{part.name}: {hook} changed the form of {what} from {_form(before)} to {_form(found)}")
+    return found
+
+
+def _kind(found: object) -> str:
+    return "None" if found is None else f"a {type(found).__name__}"
 
 
 def _form(tree: Tree) -> str:
-    return f"{tree} of {tree.flat.dtype}"
+    lead = f"{tuple(tree.flat.shape[:-1])} rows of " if tree.flat.dim() > 1 else ""
+    return f"{lead}{tree} of {tree.flat.dtype}"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
 
 from idiolect.compute.autograd import Model
 from idiolect.core.method import Method
 from idiolect.core.part import Part
-from idiolect.core.rng import stream
+from idiolect.core.rng import derive, stream
 from idiolect.core.tree import EMPTY, Tree, combine
-from idiolect.core.types import Arrival, Central, Start, Trees
-from idiolect.rounds.client import mail_of
-from idiolect.rounds.server import broadcast, same_layout, server_round
+from idiolect.core.types import Central, Setup, Trees
+from idiolect.rounds.server import Upload, broadcast, message, server_round, tree_of
 from idiolect.rounds.training import Training
+from idiolect.storage.memory import Store
 
 
 @dataclass
@@ -28,7 +31,8 @@ class ServerState:
         participation: share of the population that takes part in a round, in (0, 1].
         seed: decides cohorts and the order of examples.
         round: rounds played.
-        server: one slot per part.
+        server: the server's state of each part; that of `share` is the shared tensors.
+        rows: the server's row of each client, by part that has rows.
     """
 
     model: Model
@@ -39,23 +43,38 @@ class ServerState:
     seed: int
     round: int = field(default=0, init=False)
     server: Trees = field(init=False)
+    rows: Store | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.model = self.model.extended(self.method.attach)
-        start = self.start
-        self.server = {p.name: p.server(start) for p in self.method.parts}
+        setup = self.setup
+        self.server = {p.name: tree_of(p, "server", p.server(setup)) if p.server else EMPTY for p in self.method.parts}
 
     @property
-    def start(self) -> Start:
-        """What memories and server slots are made from."""
-        start = Start(self.model.structure, self.model.initial, EMPTY)
-        return Start(start.structure, start.weights, self.method.parts[0].server(start))
+    def population(self) -> Sequence[str]:
+        """The names of all clients; a client's place in it never changes."""
+        return ("",)
+
+    def place(self, client: str) -> int:
+        """Return a client's place in the population."""
+        return self.population.index(client)
+
+    @property
+    def setup(self) -> Setup:
+        """What the first memories, states and rows are made from."""
+        share = self.method.parts[0].server
+        setup = Setup(self.model.structure, self.model.initial, EMPTY, len(self.population))
+        return replace(setup, shared=share(setup)) if share else setup
 
     def fresh(self) -> Trees:
         """Return the memory of a client that has not trained yet; a method that does not fit the model says so."""
-        start = self.start
-        memory = {p.name: p.memory(start) for p in self.method.parts}
-        return memory | {mail_of(p): p.mail(start) for p in self.method.parts if p.confer}
+        setup = self.setup
+        return {p.name: tree_of(p, "memory", p.memory(setup)) if p.memory else EMPTY for p in self.method.parts}
+
+    def fresh_rows(self) -> Trees:
+        """Return the server's row of a client that has not trained yet, by part that has rows."""
+        setup = self.setup
+        return {p.name: tree_of(p, "rows", p.rows(setup)) for p in self.method.parts if p.rows}
 
     @property
     def lr(self) -> float:
@@ -69,34 +88,61 @@ class ServerState:
         return [names[i] for i in sorted(drawn.tolist())]
 
     def sent(self, purpose: str) -> Trees:
-        """Return what the server sends now to a client that is to train, or to one that is to deploy."""
-        sent = broadcast(self.method, self.server)
+        """Return what the server sends now to every client that is to train, or that is to deploy."""
+        sent = broadcast(self.method, self.server, self._central(self.server["share"]))
         return sent if purpose == "train" else {**sent, "share": self.server["share"]}
 
-    def close(self, arrivals: Iterable[Arrival], share: float, population: int) -> list[Trees]:
+    def messages(self, client: str) -> Trees:
+        """Return what the server sends now to one client alone, by part; an empty tree where it sends nothing.
+
+        A row that is as at the start is not sent, since the client can make it.
+        """
+        parts = [p for p in self.method.parts if p.rows]
+        if not parts or self.rows is None:
+            return {}
+        known, rows = client in self.rows, self.rows.get(client)
+        return {p.name: self._message(p, client, rows[p.name]) for p in parts if known or p.message}
+
+    @cached_property
+    def first_messages(self) -> Trees:
+        """Return the messages of a client that was sent none, by part: what the row at the start says."""
+        rows = self.fresh_rows()
+        return {p.name: self._message(p, "", rows[p.name]) if p.rows else EMPTY for p in self.method.parts}
+
+    def close(self, arrivals: Iterable[Upload], share: float) -> None:
         """Aggregate a round's uploads, consumed one by one; the next round begins.
 
         Args:
             arrivals: the uploads.
             share: clients of the cohort / population.
-            population: number of clients there are.
-
-        Returns:
-            What each of the clients that arrived is told alone, by part.
         """
-        shared = self.sent("train")["share"]
-        central = Central(self.model.structure, shared, shared, self.lr, share, self.round)
-        self.server, mail = server_round(self.method, self.server, arrivals, central, population)
+        central = self._central(self.sent("train")["share"], share)
+        done = server_round(self.method, self.server, arrivals, central, len(self.population), self._rows_of)
+        for k, client in enumerate(done.clients if done.rows else ()):
+            assert self.rows is not None
+            own = {part: Tree(rows.layout, rows.flat[k]) for part, rows in done.rows.items()}
+            self.rows.put(self.population[client], own)
+        self.server = done.server
         self.round += 1
-        return mail
-
-    def told(self, memory: Trees, letters: Trees) -> Trees:
-        """Return a client's memory with what the server told it alone."""
-        return memory | {mail_of(p): _letter(p, memory, letters) for p in self.method.parts if p.name in letters}
 
     def general(self) -> Tree | None:
         """Return the complete shared model, or None where the method keeps a part of every model personal."""
-        return general(self.model, self.sent("deploy")["share"])
+        return general(self.model, self.server["share"])
+
+    def _central(self, shared: Tree, share: float = 1.0) -> Central:
+        seed = derive(self.seed, "server", self.round)
+        return Central(self.model.structure, shared, shared, self.lr, share, seed, self.round)
+
+    def _message(self, part: Part, client: str, row: Tree) -> Tree:
+        place = self.place(client) if client else 0
+        central = self._central(self.server["share"])
+        return message(part, replace(central, state=self.server[part.name], clients=(place,), rows=row))
+
+    def _rows_of(self, clients: Sequence[int]) -> Trees:
+        if self.rows is None:
+            return {}
+        rows = [self.rows.get(self.population[client]) for client in clients]
+        return {part: Tree(tree.layout, torch.stack([r[part].flat for r in rows])) for part, tree in rows[0].items()}
 
 
 def general(model: Model, shared: Tree) -> Tree | None:
@@ -104,7 +150,3 @@ def general(model: Model, shared: Tree) -> Tree | None:
     if not model.structure.exchangeable <= set(shared):
         return None
     return combine(model.structure.layout, model.initial, shared)
-
-
-def _letter(part: Part, memory: Trees, letters: Trees) -> Tree:
-    return same_layout(part, "mail", memory[mail_of(part)], letters[part.name])

@@ -9,10 +9,10 @@ import torch
 from idiolect.compute.autograd import Model
 from idiolect.core.method import Method
 from idiolect.core.scope import Scope
-from idiolect.core.tree import EMPTY, Tree
+from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
 from idiolect.rounds.batches import NoBatches
-from idiolect.rounds.client import Assignment, client_round, mail_of
+from idiolect.rounds.client import Assignment, client_round
 from idiolect.rounds.server_state import ServerState
 from idiolect.rounds.training import Training
 
@@ -82,22 +82,30 @@ def chosen(method: Method, model: Model) -> dict[str, list[str]]:
 
 def uploads(method: Method, model: Model) -> Trees:
     """Return the form of what a client sends: one tree a part, as a round without a single step makes them."""
-    return _exchanged(method, model)[2]
+    return _exchanged(method, model).uploads
 
 
-def _exchanged(method: Method, model: Model) -> tuple[Trees, Trees, Trees]:
-    """Return what a client remembers, receives and sends, found by playing a round without a single step."""
-    center = ServerState(model, method, Training(), rounds=1, participation=1.0, seed=0)
-    memory, received = center.fresh(), center.sent("train")
-    work = Assignment(received, memory, NoBatches(), 1.0, torch.tensor(0), 0)
-    return memory, received, client_round(method, center.model, Training(), work).uploads
+class _Exchange(NamedTuple):
+    """What a client remembers, receives and sends, by part."""
+
+    memory: Trees
+    received: Trees
+    messages: Trees
+    uploads: Trees
+
+
+def _exchanged(method: Method, model: Model) -> _Exchange:
+    """Return the forms of an exchange, found by playing a round without a single step."""
+    state = ServerState(model, method, Training(), rounds=1, participation=1.0, seed=0)
+    memory, received, messages = state.fresh(), state.sent("train"), state.first_messages
+    work = Assignment(received, memory, messages, NoBatches(), NoBatches(), 1.0, torch.tensor(0), 0)
+    return _Exchange(memory, received, messages, client_round(method, state.model, Training(), work).uploads)
 
 
 def _by_part(method: Method, model: Model) -> list[tuple[list[Tree], list[Tree], list[Tree]]]:
     """Return what each part keeps, receives and sends."""
-    memory, received, sent = _exchanged(method, model)
-    told = {p.name: memory.get(mail_of(p), EMPTY) for p in method.parts}
-    return [([memory[n], told[n]], [received[n], told[n]], [sent[n]]) for n in sent]
+    found = _exchanged(method, model)
+    return [([found.memory[n]], [found.received[n], found.messages[n]], [tree]) for n, tree in found.uploads.items()]
 
 
 def _values(trees: list[Tree]) -> int:

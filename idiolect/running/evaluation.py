@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
-from idiolect.compute.metrics import Metric, evaluate
+from idiolect.compute.metrics import CHUNK, Metric, evaluate
 from idiolect.core.tree import Tree, pick
 from idiolect.data import ClientData, Examples
 from idiolect.engines.federation import Federation
 from idiolect.report import summarize
+from idiolect.rounds.client import Deployed, Worker
+from idiolect.rounds.server_state import general
 
 Scores = dict[str, dict[str, float]]
 """Split to metric to number, of one client."""
@@ -49,18 +50,23 @@ class Measured(NamedTuple):
 
 
 def measure(
-    learner: Learner, loss: Loss, data: ClientData, own: Tree, general: Tree | None, metrics: Sequence[Metric]
+    worker: Worker, data: ClientData, own: Deployed, shared: Tree, metrics: Sequence[Metric]
 ) -> tuple[list[float], list[float]]:
     """Return loss and metrics of each split of one client, under its own weights and under the shared model's."""
+    learner, loss = worker.learner, worker.model.loss
 
-    def row(weights: Tree) -> list[float]:
-        scores = [evaluate(learner, loss, weights, x, y, metrics) for x, y in held(data).values()]
-        return [number for score in scores for number in score.values()]
+    def row(weights: Deployed) -> list[float]:
+        found: list[float] = []
+        for x, y in held(data).values():
+            chunk = len(y) if weights.adapt else CHUNK  # weights that adapt to the inputs predict for them together
+            found += evaluate(learner, loss, weights.at(x), x, y, metrics, chunk).values()
+        return found
 
-    personalized = row(own)
-    if general is None:
+    personalized, shared_model = row(own), general(worker.model, shared)
+    if shared_model is None:
         return personalized, []
-    return personalized, personalized if _predict_alike(learner, own, general) else row(general)
+    alike = not own.adapt and _predict_alike(learner, own.weights, shared_model)
+    return personalized, personalized if alike else row(Deployed(shared_model))
 
 
 def held(data: ClientData) -> dict[str, Examples]:
@@ -94,9 +100,8 @@ class _Numbers:
 
     metrics: tuple[Metric, ...]
 
-    def __call__(self, federation: Federation, client: str, own: Tree) -> list[float]:
-        learner, loss, data = federation.learner, federation.model.loss, federation.clients[client]
-        personalized, generalized = measure(learner, loss, data, own, federation.general(), self.metrics)
+    def __call__(self, worker: Worker, data: ClientData, own: Deployed, shared: Tree) -> list[float]:
+        personalized, generalized = measure(worker, data, own, shared, self.metrics)
         return personalized + generalized
 
 

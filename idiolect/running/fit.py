@@ -18,9 +18,9 @@ from idiolect.compute.metrics import Metric, accuracy
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.data import ClientData
+from idiolect.engines.base import Engine
 from idiolect.engines.choose import choose
 from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Engine
 from idiolect.rounds.training import Training
 from idiolect.running.evaluation import evaluate_all
 from idiolect.running.progress import Progress

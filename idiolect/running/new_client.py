@@ -78,7 +78,7 @@ def admit(
     model, shared = federation.model, federation.server["share"]
     weights = combine(model.structure.layout, model.initial, shared, _merged(federation, rule, weighting))
     if x is not None:
-        weights = overlay(weights, _statistics(model, weights, x))
+        weights = overlay(weights, model.statistics(weights, x))
     return model.module(weights).to(model.home)
 
 
@@ -106,20 +106,6 @@ def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:
             other[name] = mean[name] + p @ (rows[center] - mean[center]) ** 2  # no cancellation, never below 0
     merged = overlay(mean, Tree.of(other))
     return Tree(merged.layout, merged.flat.to(federation.model.dtype))
-
-
-def _statistics(model: Model, weights: Tree, x: Tensor) -> Tree:
-    """Return the running statistics of all batch normalization after one pass over x."""
-    module = model.module(weights)
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.reset_running_stats()
-            layer.momentum = None  # a layer that is called several times keeps the mean over its calls
-            layer.train()
-    with torch.no_grad():
-        module(x)
-    names = _running(model)
-    return Tree.of({name: tensor for name, tensor in module.named_buffers() if name in names})
 
 
 def _running(model: Model) -> Names:

@@ -21,6 +21,9 @@ from idiolect.report import RunSummary
 from idiolect.running.describe import describe
 from idiolect.running.new_client import Rule, admit
 
+MOST_VALUES = 16
+"""Tensors of a memory with more values than this are not shown."""
+
 
 @dataclass
 class Run:
@@ -68,14 +71,24 @@ class Run:
     def memory(self, client: str) -> dict[str, dict[str, Tensor]]:
         """Return what a client remembers: tensors by name, by part."""
         self._known(client)
-        slots = self.federation.memory.get(client)
-        return {part: {name: t.clone() for name, t in tree.items()} for part, tree in slots.items()}
+        trees = self.federation.memory.get(client)
+        return {part: {name: t.clone() for name, t in tree.items()} for part, tree in trees.items()}
 
     def inspect(self, client: str) -> dict[str, Any]:
-        """Return what the parts can show of a client's memory: for FedFSA its sensitive layers, by name."""
+        """Return the small tensors of a client's memory: for FedFSA the sensitivity of layers, and who was chosen.
+
+        Tensors of the model are left out. A name such as ``sensitivity/0.weight`` is found under ``sensitivity``.
+        """
         self._known(client)
-        slots = self.federation.memory.get(client)
-        return {k: v for p in self.federation.method.parts for k, v in p.show(slots[p.name]).items()}
+        names = set(self.federation.model.structure.layout.names)
+        found: dict[str, Any] = {}
+        for tree in self.federation.memory.get(client).values():
+            for name, tensor in tree.items():
+                if name not in names and tensor.numel() <= MOST_VALUES:
+                    group, _, rest = name.partition("/")
+                    value = float(tensor) if tensor.numel() == 1 else tensor.tolist()
+                    found |= {group: {**found.get(group, {}), rest: value}} if rest else {name: value}
+        return found
 
     @property
     def lead(self) -> str:
@@ -147,7 +160,7 @@ class Run:
                 federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
             ).hexdigest()[:16],
             "dtype": str(federation.model.dtype),
-            "gradients": f"{federation.learner.way}, width {federation.engine.width}",
+            "gradients": f"{federation.worker.learner.way}, width {federation.engine.width}",
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),

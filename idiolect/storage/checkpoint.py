@@ -15,7 +15,7 @@ from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
 from idiolect.storage.run_directory import RunDirectory, read_run
 
-_NAME, _MEMORY = "checkpoint", "memory/"
+_NAME, _MEMORY, _ROWS = "checkpoint", "memory/", "rows/"
 
 
 class Remembered(Protocol):
@@ -50,18 +50,25 @@ class Kept(Protocol):
         """What is known of its clients."""
         ...
 
+    @property
+    def rows(self) -> Remembered | None:
+        """Its row of each client, if its method has rows."""
+        ...
 
-def save(store: RunDirectory, center: Kept) -> None:
-    """Write round, server slots and what the store of memories needs as one file, whole or not at all."""
-    tensors = {"round": torch.tensor(center.round)}
-    for part, tree in center.server.items():
+
+def save(store: RunDirectory, state: Kept) -> None:
+    """Write round, server state and what the store of memories needs as one file, whole or not at all."""
+    tensors = {"round": torch.tensor(state.round)}
+    for part, tree in state.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
-    tensors |= {f"{_MEMORY}{name}": t for name, t in center.memory.save().items()}
+    for prefix, kept in _stores(state).items():
+        tensors |= {f"{prefix}{name}": t for name, t in kept.save().items()}
     store.save_tensors(_NAME, tensors)
-    center.memory.saved()
+    for kept in _stores(state).values():
+        kept.saved()
 
 
-def restore(store: RunDirectory, center: Kept, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Load a federation's state; return the records of the rounds it has played.
 
     Raises:
@@ -76,16 +83,23 @@ def restore(store: RunDirectory, center: Kept, config: Mapping[str, Any]) -> lis
             f"{store.path} was started with other settings: {settings}; give another run another directory"
         )
     if not (store.path / f"{_NAME}.safetensors").exists():
-        center.memory.load({})
+        for kept in _stores(state).values():
+            kept.load({})
         store.rewind(0)
         return []
     tensors = store.load_tensors(_NAME)
-    device = center.model.device
-    center.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in center.server.items()}
-    center.memory.load({k.removeprefix(_MEMORY): t for k, t in tensors.items() if k.startswith(_MEMORY)})
-    center.round = int(tensors["round"])
-    store.rewind(center.round)
+    device = state.model.device
+    state.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in state.server.items()}
+    for prefix, kept in _stores(state).items():
+        kept.load({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    state.round = int(tensors["round"])
+    store.rewind(state.round)
     return read_run(store.path)[1]
+
+
+def _stores(state: Kept) -> dict[str, Remembered]:
+    """Return what a server keeps per client, by the prefix of its tensors in a checkpoint."""
+    return {_MEMORY: state.memory} | ({_ROWS: state.rows} if state.rows is not None else {})
 
 
 def _tree(like: Tree, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> Tree:

@@ -168,27 +168,28 @@ class DiskStore:
         return self._folder / f"{number:08}.safetensors"
 
 
-def store_for(kind: Kind, directory: str | Path | None, clients: int, fresh: Trees) -> Store:
+def store_for(kind: Kind, directory: str | Path | None, clients: int, name: str, fresh: Trees) -> Store:
     """Return the store of a run.
 
     Args:
         kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk where the directory has memories on disk, or where the
             memories of all clients would take more than an eighth of the RAM: while a checkpoint is written, ``"ram"``
             holds them about five times.
-        directory: of the run; its folder `memory` takes the segments. None takes a temporary folder.
+        directory: of the run; a folder of the store's name in it takes the segments. None takes a temporary folder.
         clients: how many there are.
+        name: of the store, such as ``"memory"``.
         fresh: the memory of a client that has not trained yet.
 
     Raises:
         UsageError: if there is no such kind.
 
     Example:
-        >>> type(store_for("auto", None, 1000, {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
+        >>> type(store_for("auto", None, 1000, "memory", {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
         'RamStore'
     """
     if kind not in ("auto", "ram", "disk"):
         raise UsageError(f"memory is 'auto', 'ram' or 'disk', got {kind!r}")
-    folder = Path(directory) / "memory" if directory is not None else None
+    folder = Path(directory) / name if directory is not None else None
     large = 8 * clients * nbytes(fresh) > ram()
     if kind == "disk" or (kind == "auto" and (large or (folder and folder.is_dir()))):
         return DiskStore(fresh, folder)

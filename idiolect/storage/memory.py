@@ -136,6 +136,11 @@ class RamStore:
             self.put(client, memory)
 
 
+def keep_in_ram(name: str, fresh: Trees) -> Store:
+    """Return a store in RAM, whatever its name."""
+    return RamStore(fresh)
+
+
 class AtHand:
     """What a worker has of a store: the memory of the one client that it is busy with."""
 

@@ -18,14 +18,14 @@ from idiolect import parts
 from idiolect.core import scope
 from idiolect.core.method import Method
 from idiolect.core.tree import Tree
-from idiolect.core.types import Arrival, Central, Trees
+from idiolect.core.types import Trees
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.engines.processes import Processes
 from idiolect.engines.stacked import Stacked
 from idiolect.engines.threads import Threads
-from idiolect.rounds.client import client_round
-from idiolect.rounds.server import server_round
+from idiolect.rounds.client import Deployed, Worker, client_round
+from idiolect.rounds.server import Upload
 from idiolect.rounds.training import Training
 from idiolect.storage import checkpoint
 from idiolect.storage.disk import store_for
@@ -47,11 +47,13 @@ def same(one: Trees, other: Trees, tolerance: float = 0.0) -> None:
 
 
 def same_state(one: Federation, other: Federation, tolerance: float = 0.0) -> None:
-    """Assert that two federations hold the same server slots and client memories."""
+    """Assert that two federations hold the same server state and client memories."""
     same(one.server, other.server, tolerance)
     assert set(one.memory) == set(other.memory)
     for client in one.memory:
         same(one.memory.get(client), other.memory.get(client), tolerance)
+        if one.rows and other.rows:
+            same(one.rows.get(client), other.rows.get(client), tolerance)
 
 
 def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa: ANN401
@@ -75,8 +77,8 @@ def check_engines_agree(method: Method) -> None:
         engine.close()
 
 
-def _values(federation: Federation, client: str, weights: Tree) -> list[float]:
-    found: list[float] = weights.flat.tolist()
+def _values(worker: Worker, data: ClientData, own: Deployed, shared: Tree) -> list[float]:
+    found: list[float] = own.weights.flat.tolist()
     return found
 
 
@@ -90,16 +92,15 @@ def check_nothing_is_changed(method: Method) -> None:
     made = played(method, rounds=1)
     work = made.assignment("ada", "train")
     server = made.server
-    given = (server, work.received, work.memory)
-    before = [{p: t.flat.clone() for p, t in slots.items()} for slots in given]
+    given = (server, work.received, work.memory, work.messages)
+    before = [{p: t.flat.clone() for p, t in trees.items()} for trees in given]
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
-    server_round(method, server, [Arrival(out.uploads, 3, out.steps)], _central(made), 4)
+    made.close([Upload(0, out.uploads, 3, out.steps)], 1.0)
     made.personal("ada")
-    for slots, flats in zip(given, before, strict=True):
-        assert all(torch.equal(slots[p].flat, flat) for p, flat in flats.items())
+    for trees, flats in zip(given, before, strict=True):
+        assert all(torch.equal(trees[p].flat, flat) for p, flat in flats.items())
     assert torch.equal(made.model.initial.flat, initial.flat)
-    assert made.server is server
 
 
 def check_memory_keeps_its_shape(method: Method) -> None:
@@ -117,16 +118,18 @@ def check_nothing_personal_is_sent(method: Method) -> None:
     uploads = client_round(method, made.model, made.training, work).uploads
     personal = set(work.memory["share"])
     assert set(uploads["share"]) == set(made.server["share"])
-    for slots in (uploads, made.server):
-        assert not personal & {name for tree in slots.values() for name in tree}
+    for trees in (uploads, made.server):
+        assert not personal & {name for tree in trees.values() for name in tree}
 
 
 def check_memory_is_not_shared(method: Method) -> None:
-    """No two clients' memories, nor the server's slots, are views of one storage; none keeps a larger row alive."""
+    """No two clients' memories, nor the server's trees, are views of one storage; none keeps a larger row alive."""
     made = played(method, rounds=2)
     owners: dict[int, str] = {}
-    slots = {"the server": made.server} | {client: made.memory.get(client) for client in made.memory}
-    for owner, trees in slots.items():
+    held = {"the server": made.server} | {client: made.memory.get(client) for client in made.memory}
+    if made.rows:
+        held |= {f"the row of {client}": made.rows.get(client) for client in made.rows}
+    for owner, trees in held.items():
         for tree in trees.values():
             if tree.flat.numel():
                 place = tree.flat.untyped_storage().data_ptr()
@@ -167,10 +170,10 @@ def check_wire(method: Method) -> None:
     """Uploads and memory survive the trip through bytes, bit for bit."""
     made = played(method, rounds=1)
     out = client_round(method, made.model, made.training, made.assignment("ben", "train"))
-    for slots in (out.uploads, out.memory):
-        arrived = {p: Tree.of(load(save({n: t.clone() for n, t in tree.items()}))) for p, tree in slots.items()}
-        ordered = {p: Tree.of({n: arrived[p][n] for n in tree}) for p, tree in slots.items() if len(tree)}
-        same(ordered, {p: tree for p, tree in slots.items() if len(tree)})
+    for trees in (out.uploads, out.memory):
+        arrived = {p: Tree.of(load(save({n: t.clone() for n, t in tree.items()}))) for p, tree in trees.items()}
+        ordered = {p: Tree.of({n: arrived[p][n] for n in tree}) for p, tree in trees.items() if len(tree)}
+        same(ordered, {p: tree for p, tree in trees.items() if len(tree)})
 
 
 def check_repr(method: Method) -> None:
@@ -215,11 +218,6 @@ def check_neutral(method: Method) -> None:
     same({"share": neutral.server["share"]}, {"share": plain.server["share"]}, 1e-12)
     for client in SIZES:
         same({"own": neutral.personal(client)}, {"own": plain.personal(client)}, 1e-12)
-
-
-def _central(made: Federation) -> Central:
-    sent = made.sent("train")["share"]
-    return Central(made.model.structure, sent, sent, made.lr, 1.0)
 
 
 CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals().items()) if name.startswith("check_"))

@@ -9,13 +9,15 @@ from torch import nn
 
 from idiolect.compute.autograd import Model
 from idiolect.core.method import Method
+from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
 from idiolect.data import ClientData
+from idiolect.engines.base import Engine
 from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Engine, Sequential
+from idiolect.engines.sequential import Sequential
 from idiolect.rounds.optim import SGD
 from idiolect.rounds.training import Training
-from idiolect.storage.memory import RamStore, Store
+from idiolect.storage.memory import Store, keep_in_ram
 
 SIZES = {"ada": 24, "ben": 8, "cleo": 16, "dan": 32}
 """Training examples of each client: whole batches of eight, unequal."""
@@ -47,6 +49,12 @@ def population(sizes: dict[str, int] = SIZES) -> dict[str, ClientData]:
     return {name: ClientData(train=examples(name, n), test=examples(name + "!", 5)) for name, n in sizes.items()}
 
 
+def sensitive_layers(memory: Tree) -> list[str]:
+    """Return the layers that the memory of `flexible_sam` has chosen, the most sensitive first."""
+    chosen = [name.partition("/")[2] for name in memory if name.startswith("chosen/") and memory[name] > 0]
+    return sorted(chosen, key=lambda name: -float(memory[f"sensitivity/{name}"]))
+
+
 def federation(
     method: Method,
     clients: dict[str, ClientData] | None = None,
@@ -54,7 +62,7 @@ def federation(
     seed: int = 0,
     engine: Engine | None = None,
     training: Training | None = None,
-    keep: Callable[[Trees], Store] = RamStore,
+    keep: Callable[[str, Trees], Store] = keep_in_ram,
 ) -> Federation:
     """Return a federation of these clients at round 0; torch's random stream is left as it was."""
     settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0)

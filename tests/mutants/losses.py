@@ -2,7 +2,7 @@
 
 from mutants.planted import Mutant
 
-FOLLOWS, HOLDS, INSIDE = "tests/test_oracles_losses.py", "tests/test_laws_losses.py", "tests/test_inside.py"
+FOLLOWS, HOLDS, INSIDE = "tests/test_oracles_losses.py", "tests/test_laws_losses.py", "tests/test_forward.py"
 
 MUTANTS = [
     Mutant(

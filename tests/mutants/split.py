@@ -2,7 +2,7 @@
 
 from mutants.planted import Mutant
 
-ORACLES, LAWS, WORDS = "tests/test_oracles_split.py", "tests/test_laws_split.py", "tests/test_words.py"
+ORACLES, LAWS, WORDS = "tests/test_oracles_split.py", "tests/test_laws_split.py", "tests/test_types.py"
 MUTANTS = [
     Mutant("FedPer: shares the head", "methods/split.py", "(share(~names),)", "(share(names),)", ORACLES, "fedper"),
     Mutant(

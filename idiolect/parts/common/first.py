@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from idiolect.core.tree import Tree, overlay
-from idiolect.core.types import Start
+from idiolect.core.types import Setup
 
 TRAINED = "flag/trained"
 """Name in a memory: 1 once the client has trained."""
 
 
-def untrained(start: Start) -> Tree:
+def untrained(setup: Setup) -> Tree:
     """Return the flag of a client that has not trained."""
-    return Tree.of({TRAINED: start.weights.flat.new_zeros(1)})
+    return Tree.of({TRAINED: setup.weights.flat.new_zeros(1)})
 
 
 def trained(memory: Tree) -> Tree:

@@ -9,7 +9,7 @@ from idiolect.core.rng import normal_hash
 from idiolect.core.scope import Scope
 from idiolect.core.structure import Private
 from idiolect.core.tree import Tree, combine, overlay
-from idiolect.core.types import GradFn, Gradient, Local, Pass, Slot, Step
+from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
 from idiolect.parts.common.classes import Classifier, classifier, layer_in
 
 SMALLEST = 1e-4
@@ -62,7 +62,7 @@ def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
     return drawn.view(samples, *seen.features.shape)
 
 
-def count_steps(names: Scope, grad: GradFn, local: Local, slot: Slot) -> GradFn:
+def count_steps(names: Scope, grad: GradFn, local: Local) -> GradFn:
     """Return the gradient, which also counts its step."""
     steps = local.structure.layout.only({classifier(names, local.structure).tensor("noise.steps")})
 

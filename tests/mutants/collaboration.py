@@ -2,7 +2,7 @@
 
 from mutants.planted import Mutant
 
-CONFER, AGREES, HOLDS = "tests/test_confer.py", "tests/test_oracles_confer.py", "tests/test_laws_confer.py"
+CONFER, AGREES, HOLDS = "tests/test_rows.py", "tests/test_oracles_collaboration.py", "tests/test_laws_collaboration.py"
 
 MUTANTS = [
     Mutant(

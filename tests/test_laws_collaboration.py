@@ -15,7 +15,7 @@ from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.parts._aligned_features import class_sums
 from idiolect.parts._critical_mix import _largest, _partners
-from idiolect.rounds.client import _begin, mail_of
+from idiolect.rounds.client import _begin
 from idiolect.testing.checks import played, same
 from idiolect.testing.worlds import SIZES, examples, federation, population
 
@@ -27,12 +27,13 @@ def rows(**columns):
     return Tree(where, torch.cat([t.flatten(1) for t in tensors.values()], dim=1))
 
 
-def told(part, uploads, round=0, structure=None):
-    return part.confer(Central(structure, uploads, uploads, 0.1, 1.0, round), uploads)
+def told(part, uploads, round=0, structure=None, like=None):
+    central = Central(structure, uploads, uploads, 0.1, 1.0, round=round, rows=like or uploads)
+    return part.aggregate(central, uploads).rows
 
 
-def letter(made, client, at=1):
-    return made.memory.get(client)[mail_of(made.method.parts[at])]
+def row(made, client, at=1):
+    return made.rows.get(client)[made.method.parts[at].name]
 
 
 def same_models(one, other, tolerance=1e-12):
@@ -78,8 +79,8 @@ def test_a_pull_of_full_length_lands_on_the_mean():
     for client in made.clients:
         start = made.memory.get(client)["share"]
         gradient = made.model.grad(start, made.assignment(client, "train").stream.epochs(1)[0]).gradient
-        target = letter(made, client) - 0.1 * gradient
-        out = made.train(made.assignment(client, "train"))
+        target = row(made, client) - 0.1 * gradient
+        out = made.worker.train(made.assignment(client, "train"))
         same({"w": out.memory["share"]}, {"w": target}, 1e-12)
 
 
@@ -111,13 +112,13 @@ def test_a_client_ends_as_its_only_partner():
     for client in made.clients:
         mask = made.memory.get(client)["critical_mix"].flat > 0
         own = end_of_third(method, client)
-        assert torch.equal(letter(made, client).flat[mask], own[mask])
+        assert torch.equal(row(made, client).flat[mask], own[mask])
 
 
 def end_of_third(method, client):
     """Return the weights a client ends its third round with."""
     made = played(method, rounds=2)
-    end = made.train(made.assignment(client, "train")).uploads["share"]
+    end = made.worker.train(made.assignment(client, "train")).uploads["share"]
     return torch.cat([end.stretch(name) for name in made.model.structure.trainable.names])
 
 
@@ -159,12 +160,12 @@ def test_a_warm_up_is_averaging_and_costs_no_more():
 
 def test_after_the_warm_up_heads_are_their_clients_own():
     made = played(methods.pfedsim(warmup=1), rounds=2)
-    ends = {c: made.train(made.assignment(c, "train")).memory["similar_bodies"] for c in made.clients}
+    ends = {c: made.worker.train(made.assignment(c, "train")).memory["similar_bodies"] for c in made.clients}
     made.play()
     for client, end in ends.items():
         own = made.personal(client)
         assert all(torch.equal(own[name], end[name]) for name in ("6.weight", "6.bias"))
-        assert torch.equal(own["4.weight"], letter(made, client)["4.weight"])
+        assert torch.equal(own["4.weight"], row(made, client)["4.weight"])
 
 
 def heads_told(means, variances, heads=((1.0,), (2.0,), (4.0,))):
@@ -228,7 +229,7 @@ def test_head_and_body_take_turns():
     head_names = scope.head(made.model.structure)
     before = made.server["share"]
     own = made.personal("ada")
-    end = made.train(made.assignment("ada", "train")).uploads["share"]
+    end = made.worker.train(made.assignment("ada", "train")).uploads["share"]
     for name in before:
         assert torch.equal(own[name], before[name]) == (name not in head_names)
     work = made.assignment("ada", "train")
@@ -276,8 +277,8 @@ def test_clients_of_one_round_alone_are_mixed():
     cohort = made.play().cohort
     ends = {c: made.memory.get(c)["share"] for c in cohort}
     for client, other in (cohort, cohort[::-1]):
-        for name in letter(made, client):
-            assert torch.allclose(letter(made, client)[name], ends[other][name], atol=1e-8)
+        for name in row(made, client):
+            assert torch.allclose(row(made, client)[name], ends[other][name], atol=1e-8)
 
 
 def test_what_did_not_move_is_not_critical():

@@ -9,7 +9,7 @@ from idiolect.compute.autograd import Model
 from idiolect.core.part import Part, part
 from idiolect.core.structure import Private
 from idiolect.core.tree import Tree, overlay, pick
-from idiolect.core.types import Batch, Group, Lockstep, Objective, Query
+from idiolect.core.types import Batch, ClientRows, Lockstep, Objective, Query
 from idiolect.engines.federation import Federation
 from idiolect.running.evaluation import evaluate_all
 from idiolect.testing import checks
@@ -48,7 +48,7 @@ def stack(model):
     batches = [examples(name, size) for name, size in zip(CLIENTS, (8, 8, 5), strict=True)]
     pair = Batch(*(torch.stack(t) for t in zip(*batches[:2], strict=True)))
     alone = Batch(*(t[None] for t in batches[2]))
-    groups = (Group(slice(0, 2), pair), Group(slice(2, 3), alone))
+    groups = (ClientRows(slice(0, 2), pair), ClientRows(slice(2, 3), alone))
     apart = [(Tree(rows.layout, row), Batch(*b)) for row, b in zip(rows.flat, batches, strict=True)]
     return rows, Lockstep(groups, 3), apart
 
@@ -214,7 +214,7 @@ def add_a_shift(module):
 def shifted() -> Part:
     """Use every hook there is for losses."""
 
-    def gradient(grad, local, slot):
+    def gradient(grad, local):
         def counted(at, step):
             out = grad(at, step)
             steps = Tree(out.buffers.layout.only({"6.own.steps"}), at["6.own.steps"] + 1)
@@ -222,7 +222,7 @@ def shifted() -> Part:
 
         return counted
 
-    def objective(local, slot):
+    def objective(local):
         def sums(seen, y, facts):
             return {"mean": seen.features.sum(0), "n": seen.features.new_ones(1) * len(y)}
 
@@ -293,9 +293,9 @@ def test_private_weights_that_predict_are_measured_as_personal():
 def test_classes_are_counted():
     seen = {}
 
-    def finish(local, slot):
+    def finish(local):
         seen[len(seen)] = local.counts(3)
-        return slot.memory, Tree.of({})
+        return local.memory, Tree.of({})
 
     made = federation(Method((*methods.fedavg().parts, Part("counting", finish=finish))))
     made.play()
@@ -307,7 +307,7 @@ def test_classes_are_counted():
 
 @pytest.mark.parametrize("y", [torch.rand(8, 1), torch.zeros(8, 1, dtype=torch.int64)])
 def test_classes_of_what_has_none(y):
-    counting = Part("counting", finish=lambda local, slot: (slot.memory, Tree.of({"n": local.counts(3)})))
+    counting = Part("counting", finish=lambda local: (local.memory, Tree.of({"n": local.counts(3)})))
     method = Method((*methods.fedavg().parts, counting))
     clients = {"a": ClientData(train=(torch.rand(8, 3), y))}
     model = Model(nn.Linear(3, 1), lambda outputs, y: (outputs - y).square().mean())

@@ -7,7 +7,7 @@ from torch import nn
 from idiolect import Method, Part, parts, scope
 from idiolect.core.part import part
 from idiolect.core.tree import Tree
-from idiolect.core.types import Batch, Group, Lockstep, halves
+from idiolect.core.types import Batch, ClientRows, Lockstep, halves
 from idiolect.engines.processes import Processes
 from idiolect.engines.sequential import Sequential
 from idiolect.engines.stacked import Stacked
@@ -27,7 +27,7 @@ def test_halves_hold_every_example_once_and_of_one_both_hold_it():
 
 def test_halves_of_a_stack_are_those_of_its_clients():
     x, y = torch.randn(3, 6, 2), torch.arange(18).view(3, 6)
-    groups = (Group(slice(0, 2), Batch(x[:2], y[:2])), Group(slice(2, 3), Batch(x[2:, :3], y[2:, :3])))
+    groups = (ClientRows(slice(0, 2), Batch(x[:2], y[:2])), ClientRows(slice(2, 3), Batch(x[2:, :3], y[2:, :3])))
     stack = halves(Lockstep(groups, 3))
     for client, batch in enumerate((Batch(x[0], y[0]), Batch(x[1], y[1]), Batch(x[2, :3], y[2, :3]))):
         for alone, together in zip(halves(batch), stack, strict=True):
@@ -42,15 +42,15 @@ def test_halves_of_a_stack_are_those_of_its_clients():
 def asking() -> Part:
     """Keep the loss of all examples and its gradient."""
 
-    def memory(start):
-        slope = {f"slope/{n}": torch.zeros_like(start.weights[n]) for n in start.structure.trainable.names}
-        return Tree.of({**slope, "loss": start.weights.flat.new_zeros(2)})
+    def memory(setup):
+        slope = {f"slope/{n}": torch.zeros_like(setup.weights[n]) for n in setup.structure.trainable.names}
+        return Tree.of({**slope, "loss": setup.weights.flat.new_zeros(2)})
 
-    def begin(local, weights, slot):
+    def begin(local, weights):
         whole, cheap = local.whole(weights), local.whole(weights, only=scope.nothing)
         assert len(cheap.gradient) == 0
         found = torch.stack([whole.loss, cheap.loss], dim=-1)
-        return weights, Tree(slot.memory.layout, torch.cat([whole.gradient.flat, found], dim=-1))
+        return weights, Tree(local.memory.layout, torch.cat([whole.gradient.flat, found], dim=-1))
 
     return Part(memory=memory, begin=begin)
 
