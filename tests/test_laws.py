@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from idiolect import SGD, Adam, Cosine, Group, Method, Step, Training, methods, parts, scope
+from idiolect import SGD, Adam, Cosine, Group, Method, StepDecay, Training, methods, parts, scope
 from idiolect.compute.autograd import Model
 from idiolect.core.tree import Tree, norm, pick
 from idiolect.core.types import Batch
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
-from idiolect.rounds.client import descend
+from idiolect.rounds.descent import descend
 from idiolect.testing.checks import played, same, same_state
 from idiolect.testing.worlds import SIZES, examples, federation, network, population
 
@@ -70,7 +70,7 @@ def test_sam_on_a_quadratic_is_known_by_hand():
         nn.init.constant_(net.weight, w)
         model = Model(net, half_squares)
         part = parts.sam(0.25)
-        sharp = part.gradient(model.grad, None, None)
+        sharp = part.gradient(model.grad, None)
         x = torch.full((4, 1), 3.0**0.5, dtype=torch.float64)
         found = sharp(model.initial, Batch(x, x * a)).gradient["weight"].item()
         assert found == pytest.approx(3.0 * (w - a + 0.25 * (1 if w > a else -1)), abs=1e-6)
@@ -81,13 +81,13 @@ def test_adaptive_sam_with_a_large_eta_is_sam():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
     model, batch = Model(net), Batch(*examples("ada", 8))
-    round_ball = parts.sam(0.2).gradient(model.grad, None, None)(model.initial, batch).gradient
+    round_ball = parts.sam(0.2).gradient(model.grad, None)(model.initial, batch).gradient
 
     class Round:
         structure, start = model.structure, model.initial
 
     def stretched(rho, eta):
-        return parts.adaptive_sam(rho, eta).gradient(model.grad, Round, None)(model.initial, batch).gradient
+        return parts.adaptive_sam(rho, eta).gradient(model.grad, Round)(model.initial, batch).gradient
 
     assert torch.allclose(stretched(2e-7, 1e6).flat, round_ball.flat, atol=1e-6)
     assert not torch.allclose(stretched(0.2, 0.0).flat, round_ball.flat, atol=1e-3)
@@ -176,7 +176,7 @@ def test_proximal_holds_back_and_leaves_personal_tensors_alone():
     class AsReceived:
         shared = made.server["share"]
 
-    found = direction(moved * 0.0, moved, AsReceived, None)
+    found = direction(moved * 0.0, moved, AsReceived)
     assert torch.allclose(found["0.weight"], torch.ones(()).double(), atol=1e-12)
     assert torch.equal(found["1.weight"], torch.zeros(3).double())
 
@@ -273,7 +273,7 @@ def test_groups_are_pytorchs_parameter_groups():
 def test_schedules():
     rates = [Cosine()(1.0, t, 4) for t in range(5)]
     assert rates == pytest.approx([1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0])
-    assert [Step(2, 0.1)(1.0, t, 9) for t in range(5)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [StepDecay(2, 0.1)(1.0, t, 9) for t in range(5)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_dropout_is_the_same_in_both_passes_and_differs_between_steps():

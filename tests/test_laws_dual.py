@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,7 +227,7 @@ def looked_at(method_part):
         structure, start = model.structure, model.initial
 
     x, y = population()["ada"].train
-    method_part.gradient(grad, Here, None)(model.initial, Batch(x, y))
+    method_part.gradient(grad, Here)(model.initial, Batch(x, y))
     return model.initial, points
 
 

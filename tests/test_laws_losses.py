@@ -10,7 +10,7 @@ from torch import nn
 from idiolect import ClientData, Method, Training, UsageError, methods, parts, scope
 from idiolect.compute.autograd import Model
 from idiolect.core.rng import normal_hash
-from idiolect.core.tree import combine, vectors
+from idiolect.core.tree import Tree, combine, vectors
 from idiolect.core.types import Batch
 from idiolect.engines.federation import Federation
 from idiolect.rounds.client import client_round
@@ -39,11 +39,11 @@ def objective_of(made, name, client="a"):
 
     def finish(local):
         seen["made"] = part.objective(local)
-        return part.finish(local)
+        return part.finish(local) if part.finish else (local.memory, Tree.of({}))
 
     spy = replace(part, finish=finish, objective=None)
     method = Method(tuple(spy if p is part else p for p in made.method.parts))
-    client_round(method, made.worker.learner, made.training, made.assignment(client, "train"))
+    client_round(method, made.learner, made.training, made.assignment(client, "train"))
     return seen["made"], Batch(*made.clients[client].train)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
@@ -45,7 +46,7 @@ class Federation(ServerState):
         keep: makes the store of memories from the memory of a client that has not trained yet, and the store of the
             server's rows from the row of such a client: (name of the store, trees) -> store.
         memory: the memory of each client.
-        worker: what runs assignments, with the model as the engine differentiates it.
+        learner: the model as the engine differentiates it.
 
     The other arguments are those of `ServerState`, and come before these.
     """
@@ -54,13 +55,18 @@ class Federation(ServerState):
     engine: Engine = field(default_factory=Sequential)
     keep: Callable[[str, Trees], Store] = keep_in_ram
     memory: Store = field(init=False)
-    worker: Worker = field(init=False)
+    learner: Learner = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.memory, rows = self.keep("memory", self.fresh()), self.fresh_rows()
         self.rows = self.keep("rows", rows) if rows else None
-        self.worker = Worker(self.method, self.model, self.engine.learner(self.model), self.training)
+        self.learner = self.engine.learner(self.model)
+
+    @property
+    def worker(self) -> Worker:
+        """What runs an assignment."""
+        return Worker(self.method, self.model, self.learner, self.training)
 
     def cohort(self) -> list[str]:
         """Draw the clients of the coming round, without replacement; at least one."""

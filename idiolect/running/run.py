@@ -160,7 +160,7 @@ class Run:
                 federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
             ).hexdigest()[:16],
             "dtype": str(federation.model.dtype),
-            "gradients": f"{federation.worker.learner.way}, width {federation.engine.width}",
+            "gradients": f"{federation.learner.way}, width {federation.engine.width}",
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),

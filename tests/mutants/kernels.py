@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant("chain: chance", "compute/trace.py", "if drawn() != before:", "if False:", KERNELS),
     Mutant(
         "clipping within the step: never",
-        "rounds/client.py",
+        "rounds/descent.py",
         "clipping(direction, training.clip), state",
         "1.0, state",
         KERNELS,

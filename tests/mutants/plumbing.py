@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         "share: a client starts from its first memory",
         "parts/_share.py",
-        "return pick(local.end, slot.memory), pick",
-        "return slot.memory, pick",
+        "return pick(local.end, local.memory), pick",
+        "return local.memory, pick",
         ORACLES,
         "fedbn",
     ),
@@ -77,11 +77,11 @@ MUTANTS = [
         "fine_tuning",
     ),
     Mutant(
-        "clipping: never", "rounds/client.py", "direction = clip(direction, training.clip)", "pass", ORACLES, "fedavg"
+        "clipping: never", "rounds/descent.py", "direction = clip(direction, training.clip)", "pass", ORACLES, "fedavg"
     ),
     Mutant(
         "weight decay: forgotten",
-        "rounds/client.py",
+        "rounds/descent.py",
         "direction = direction + pick(weights, direction) * decay",
         "pass",
         ORACLES,
@@ -89,9 +89,9 @@ MUTANTS = [
     ),
     Mutant(
         "optimizer: momentum is not kept",
-        "rounds/client.py",
+        "rounds/descent.py",
         "state = {name: _over(tree, state[name]) for name, tree in after.items()}",
-        "state = State()",
+        "state = OptimizerState()",
         ORACLES,
         "fedavg",
     ),
@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "processes: what a client remembered stays on the desk",
         "engines/processes.py",
-        "for places, trees in ((desk.uploads, out.uploads), (desk.after, out.memory)):",
-        "for places, trees in ((desk.uploads, out.uploads),):",
+        "for places, trees in ((own.uploads, out.uploads), (own.after, out.memory)):",
+        "for places, trees in ((own.uploads, out.uploads),):",
         METHODS,
         "FedBN-engines",
     ),
@@ -186,8 +186,8 @@ MUTANTS = [
     Mutant(
         "checkpoint: memories of clients are lost",
         "storage/checkpoint.py",
-        "center.memory.load({k.removeprefix",
-        "center.memory.load({} and {k.removeprefix",
+        "kept.load({k.removeprefix",
+        "kept.load({} and {k.removeprefix",
         METHODS,
         "resume",
     ),
@@ -249,8 +249,8 @@ MUTANTS = [
     Mutant(
         "bytes: down is counted once a round",
         "engines/federation.py",
-        "0, len(cohort) * sum(",
-        "0, sum(",
+        "len(cohort) * _nbytes(sent)",
+        "_nbytes(sent)",
         ENGINE,
     ),
 ]

@@ -33,16 +33,16 @@ MUTANTS = [
     Mutant(
         "FedDBE: the running mean goes on from the round before",
         "parts/_domain_bias.py",
-        "return overlay(weights, zeros), slot.memory",
-        "return weights, slot.memory",
+        "return overlay(weights, zeros), local.memory",
+        "return weights, local.memory",
         ORACLES,
         "dbe",
     ),
     Mutant(
         "FedDBE: the consensus follows every round",
         "parts/_domain_bias.py",
-        "return slot if central.round else mean",
-        "return mean",
+        "return Update() if central.round else Update(mean)",
+        "return Update(mean)",
         ORACLES,
         "dbe",
     ),
@@ -57,8 +57,8 @@ MUTANTS = [
     Mutant(
         "FedDBE: held at nothing in the first round",
         "parts/_domain_bias.py",
-        "return Objective(layer, loss, slot.received) if local.round else Objective(layer, plain, EMPTY)",
-        "return Objective(layer, loss, slot.received)",
+        "return Objective(layer, loss, local.received) if local.round else Objective(layer, plain, EMPTY)",
+        "return Objective(layer, loss, local.received)",
         LAWS,
         "first_round",
     ),
@@ -149,8 +149,8 @@ MUTANTS = [
     Mutant(
         "FedAS: a client aligns to nothing the first time",
         "parts/_feature_alignment.py",
-        "return where(trained, aligned, weights), slot.memory",
-        "return aligned, slot.memory",
+        "return where(trained, aligned, weights), local.memory",
+        "return aligned, local.memory",
         LAWS,
         "in_a_stack",
     ),
@@ -182,9 +182,9 @@ MUTANTS = [
         ORACLES,
         "fedas",
     ),
-    Mutant("Fisher: by examples too", "parts/_fisher_weights.py", "        uniform=True,\n", "", ORACLES, "fedas"),
+    Mutant("Fisher: by examples too", "parts/_fisher_weights.py", ", uniform=True)", ")", ORACLES, "fedas"),
     Mutant(
-        "Fisher: of no use", "parts/_fisher_weights.py", "        advance=advance,\n", "", LAWS, "fisher_weights_by"
+        "Fisher: of no use", "parts/_fisher_weights.py", "Update(shared=mean)", "Update()", LAWS, "fisher_weights_by"
     ),
     Mutant(
         "Fisher: normalized by the batch",
@@ -222,7 +222,7 @@ MUTANTS = [
     Mutant(
         "deploy: parts go on after buffers are filled",
         "rounds/client.py",
-        "if part.deploy is not Part.deploy and weights.layout is not model.structure.layout:",
+        "if weights.layout is not model.structure.layout:",
         "if False:",
         PRIVATE,
         "no_part_works",
