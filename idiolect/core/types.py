@@ -327,6 +327,7 @@ class Central:
         clients: whose uploads count, by their place in the population; while they arrive, nobody. In `message`, the
             one client that is addressed.
         rows: this part's rows of these clients, ``(n, ...)`` in their order; in `message`, the row of that client.
+        rows_of: places of any clients -> this part's rows of them, ``(n, ...)``, as they were when the round began.
     """
 
     structure: ModelStructure
@@ -339,6 +340,7 @@ class Central:
     state: Tree = field(default_factory=lambda: EMPTY)
     clients: tuple[int, ...] = ()
     rows: Tree = field(default_factory=lambda: EMPTY)
+    rows_of: Callable[[Sequence[int]], Tree] = lambda places: EMPTY
 
     @property
     def arrived(self) -> int:

@@ -87,7 +87,9 @@ def server_round(
     central = replace(central, participation=len(clients) / population, clients=tuple(clients))
     after, changed = dict(server), rows(clients)
     for part in aggregating:
-        view = replace(central, state=server[part.name], rows=changed.get(part.name, EMPTY))
+        view = replace(central, state=server[part.name])
+        if part.rows:
+            view = replace(view, rows=changed[part.name], rows_of=partial(_rows_of, rows, part))
         if part.individual:
             trees = uploads[part.name]
             arrived = Tree(trees[0].layout, torch.stack([tree.flat for tree in trees]))
@@ -120,6 +122,10 @@ def _contribution(part: Part, central: Central, upload: Upload) -> tuple[Tree, W
     found = part.contribute(central, Arrival(own, upload.uploads["share"], upload.examples, upload.steps))
     tree, weight = found if isinstance(found, tuple) else (found, 1.0)
     return tree_of(part, "contribute", tree), weight
+
+
+def _rows_of(rows: RowsOf, part: Part, clients: Sequence[int]) -> Tree:
+    return rows(clients)[part.name]
 
 
 def _default(central: Central, like: Layout) -> Tree:

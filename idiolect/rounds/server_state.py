@@ -136,7 +136,8 @@ class ServerState:
     def _message(self, part: Part, client: str, row: Tree) -> Tree:
         place = self.place(client) if client else 0
         central = self._central(self.server["share"])
-        return message(part, replace(central, state=self.server[part.name], clients=(place,), rows=row))
+        view = replace(central, state=self.server[part.name], clients=(place,), rows=row)
+        return message(part, replace(view, rows_of=lambda places: self._rows_of(places)[part.name]))
 
     def _rows_of(self, clients: Sequence[int]) -> Trees:
         if self.rows is None:
