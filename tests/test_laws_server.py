@@ -144,16 +144,14 @@ def test_fedlesam_where_the_server_did_not_move_is_fedavg():
 def test_relaxed_start_by_hand():
     """The server is at 2, the client ended at 1: it starts half of that way further, and predicts from 2."""
     part = parts.relaxed_start(0.5)
-
-    def start(trained):
-        memory = Tree.of({**tree(weight=1.0), "flag/trained": torch.tensor([trained], dtype=torch.float64)})
-        local = SimpleNamespace(shared=tree(weight=2.0), memory=memory)
-        weights = part.begin(local, tree(weight=2.0))[0]
-        assert part.deploy(local, weights)["weight"].item() == 2.0
-        return weights["weight"].item()
-
-    assert start(1.0) == 2.5
-    assert start(0.0) == 2.0
+    local = SimpleNamespace(shared=tree(weight=2.0), memory=tree(weight=1.0), end=tree(weight=3.0))
+    weights = part.begin(local, tree(weight=2.0))[0]
+    assert weights["weight"].item() == 2.5
+    assert part.deploy(local, weights)["weight"].item() == 2.0
+    memory, upload = part.finish(local)
+    assert (memory["weight"].item(), upload["weight"].item()) == (3.0, 0.5)
+    central = SimpleNamespace(new=tree(weight=3.0))
+    assert part.aggregate(central, upload).shared["weight"].item() == 2.5  # 2 + (3 - 2.5)
     made = played(methods.fedinit(0.3))
     same({"": pick(made.personal("ada"), made.server["share"])}, {"": made.server["share"]})
 

@@ -31,6 +31,8 @@ def fedspeed(
 ) -> Method:
     """FedDyn along SAM's gradient, made for many local steps.
 
+    With `Training(clip=...)` it departs from the authors' code, which clips a part of the pull only: see `dynamic`.
+
     Args:
         rho: radius of the perturbation.
         strength: of the pull, above 0; the inverse of the paper's lambda.

@@ -23,7 +23,7 @@ def _not_true(outputs: Tensor, y: Tensor) -> Tensor:
 def not_true_distillation(strength: float, temperature: float = 1.0, names: Scope = head) -> Part:
     r"""Keep what the received model says of the classes that an example is not of.
 
-    .. math::  L + \beta \sum_{c \neq y} q_c \log \frac{q_c}{p_c}, \qquad
+    .. math::  L + \beta \tau^2 \sum_{c \neq y} q_c \log \frac{q_c}{p_c}, \qquad
                p = \operatorname{softmax}_{c \neq y} (f / \tau)
 
     and q the same of the model that local training starts from, in evaluation mode. The label itself takes no part,
@@ -31,7 +31,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, names: Scop
 
     Args:
         strength: :math:`\beta`, at least 0; 0 is the plain loss.
-        temperature: :math:`\tau`, above 0.
+        temperature: :math:`\tau`, above 0. Its square keeps the size of the gradient, as in the authors' code.
         names: the linear layer from features to classes.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
@@ -51,7 +51,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, names: Scop
     def loss(inner: Term, seen: Pass, y: Tensor, received: Tree) -> Tensor:
         q = _not_true(seen.under(received).outputs / temperature, y)
         p = _not_true(seen.outputs / temperature, y)
-        return inner(seen, y) + strength * (q.exp() * (q - p)).sum(1).mean()
+        return inner(seen, y) + strength * temperature**2 * (q.exp() * (q - p)).sum(1).mean()
 
     def objective(local: Local) -> Objective:
         return Objective(classifier(names, local.structure).layer, loss, local.start)

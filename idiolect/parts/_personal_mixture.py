@@ -40,8 +40,10 @@ def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
         personal_mixture(share=0.75, adaptive=False)
 
     Reference: Deng et al., APFL, 2020.
-    Differs:   other public codes than the authors' train v on its own loss, or write the mixture into v after each
-        round; theirs also decays :math:`a`. Clipping is of w and v together.
+    Differs:   the authors' code predicts with the mixture of the outputs of v and w, where the paper, as here, mixes
+        their weights; it steps w before v, whose gradient then sees the new w; it scales the slope of :math:`a` by
+        :math:`a^2 + (1 - a)^2`, and decays :math:`a`. Other public codes train v on its own loss, or write the mixture
+        into v after each round. Clipping is of w and v together.
     """
     require(0 <= share <= 1, f"personal_mixture: share must be in [0, 1], got {share}")
 

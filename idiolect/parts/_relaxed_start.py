@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, overlay, pick
-from idiolect.core.types import Local, Setup
-from idiolect.parts.common.first import TRAINED, trained, untrained
+from idiolect.core.types import Central, Local, Setup, Update
 
 
 @part
 def relaxed_start(beta: float = 0.1) -> Part:
-    r"""Setup a little beyond what was received, seen from where the client's last training ended.
+    r"""Start a little beyond the received weights, seen from where the client's last training ended.
 
-    .. math::  s_i = w^t + \beta\, (w^t - w_i^{old})
+    .. math::  s_i = w^t + \beta\, (w^t - w_i^{old}), \qquad
+               w^{t+1} = w^t + \sum_{i \in S_t} p_i\, (w_i^{t+} - s_i)
 
-    On trainable tensors that are exchanged. A client that trains for the first time starts from what it received.
-    The start serves training alone, which moves back towards the client's optimum: a client that predicts does
-    so with the weights as they were received.
+    on trainable tensors that are exchanged. :math:`w_i^{old}` is the initial model for a client that has not trained
+    yet. The start serves training alone: a client that predicts does so with the weights as they were received.
 
     Args:
-        beta: how far beyond, at least 0; 0 starts from what was received.
+        beta: how far beyond, at least 0; 0 starts from the received weights.
 
-    Memory:    the exchanged weights as last trained, and whether there are any.
-    Sends:     nothing.       Receives: nothing.
-    Cost:      no extra gradient.
+    Memory:    the exchanged weights as last trained.
+    Sends:     :math:`s_i - w^t`, one tensor per exchanged weight.       Receives: nothing.
+    Cost:      bytes up double; no extra gradient.
     Raises:    UsageError: if `beta` is negative.
 
     Example:
@@ -31,20 +30,30 @@ def relaxed_start(beta: float = 0.1) -> Part:
         relaxed_start(beta=0.1)
 
     Reference: Sun et al., FedInit, NeurIPS 2023.
+    Differs:   nothing from the authors' code, whose server adds the mean of :math:`w_i - s_i`. Their server knows
+        every client's last weights; here the client sends the difference instead. With equal weights of clients and
+        all of them in every round, the new shared weights are the plain mean of :math:`w_i`.
     """
     require(beta >= 0, f"relaxed_start: beta must be at least 0, got {beta}")
 
     def memory(setup: Setup) -> Tree:
-        return Tree.of({**pick(setup.shared, setup.structure.names("weight")), **untrained(setup)})
+        return pick(setup.shared, setup.structure.names("weight"))
+
+    def offset(local: Local) -> Tree:
+        return beta * (pick(local.shared, local.memory) - local.memory)
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
-        old = pick(local.memory, weights)
-        return axpy(beta * local.memory[TRAINED], pick(weights, old) - old, weights), local.memory
+        return axpy(1.0, offset(local), weights), local.memory
 
     def finish(local: Local) -> tuple[Tree, Tree]:
-        return overlay(trained(local.memory), pick(local.end, local.memory)), Tree.of({})
+        return pick(local.end, local.memory), offset(local)
+
+    def aggregate(central: Central, mean: Tree) -> Update:
+        return Update(shared=axpy(-1.0, mean, central.new))
 
     def deploy(local: Local, weights: Tree) -> Tree:
         return overlay(weights, pick(local.shared, local.memory))
 
-    return Part(memory=memory, begin=begin, finish=finish, deploy=deploy, neutral={"beta": 0.0})
+    if not beta:
+        return Part(neutral={"beta": 0.0})
+    return Part(memory=memory, begin=begin, finish=finish, aggregate=aggregate, deploy=deploy, neutral={"beta": 0.0})

@@ -96,6 +96,14 @@ MUTANTS = [
         "fedntd",
     ),
     Mutant(
+        "FedNTD: without the square of the temperature",
+        "parts/_not_true_distillation.py",
+        "strength * temperature**2 * ",
+        "strength * ",
+        FOLLOWS,
+        "fedntd",
+    ),
+    Mutant(
         "FedNTD: a mean over classes",
         "parts/_not_true_distillation.py",
         ".sum(1).mean()",

@@ -139,7 +139,7 @@ def not_true(outputs: Tensor, label: int, tau: float) -> Tensor:
 
 
 def fedntd(beta: float, tau: float, **world: Unpack[World]) -> OracleResult:
-    """FedNTD: FedAvg on the loss plus β KL(q ‖ p) over the classes that are not the label.
+    """FedNTD: FedAvg on the loss plus β τ² KL(q ‖ p) over the classes that are not the label.
 
     Args:
         beta: strength.
@@ -155,7 +155,7 @@ def fedntd(beta: float, tau: float, **world: Unpack[World]) -> OracleResult:
             loss = loss_of(world)(outputs, y)
             for k, label in enumerate(y.tolist()):
                 q, p = not_true(taught[k], label, tau), not_true(outputs[k], label, tau)
-                loss = loss + beta * (q * (q / p).log()).sum() / len(y)
+                loss = loss + beta * tau * tau * (q * (q / p).log()).sum() / len(y)
             return slope(model, loss)
 
         return direction

@@ -176,25 +176,29 @@ def fedlesam(rho: float, epsilon: float = 1e-7, **world: Unpack[World]) -> Oracl
 
 
 def fedinit(beta: float, **world: Unpack[World]) -> OracleResult:
-    """FedInit: a client starts from w_t + beta (w_t − w_old), w_old where it ended last; at first from w_t.
+    """FedInit: a client starts from s_i = w_t + beta (w_t − w_old), w_old where it ended last, at first w_0.
 
-    Clients predict with w_t.
+    The server adds the mean of w_i − s_i to w_t. Clients predict with w_t.
 
     Reference: Sun et al., NeurIPS 2023.
     """
     models, shared = start(world)
     moving = [name for name in trainable(world["model"]) if name in shared]
-    ended: dict[int, State] = {}
+    ended: dict[int, State] = {i: {k: shared[k].clone() for k in moving} for i in range(len(models))}
     result = OracleResult()
     for t in range(world["rounds"]):
         cohort = cohort_of(world, t)
+        starts: dict[int, State] = {}
         for i in cohort:
             receive(models[i], shared)
-            if i in ended:
-                receive(models[i], {k: (1 + beta) * shared[k] - beta * ended[i][k] for k in moving})
+            starts[i] = {k: (1 + beta) * shared[k] - beta * ended[i][k] for k in moving}
+            receive(models[i], starts[i])
             local_training(models[i], world["batches"](t, i), lr_of(world, t), plain(world), shared, world)
             ended[i] = copy_of(models[i], moving)
-        shared = average([models[i] for i in cohort], [world["weights"][i] for i in cohort], shared)
+        total, weights = sum(world["weights"][i] for i in cohort), world["weights"]
+        moved = {k: sum(weights[i] * (ended[i][k] - starts[i][k]) for i in cohort) / total for k in moving}
+        mean = average([models[i] for i in cohort], [weights[i] for i in cohort], shared)
+        shared = {k: shared[k] + moved[k] if k in moved else mean[k] for k in shared}
         result.shared.append(shared)
         result.deployed.append(deployed(models, shared))
     return result
