@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -112,12 +113,70 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
 
     @wraps(make)
     def build(*args: P.args, **kwargs: P.kwargs) -> Part:
-        bound = bind(make, *args, **kwargs)
+        bound, name = bind(make, *args, **kwargs), make.__name__
         idea = (inspect.getdoc(make) or "").partition("\n")[0]
-        made = make(*bound.args, **bound.kwargs)
-        return replace(made, name=make.__name__, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
+        made = _made(name, lambda: make(*bound.args, **bound.kwargs))
+        return replace(made, name=name, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
 
     return build
+
+
+HOOKS = {
+    "attach": "module",
+    "memory": "setup",
+    "server": "setup",
+    "rows": "setup",
+    "broadcast": "central",
+    "message": "central",
+    "begin": "local, weights",
+    "objective": "local",
+    "gradient": "grad, local",
+    "direction": "direction, weights, local",
+    "finish": "local",
+    "contribute": "central, arrival",
+    "aggregate": "central, mean",
+    "deploy": "local, weights",
+}
+"""The functions of a part, and what each is called with."""
+
+_NEEDS = {
+    "contribute": "aggregate",
+    "individual": "aggregate",
+    "message": "rows",
+    "transductive": "deploy",
+}
+"""What is without effect unless the part has something else."""
+
+
+def _made(name: str, make: Callable[[], Part]) -> Part:
+    """Return a part, or say in one line which hook cannot be used."""
+    try:
+        made = make()
+    except TypeError as error:
+        told = re.search(r"Part\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if not told:
+            raise
+        known = [f.name for f in fields(Part)]
+        raise UsageError(f"{name}: a Part has no {told[1]!r}{did_you_mean(told[1], known)}") from None
+    require(isinstance(made, Part), f"{name}: a function marked @part must return a Part, not {made!r:.40}")
+    for hook, takes in HOOKS.items():
+        found = getattr(made, hook)
+        if found is None:
+            continue
+        require(callable(found), f"{name}: {hook} must be a function ({takes}), not {found!r:.40}")
+        try:
+            signature = inspect.signature(found)
+            signature.bind(*takes.split(", "))
+        except TypeError:
+            raise UsageError(f"{name}: {hook} is called with ({takes}), but takes {signature}") from None
+        except ValueError:  # a function of C has no signature
+            continue
+    for lone, needed in _NEEDS.items():
+        require(
+            not getattr(made, lone) or bool(getattr(made, needed)),
+            f"{name}: {lone} is without effect: the part has no {needed}",
+        )
+    return made
 
 
 def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:  # noqa: ANN401

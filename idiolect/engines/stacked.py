@@ -82,11 +82,11 @@ class Stacked:
         for start in range(0, len(clients), self.width):
             works = [source.assignment(client, purpose) for client in clients[start : start + self.width]]
             by_size = sorted(range(len(works)), key=lambda i: -len(source.clients[clients[start + i]].train.y))
-            done = dict(zip(by_size, do(_stack([works[i] for i in by_size])), strict=True))
+            done = dict(zip(by_size, do(stack_of([works[i] for i in by_size])), strict=True))
             yield from (done[i] for i in range(len(works)))
 
 
-def _stack(works: Sequence[Assignment]) -> Assignment:
+def stack_of(works: Sequence[Assignment]) -> Assignment:
     """Return one assignment for all: what was received is the same for everybody, the rest has a row for each."""
     seeds = torch.stack([w.seed for w in works])
     return works[0]._replace(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.core.tree import EMPTY, Layout, Tree, overlay, pick
@@ -83,7 +84,7 @@ def server_round(
                 try:
                     means[part.name].add(tree, 1.0 if equal else float(upload.examples), weight)
                 except ValueError as error:
-                    raise ValueError(f"{part.name}: contribute: {error}") from None
+                    raise UsageError(f"{part.name}: contribute: {error}") from None
     central = replace(central, participation=len(clients) / population, clients=tuple(clients))
     after, changed = dict(server), rows(clients)
     for part in aggregating:
@@ -140,14 +141,16 @@ def _fitting(tree: Tree, like: Layout) -> Tree:
 
 def _checked(part: Part, update: object) -> Update:
     if not isinstance(update, Update):
-        raise TypeError(f"{part.name}: aggregate must return an Update, not {_kind(update)}")
+        raise UsageError(f"{part.name}: aggregate must return an Update, not {kind_of(update)}")
     return update
 
 
 def tree_of(part: Part, hook: str, found: object) -> Tree:
     """Return what a hook of a part returned, which must be a tree."""
     if not isinstance(found, Tree):
-        raise TypeError(f"{part.name}: {hook} must return a Tree, not {_kind(found)}")
+        raise UsageError(f"{part.name}: {hook} must return a Tree, not {kind_of(found)}")
+    if not found.flat.is_floating_point():
+        raise UsageError(f"{part.name}: {hook} returned {found.flat.dtype} tensors: use floating ones")
     return found
 
 
@@ -159,11 +162,14 @@ def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -
         or found.flat.dtype != before.flat.dtype
         or found.flat.shape != before.flat.shape
     ):
-        raise ValueError(f"{part.name}: {hook} changed the form of {what} from {_form(before)} to {_form(found)}")
+        raise UsageError(f"{part.name}: {hook} changed the form of {what} from {_form(before)} to {_form(found)}")
     return found
 
 
-def _kind(found: object) -> str:
+def kind_of(found: object) -> str:
+    """Return what something is, for a message."""
+    if isinstance(found, torch.Tensor):
+        return f"a tensor of shape {tuple(found.shape)}"
     return "None" if found is None else f"a {type(found).__name__}"
 
 

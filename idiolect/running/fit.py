@@ -25,7 +25,7 @@ from idiolect.rounds.training import Training
 from idiolect.running.evaluation import evaluate_all
 from idiolect.running.progress import Progress
 from idiolect.running.run import Run
-from idiolect.running.validate import check_run, device_of, is_cross_entropy, precision_of, prepare
+from idiolect.running.validate import check_parts, check_run, device_of, is_cross_entropy, precision_of, prepare
 from idiolect.storage import checkpoint, disk
 from idiolect.storage.memory import RamStore
 from idiolect.storage.run_directory import RunDirectory
@@ -122,6 +122,7 @@ def fit(
         notes.append(f"clients are trained {note}{by_autograd}")
         keep = partial(disk.store_for, memory, directory, len(kept))
         federation = Federation(wrapped, method, training, rounds, participation, seed, kept, chosen, keep)
+        check_parts(federation)
         run = Run(federation, tuple(metrics), notes, dict(about or {}))
         store = _open(run, directory, resume)
         bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()

@@ -14,6 +14,9 @@ from idiolect.compute.autograd import Loss, Model
 from idiolect.core.errors import UsageError
 from idiolect.core.types import Batch
 from idiolect.data import ClientData, check_clients
+from idiolect.engines.federation import Federation
+from idiolect.engines.stacked import stack_of
+from idiolect.rounds.check import check_method, check_stack
 from idiolect.rounds.training import Training
 
 
@@ -54,6 +57,21 @@ def prepare(
     if untested:
         notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
     return moved, notes
+
+
+def check_parts(federation: Federation) -> None:
+    """Play a trial step of the method on one client, and on two in a stack where the engine stacks clients.
+
+    Raises:
+        UsageError: one line that names the part and the hook that does not do what it should.
+    """
+    by_size = sorted(federation.clients, key=lambda client: len(federation.clients[client].train.y))
+    several = [c for c in by_size if len(federation.clients[c].train.y) > 1] or by_size
+    work = federation.assignment(several[0], "train")
+    check_method(federation, federation.worker, work)
+    if federation.engine.width > 1 and len(by_size) > 1:
+        pair = [federation.assignment(client, "train") for client in reversed(by_size[-2:])]
+        check_stack(federation.worker, stack_of(pair), pair)
 
 
 def is_cross_entropy(loss: Loss) -> bool:

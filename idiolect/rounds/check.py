@@ -1,0 +1,236 @@
+"""A trial round of a method on a model, which checks once what each part returns: a step then costs nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from idiolect.core.errors import UsageError
+from idiolect.core.method import Method
+from idiolect.core.part import Part
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Tree
+from idiolect.core.types import Central, Gradient, Local, Objective, Step, Stream, Trees
+from idiolect.rounds.client import Assignment, Worker
+from idiolect.rounds.server import Upload, kind_of, server_round
+from idiolect.rounds.server_state import ServerState
+
+
+def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
+    """Play one step of one client, aggregate it and deploy, and check what each hook of each part returns.
+
+    Args:
+        state: the server before its first round; it is not changed.
+        worker: trains and deploys.
+        work: the inputs of a client's round; one batch of them is used.
+
+    Raises:
+        UsageError: one line that names the part, the hook, what it returned and what was expected.
+    """
+    method = checked(state.method, state.model.structure)
+    trial = replace(worker, method=method)
+    one = _cut(work)
+    out = trial.train(one)
+    shared = work.received["share"]
+    central = Central(state.model.structure, shared, shared, work.lr, 1.0)
+    rows = {name: Tree(row.layout, row.flat[None]) for name, row in state.fresh_rows().items()}
+    upload = Upload(0, out.uploads, 1, out.steps)
+    server_round(method, state.server, [upload], central, 1, lambda clients: rows)
+    trial.deploy(one)
+
+
+class FirstBatch:
+    """A stream of which every pass is its first batch."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.order = stream.order
+
+    @property
+    def batches(self) -> int | Tensor:
+        """Number of batches in one pass."""
+        found = self._stream.batches
+        return min(found, 1) if isinstance(found, int) else found.clamp(max=1)
+
+    def epochs(self, count: int) -> Sequence[Step]:
+        """Return the first batch, once for all passes."""
+        return self._stream.epochs(1)[:1]
+
+
+def checked(method: Method, structure: ModelStructure) -> Method:
+    """Return a method whose hooks check what they return."""
+    return replace(method, parts=tuple(_checked(part, structure) for part in method.parts))
+
+
+def _checked(part: Part, structure: ModelStructure) -> Part:
+    checks: dict[str, Any] = {
+        "begin": _begin,
+        "objective": _objective,
+        "gradient": _gradient,
+        "direction": _direction,
+        "finish": _finish,
+        "deploy": _deploy,
+    }
+    hooks = {name: getattr(part, name) for name in checks if getattr(part, name)}
+    return replace(part, **{n: _wrapped(part, n, hook, checks[n], structure) for n, hook in hooks.items()})
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """A hook of a part, as messages name it."""
+
+    part: Part
+    name: str
+    structure: ModelStructure
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise UsageError(f"{self.part.name}: {self.name} {message}")
+
+    def tree(self, found: object, what: str) -> Tree:
+        self.require(isinstance(found, Tree), f"must return {what}, not {kind_of(found)}")
+        assert isinstance(found, Tree)
+        self.require(found.flat.is_floating_point(), f"returned {found.flat.dtype} tensors: use floating ones")
+        return found
+
+    def pair(self, found: object, what: str) -> tuple[object, object]:
+        two = isinstance(found, tuple) and len(found) == 2
+        self.require(two, f"must return {what}, two Trees, not {kind_of(found)}")
+        return found  # type: ignore[return-value]
+
+    def memory(self, found: object, local: Local) -> None:
+        tree, like = self.tree(found, "its memory as a Tree"), local.memory
+        same = tree.layout is like.layout and tree.flat.dtype == like.flat.dtype
+        self.require(same, f"changed the form of its memory from {_form(like)} to {_form(tree)}")
+
+    def moving(self, tree: Tree) -> None:
+        shapes = self.structure.trainable.shape_of
+        wrong = [n for n, shape in tree.layout.shape_of.items() if shapes.get(n) != shape]
+        self.require(not wrong, f"returned {wrong[:1]}, which is no trainable tensor of the model of that shape")
+
+
+def _wrapped(part: Part, name: str, hook: Callable[..., Any], check: Callable[..., Any], s: ModelStructure) -> Any:  # noqa: ANN401
+    about = _Hook(part, name, s)
+
+    @wraps(hook)
+    def call(*args: Any) -> Any:  # noqa: ANN401
+        try:
+            found = hook(*args)
+        except UsageError:
+            raise
+        except Exception as error:
+            error.add_note(f"in {name} of the part {part.name}")
+            raise
+        return check(about, found, *args)
+
+    return call
+
+
+def _begin(hook: _Hook, found: object, local: Local, weights: Tree) -> object:
+    start, memory = hook.pair(found, "(weights to start from, memory)")
+    row = hook.tree(start, "the weights to start from as a Tree")
+    whole = row.layout is hook.structure.layout
+    hook.require(whole, f"returned weights with other tensors than the model's: {_odd(row, hook.structure)}")
+    hook.memory(memory, local)
+    return found
+
+
+def _objective(hook: _Hook, found: object, local: Local) -> object:
+    hook.require(isinstance(found, Objective), f"must return an Objective, not {kind_of(found)}")
+    assert isinstance(found, Objective)
+
+    def loss(*args: Any) -> Tensor:  # noqa: ANN401
+        value = found.loss(*args)
+        number = isinstance(value, Tensor) and value.dim() == 0
+        hook.require(number, f"has a loss that must be the mean over the batch, one number, not {kind_of(value)}")
+        return value
+
+    return found._replace(loss=loss)
+
+
+def _gradient(hook: _Hook, found: object, grad: object, local: Local) -> object:
+    hook.require(callable(found), f"must return a function (weights, batch) -> Gradient, not {kind_of(found)}")
+
+    def wrapped(at: Tree, batch: Step) -> Gradient:
+        out = found(at, batch)  # type: ignore[operator]
+        hook.require(isinstance(out, Gradient), f"must give a Gradient, not {kind_of(out)}")
+        hook.moving(hook.tree(out.gradient, "a Gradient of Trees"))
+        return out  # type: ignore[no-any-return]
+
+    return wrapped
+
+
+def _direction(hook: _Hook, found: object, *args: object) -> object:
+    hook.moving(hook.tree(found, "a direction as a Tree"))
+    return found
+
+
+def _finish(hook: _Hook, found: object, local: Local) -> object:
+    memory, upload = hook.pair(found, "(memory, upload)")
+    hook.memory(memory, local)
+    hook.tree(upload, "its upload as a Tree")
+    return found
+
+
+def _deploy(hook: _Hook, found: object, local: Local, weights: Tree) -> object:
+    row = hook.tree(found, "the weights that predict as a Tree")
+    missing = [n for n in hook.structure.layout.names if n not in row]
+    hook.require(not missing, f"left out {missing[:1]}: return all tensors of the model")
+    return found
+
+
+def _odd(tree: Tree, structure: ModelStructure) -> list[str]:
+    return sorted(set(tree) ^ set(structure.layout.names))[:4] or ["the same in another order"]
+
+
+def _form(tree: Tree) -> str:
+    return f"{tree} of {tree.flat.dtype}"
+
+
+def check_stack(worker: Worker, stack: Assignment, alone: Sequence[Assignment]) -> None:
+    """Check that clients in a stack get what each gets alone.
+
+    Raises:
+        UsageError: one line that names the part whose arithmetic mixes clients.
+    """
+    apart = _difference(worker, stack, alone)
+    if not apart:
+        return
+    share, *others = worker.method.parts
+    for part in others:
+        single = replace(worker, method=replace(worker.method, parts=(share, part)))
+        if _difference(single, _only(stack, single.method), [_only(w, single.method) for w in alone]):
+            raise UsageError(
+                f"{part.name}: mixes clients that are trained in a stack ({apart}): reduce along the last axis "
+                "(dim=-1, keepdim=True), or take Machine(engine='sequential')"
+            )
+    raise UsageError(f"the parts of {worker.method.name} mix clients that are trained in a stack: {apart}")
+
+
+def _only(work: Assignment, method: Method) -> Assignment:
+    def own(trees: Trees) -> Trees:
+        return {part.name: trees[part.name] for part in method.parts}
+
+    return work._replace(received=own(work.received), memory=own(work.memory), messages=own(work.messages))
+
+
+def _difference(worker: Worker, stack: Assignment, alone: Sequence[Assignment]) -> str:
+    """Return where a stack and its clients alone differ by more than rounding, or an empty string."""
+    together, singles = worker.train(_cut(stack)), [worker.train(_cut(work)) for work in alone]
+    for kind in ("uploads", "memory"):
+        for part, tree in getattr(together, kind).items():
+            rows = tree.flat.expand(len(alone), -1)
+            for row, single in zip(rows, singles, strict=True):
+                own = getattr(single, kind)[part].flat
+                gap = float((row - own).abs().max()) if own.numel() else 0.0
+                if not gap <= 1e-3 * (1 + float(own.abs().max()) if own.numel() else 1):
+                    return f"{kind} of {part} differ by {gap:.3g}"
+    return ""
+
+
+def _cut(work: Assignment) -> Assignment:
+    return work._replace(stream=FirstBatch(work.stream), validation=FirstBatch(work.validation))
