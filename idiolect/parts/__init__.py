@@ -1,9 +1,11 @@
 """The ideas that methods are composed of."""
 
 from idiolect.parts._adaptive_mix import adaptive_mix
+from idiolect.parts._adaptive_sam import adaptive_sam
 from idiolect.parts._aligned_features import aligned_features
 from idiolect.parts._attention import attention
-from idiolect.parts._calibrated_logits import balanced_softmax, calibrated_logits
+from idiolect.parts._balanced_softmax import balanced_softmax
+from idiolect.parts._calibrated_logits import calibrated_logits
 from idiolect.parts._class_gaussians import class_gaussians
 from idiolect.parts._clusters import clusters
 from idiolect.parts._consistent_sam import consistent_sam
@@ -15,6 +17,9 @@ from idiolect.parts._estimated_sam import estimated_sam
 from idiolect.parts._feature_alignment import feature_alignment
 from idiolect.parts._finetune import finetune
 from idiolect.parts._fisher_weights import fisher_weights
+from idiolect.parts._flexible_sam import flexible_sam
+from idiolect.parts._freeze import freeze
+from idiolect.parts._head_first import head_first
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
 from idiolect.parts._model_contrast import model_contrast
@@ -23,17 +28,18 @@ from idiolect.parts._nearest_neighbors import nearest_neighbors
 from idiolect.parts._normalized_average import normalized_average
 from idiolect.parts._not_true_distillation import not_true_distillation
 from idiolect.parts._personal_mixture import personal_mixture
+from idiolect.parts._personal_model import personal_model
 from idiolect.parts._private_head import private_head
 from idiolect.parts._prototypes import prototypes
-from idiolect.parts._proximal import personal_model, proximal
+from idiolect.parts._proximal import proximal
 from idiolect.parts._relaxed_start import relaxed_start
+from idiolect.parts._sam import sam
+from idiolect.parts._server_adaptive import server_adaptive
 from idiolect.parts._server_momentum import server_momentum
 from idiolect.parts._server_sam import server_sam
-from idiolect.parts._server_step import server_adaptive, server_sgd
+from idiolect.parts._server_sgd import server_sgd
 from idiolect.parts._share import share
-from idiolect.parts._sharpness import adaptive_sam, flexible_sam, sam
 from idiolect.parts._similar_bodies import similar_bodies
-from idiolect.parts._split import freeze, head_first
 
 __all__ = [
     "adaptive_mix",

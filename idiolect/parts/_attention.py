@@ -8,7 +8,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, pick
 from idiolect.core.types import Central, Local, Setup, Update
-from idiolect.parts._proximal import pull
+from idiolect.parts.common.pull import pull
 
 
 @part

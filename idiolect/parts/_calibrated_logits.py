@@ -1,34 +1,10 @@
-"""Outputs shifted by how often each class occurs, in training alone."""
+"""Logits calibrated by how often a client has each class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
-from idiolect.core.tree import Tree, vectors
-from idiolect.core.types import Local, Objective, Pass, Term
-from idiolect.parts.common.classes import classifier
-
-ABSENT = 1e-8
-"""What a class without examples counts as, so that no shift is infinite."""
-
-
-def _shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local], Objective]:
-    """Return an objective on outputs to which a function of the client's counts of classes is added."""
-
-    def objective(local: Local) -> Objective:
-        found = classifier(names, local.structure)
-        counts = local.counts(found.classes).clamp(min=ABSENT)
-
-        def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
-            return inner(seen._replace(outputs=seen.outputs + facts["shift"]), y)
-
-        return Objective(found.layer, loss, vectors(shift=shift(counts)))
-
-    return objective
+from idiolect.parts.common.logits import shifted
 
 
 @part
@@ -57,29 +33,4 @@ def calibrated_logits(tau: float, names: Scope = head) -> Part:
         that is absent counts as 1e-8 examples, so its margin is 100 tau, where the formula has infinity.
     """
     require(tau >= 0, f"calibrated_logits: tau must be at least 0, got {tau}")
-    return Part(objective=_shifted(names, lambda counts: -tau * counts**-0.25), neutral={"tau": 0.0})
-
-
-@part
-def balanced_softmax(names: Scope = head) -> Part:
-    r"""Train as if the client had as many examples of each class.
-
-    .. math::  L = -\log \frac{n_y e^{f_y}}{\sum_c n_c e^{f_c}}
-
-    where :math:`n_c` counts the client's training examples of class c. The model predicts without the counts.
-
-    Args:
-        names: the linear layer whose outputs the loss is given.
-
-    Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      no extra gradient.
-    Raises:    UsageError: if targets are not class labels.
-
-    Example:
-        >>> balanced_softmax()
-        balanced_softmax(names=head)
-
-    Reference: Ren et al., NeurIPS 2020; in federated learning Chen and Chao, FedRoD, ICLR 2022.
-    Differs:   a class that is absent counts as 1e-8 examples instead of none.
-    """
-    return Part(objective=_shifted(names, lambda counts: counts.log()))
+    return Part(objective=shifted(names, lambda counts: -tau * counts**-0.25), neutral={"tau": 0.0})

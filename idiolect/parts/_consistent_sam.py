@@ -11,7 +11,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.structure import Private, structure_of
 from idiolect.core.tree import Layout, Tree, axpy, combine, layout, norm, overlay, pick, zeros_like
 from idiolect.core.types import Central, GradFn, Gradient, Local, Setup, Step, Update
-from idiolect.parts._sharpness import EPSILON
+from idiolect.parts.common.ascent import EPSILON
 
 _OWNER = "consistent_sam"
 

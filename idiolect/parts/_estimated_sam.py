@@ -5,7 +5,7 @@ from __future__ import annotations
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, norm, overlay, pick
 from idiolect.core.types import GradFn, Gradient, Local, Setup, Step
-from idiolect.parts._sharpness import EPSILON
+from idiolect.parts.common.ascent import EPSILON
 from idiolect.parts.common.first import TRAINED, trained, untrained
 
 

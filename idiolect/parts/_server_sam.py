@@ -5,7 +5,7 @@ from __future__ import annotations
 from idiolect.core.part import Part, part, require
 from idiolect.core.tree import Tree, axpy, norm, pick, zeros_like
 from idiolect.core.types import Arrival, Central, Setup, Update
-from idiolect.parts._sharpness import EPSILON
+from idiolect.parts.common.ascent import EPSILON
 
 
 @part

@@ -3,9 +3,7 @@
 from mutants.planted import Mutant
 
 ORACLES, LAWS = "tests/test_oracles_dual.py", "tests/test_laws_dual.py"
-DYNAMIC, CONSISTENT, SERVER, SHARP = (
-    f"parts/_{name}.py" for name in ("dynamic", "consistent_sam", "server_sam", "sharpness")
-)
+DYNAMIC, CONSISTENT, SERVER = (f"parts/_{name}.py" for name in ("dynamic", "consistent_sam", "server_sam"))
 
 MUTANTS = [
     Mutant(
@@ -186,7 +184,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM-ON: the norm is over all weights",
-        SHARP,
+        "parts/_sam.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho / (norm(g) + EPSILON), up",
         ORACLES,
@@ -194,7 +192,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM-ON: all weights are perturbed",
-        SHARP,
+        "parts/_sam.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho / (norm(up) + EPSILON), g",
         LAWS,
@@ -202,7 +200,7 @@ MUTANTS = [
     ),
     Mutant(
         "adaptive SAM on named layers: all weights count in the norm",
-        SHARP,
+        "parts/_adaptive_sam.py",
         "where = local.structure.trainable.only(names(local.structure)) if names else local.structure.trainable",
         "where = local.structure.trainable",
         ORACLES,

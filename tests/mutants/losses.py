@@ -65,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedLC: absent classes count as one example",
-        "parts/_calibrated_logits.py",
+        "parts/common/logits.py",
         "ABSENT = 1e-8",
         "ABSENT = 1.0",
         HOLDS,
@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRoD: counts instead of their logarithms",
-        "parts/_calibrated_logits.py",
+        "parts/_balanced_softmax.py",
         "lambda counts: counts.log()",
         "lambda counts: counts",
         HOLDS,

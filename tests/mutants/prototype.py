@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: norm per tensor",
-        "parts/_sharpness.py",
+        "parts/_sam.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho, Tree.of({n: t / (t.norm() + EPSILON) for n, t in up.items()})",
         ORACLES,
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: statistics of the perturbed pass",
-        "parts/_sharpness.py",
+        "parts/common/ascent.py",
         "return here._replace(gradient=there.gradient)",
         "return there",
         ORACLES,
@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "SAM: radius not divided by the norm",
-        "parts/_sharpness.py",
+        "parts/_sam.py",
         "return rho / (norm(up) + EPSILON), up",
         "return rho, up",
         LAWS,
@@ -126,7 +126,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedFSA: the least sensitive layers (survived)",
-        "parts/_sharpness.py",
+        "parts/_flexible_sam.py",
         '"most": score,',
         '"most": -score,',
         ORACLES,
@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedFSA: sensitivity written into the old memory",
-        "parts/_sharpness.py",
+        "parts/_flexible_sam.py",
         "Tree(local.memory.layout, torch.cat([score, chosen], dim=-1))",
         "Tree(local.memory.layout, local.memory.flat.copy_(torch.cat([score, chosen], dim=-1)))",
         METHODS,
@@ -142,7 +142,7 @@ MUTANTS = [
     ),
     Mutant(
         "Ditto: anchored to itself (survived)",
-        "parts/_proximal.py",
+        "parts/_personal_model.py",
         "direct=lambda d, at: pull(strength, d, at, local.shared)",
         "direct=lambda d, at: pull(strength, d, at, local.memory)",
         LAWS,

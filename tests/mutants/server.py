@@ -7,7 +7,7 @@ ORACLES, LAWS, CHECKS = "tests/test_oracles_server.py", "tests/test_laws_server.
 MUTANTS = [
     Mutant(
         "FedAvgM: sign of the move",
-        "parts/_server_step.py",
+        "parts/_server_sgd.py",
         "momentum * central.state + pick(central.new - central.old, central.state)",
         "momentum * central.state + pick(central.old - central.new, central.state)",
         LAWS,
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: a step from the new mean",
-        "parts/_server_step.py",
+        "parts/_server_sgd.py",
         "pick(central.old, v) + lr * v",
         "pick(central.new, v) + lr * v",
         ORACLES,
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: momentum dampened",
-        "parts/_server_step.py",
+        "parts/_server_sgd.py",
         "momentum * central.state + pick(central.new - central.old, central.state)",
         "momentum * central.state + (1 - momentum) * pick(central.new - central.old, central.state)",
         LAWS,
@@ -31,15 +31,15 @@ MUTANTS = [
     ),
     Mutant(
         "FedAvgM: momentum on statistics too",
-        "parts/_server_step.py",
-        "return zeros_like(_moving(setup))",
-        "return zeros_like(start.shared)",
+        "parts/_server_sgd.py",
+        'return zeros_like(pick(setup.shared, setup.structure.names("weight")))',
+        "return zeros_like(setup.shared)",
         ORACLES,
         "FedAvgM",
     ),
     Mutant(
         "server's step: the slot is sent",
-        "parts/_server_step.py",
+        "parts/_server_sgd.py",
         "        server_only=True,\n        neutral",
         "        neutral",
         LAWS,
@@ -47,16 +47,16 @@ MUTANTS = [
     ),
     Mutant(
         "FedYogi: sign of the growth",
-        "parts/_server_step.py",
+        "parts/_server_adaptive.py",
         "torch.sign(v - square)",
         "torch.sign(square - v)",
         LAWS,
         "adaptive_steps_by_hand",
     ),
-    Mutant("FedAdam: V from zero", "parts/_server_step.py", "tau**2", "0.0", LAWS, "adaptive_steps_by_hand"),
+    Mutant("FedAdam: V from zero", "parts/_server_adaptive.py", "tau**2", "0.0", LAWS, "adaptive_steps_by_hand"),
     Mutant(
         "FedAdam: tau under the root",
-        "parts/_server_step.py",
+        "parts/_server_adaptive.py",
         "(v.sqrt() + tau)",
         "(v + tau).sqrt()",
         LAWS,

@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRep: first everything trains",
-        "parts/_split.py",
+        "parts/_head_first.py",
         "weights, only=names, epochs=epochs, lr=lr",
         "weights, epochs=epochs, lr=lr",
         ORACLES,
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedRep: the head is fitted with frozen statistics",
-        "parts/_split.py",
+        "parts/_head_first.py",
         "freeze_statistics=freeze_statistics)",
         "freeze_statistics=True)",
         ORACLES,
@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         "freeze: the others stand still",
-        "parts/_split.py",
+        "parts/_freeze.py",
         "frozenset(direction) - names(local.structure)",
         "names(local.structure)",
         ORACLES,
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "freeze: a step of zero, which decay makes a step",
-        "parts/_split.py",
+        "parts/_freeze.py",
         "return pick(direction, frozenset(direction) - names(local.structure))",
         "return Tree.of({n: t * (n not in names(local.structure)) for n, t in direction.items()})",
         ORACLES,

@@ -1,8 +1,7 @@
-"""Sharpness-aware minimization: the gradient is taken where the loss is worse nearby."""
+"""Sharpness-aware minimization with a larger radius on a client's most sensitive layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,116 +11,9 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.rng import uniform_hash
 from idiolect.core.scope import Names, Scope, normalization, weights
 from idiolect.core.structure import ModelStructure
-from idiolect.core.tree import EMPTY, Tree, axpy, norm, pick, spread
-from idiolect.core.types import GradFn, Gradient, Local, Setup, Step
-
-EPSILON = 1e-7
-"""Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
-
-
-def _uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -> GradFn:
-    """Return the gradient at ``weights + scale * ascent``; buffers and loss are of the first pass."""
-
-    def sharp(at: Tree, batch: Step) -> Gradient:
-        here = grad(at, batch)
-        there = grad(axpy(*ascent(here.gradient, at), at), batch)
-        return here._replace(gradient=there.gradient)
-
-    return sharp
-
-
-@part
-def sam(rho: float, names: Scope | None = None) -> Part:
-    r"""Take the gradient at the worst point of a ball around the weights, to first order.
-
-    .. math::  \varepsilon = \rho\, \frac{g}{\lVert g \rVert + 10^{-7}}, \qquad  \tilde g = \nabla F_i(w + \varepsilon)
-
-    The norm is over all perturbed tensors together. Both gradients use the same batch and the same dropout.
-    Running statistics are those of the first pass, so they move once per step; the weights are never moved
-    and moved back, so nothing is rounded twice.
-
-    Args:
-        rho: radius, at least 0; 0 is the plain gradient, without the second pass.
-        names: which weights are perturbed, such as `normalization` (SAM-ON); None for all that are trained. The
-            step follows the gradient of all of them.
-
-    Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      one more gradient per step.
-    Raises:    UsageError: if `rho` is negative, or `names` means nothing in the model.
-
-    Example:
-        >>> sam(0.05)
-        sam(rho=0.05, names=None)
-
-    Reference: Foret et al., ICLR 2021; in federated learning Qu et al., ICML 2022, and Caldarola et al.,
-        ECCV 2022; on normalization alone Müller et al., NeurIPS 2023.
-    Differs:   public codes update running statistics in both passes; here only the first counts.
-    """
-    require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
-
-    def gradient(grad: GradFn, local: Local) -> GradFn:
-        only = names(local.structure) if names else None
-
-        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
-            up = g if only is None else pick(g, only)
-            return rho / (norm(up) + EPSILON), up
-
-        return _uphill(grad, ascent) if rho else grad
-
-    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
-
-
-def _fits(names: Scope | None) -> Callable[[Setup], Tree]:
-    """Return a memory of nothing, which says before the first round if there is nothing to perturb."""
-
-    def memory(setup: Setup) -> Tree:
-        some = names is None or names(setup.structure) & setup.structure.names("weight")
-        require(bool(some), f"nothing to perturb: {names} names no weight of the model")
-        return EMPTY
-
-    return memory
-
-
-@part
-def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Part:
-    r"""SAM in a ball that stretches with the size of each weight.
-
-    .. math::  \varepsilon = \rho\, \frac{T^2 g}{\lVert T g \rVert + 10^{-7}}, \qquad
-               T = |w| + \eta \text{ on weights}, \; 1 \text{ on biases}
-
-    Args:
-        rho: radius, at least 0; 0 is the plain gradient.
-        eta: added to the size of a weight, at least 0.
-        names: which weights are perturbed; None for all that are trained.
-
-    Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      one more gradient per step.
-    Raises:    UsageError: if `rho` or `eta` is negative, or `names` means nothing in the model.
-
-    Example:
-        >>> adaptive_sam(0.7)
-        adaptive_sam(rho=0.7, eta=0.2, names=None)
-
-    Reference: Kwon et al., ICML 2021; in federated learning Caldarola et al., ECCV 2022 (rho 0.7, eta 0.2).
-    Differs:   which tensors are biases is read from their name in their own layer, ``bias``, whatever the
-        layer's name.
-    """
-    require(rho >= 0 and eta >= 0, f"adaptive_sam: rho and eta must be at least 0, got {rho} and {eta}")
-
-    def gradient(grad: GradFn, local: Local) -> GradFn:
-        where = local.structure.trainable.only(names(local.structure)) if names else local.structure.trainable
-        is_weight = [float(n.rpartition(".")[2] != "bias") for n in where.names]
-        mask = spread(local.start.flat.new_tensor(is_weight), where)
-        rest = mask * -1.0 + 1.0
-
-        def ascent(g: Tree, at: Tree) -> tuple[Tensor, Tree]:
-            stretch = mask * (abs(pick(at, where.starts)) + eta) + rest
-            scaled = stretch * pick(g, where.starts)
-            return rho / (norm(scaled) + EPSILON), stretch * scaled
-
-        return _uphill(grad, ascent) if rho else grad
-
-    return Part(memory=_fits(names), gradient=gradient, gradients=1 if rho else 0, neutral={"rho": 0.0})
+from idiolect.core.tree import Tree, norm, spread
+from idiolect.core.types import GradFn, Local, Setup
+from idiolect.parts.common.ascent import EPSILON, uphill
 
 
 @part
@@ -190,9 +82,7 @@ def flexible_sam(
         plain = torch.zeros_like(local.memory.flat[..., :1])
         chosen = [local.memory.get(f"chosen/{n}", plain) for n in where.names]
         radius = spread(rho + (rho_larger - rho) * torch.cat(chosen, dim=-1), where)
-        return (
-            _uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
-        )
+        return uphill(grad, lambda g, at: ((norm(g) + EPSILON).reciprocal(), radius * g)) if rho or rho_larger else grad
 
     def finish(local: Local) -> tuple[Tree, Tree]:
         names = _candidates(local.structure, layers)

@@ -1,4 +1,4 @@
-"""The server's own step along the way its clients moved: their mean taken as a gradient."""
+"""A step of the server whose length adapts, value by value, to how its clients move."""
 
 from __future__ import annotations
 
@@ -7,54 +7,8 @@ from typing import Literal
 import torch
 
 from idiolect.core.part import Part, part, require
-from idiolect.core.tree import Tree, overlay, pick, zeros_like
+from idiolect.core.tree import Tree, overlay, pick
 from idiolect.core.types import Central, Setup, Update
-
-
-def _moving(setup: Setup) -> Tree:
-    return pick(setup.shared, setup.structure.names("weight"))
-
-
-@part
-def server_sgd(lr: float = 1.0, momentum: float = 0.9) -> Part:
-    r"""Let the server take a step with momentum along the mean move of its clients.
-
-    .. math::  v \leftarrow \mu v + \bar\Delta^t, \qquad w^{t+1} = w^t + \eta_g v, \qquad
-               \bar\Delta^t = \sum_{i \in S_t} p_i\, w_i^{t+} - w^t
-
-    On trainable tensors that are exchanged; statistics are averaged plainly. The mean move is what the parts
-    listed before make of it.
-
-    Args:
-        lr: step :math:`\eta_g` of the server, above 0; 1 with no momentum is the mean itself.
-        momentum: :math:`\mu` in [0, 1).
-
-    Memory:    none; the server keeps v to itself.       Sends: nothing.       Receives: nothing.
-    Cost:      no extra gradient, no bytes.
-    Raises:    UsageError: if an argument is out of range.
-
-    Example:
-        >>> server_sgd(momentum=0.5)
-        server_sgd(lr=1.0, momentum=0.5)
-
-    Reference: Hsu et al. 2019 (FedAvgM).
-    """
-    require(lr > 0, f"server_sgd: lr must be above 0, got {lr}")
-    require(0 <= momentum < 1, f"server_sgd: momentum must be in [0, 1), got {momentum}")
-
-    def server(setup: Setup) -> Tree:
-        return zeros_like(_moving(setup))
-
-    def aggregate(central: Central, mean: Tree) -> Update:
-        v = momentum * central.state + pick(central.new - central.old, central.state)
-        return Update(v, shared=overlay(central.new, pick(central.old, v) + lr * v))
-
-    return Part(
-        server=server,
-        aggregate=aggregate,
-        server_only=True,
-        neutral={"lr": 1.0, "momentum": 0.0},
-    )
 
 
 @part
@@ -102,7 +56,7 @@ def server_adaptive(
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, f"server_adaptive: betas must be in [0, 1), got {beta1} and {beta2}")
 
     def server(setup: Setup) -> Tree:
-        moving = _moving(setup)
+        moving = pick(setup.shared, setup.structure.names("weight"))
         first = {f"mean/{n}": torch.zeros_like(t) for n, t in moving.items()}
         return Tree.of({**first, **{f"square/{n}": torch.full_like(t, tau**2) for n, t in moving.items()}})
 

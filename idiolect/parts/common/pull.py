@@ -1,0 +1,11 @@
+"""The pull of weights to an anchor."""
+
+from __future__ import annotations
+
+from idiolect.core.tree import Tree, axpy, pick
+
+
+def pull(mu: float, direction: Tree, weights: Tree, anchor: Tree) -> Tree:
+    """Add the gradient of half `mu` times the squared distance to the anchor, where the anchor has names."""
+    near = pick(anchor, direction)
+    return axpy(mu, pick(weights, near) - near, direction)
