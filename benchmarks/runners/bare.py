@@ -132,12 +132,12 @@ def add_up(loop: Loop, clients: list[int], x: Tensor, y: Tensor, total: Tensor) 
     return taken
 
 
-def prepare(seat: Session) -> Game:
-    work, loop = seat.work, Loop(seat.work, seat.method)
+def prepare(session: Session) -> Game:
+    work, loop = session.work, Loop(session.work, session.method)
     rng = np.random.default_rng(1)
-    processes = seat.count if "process" in seat.setting else 1
+    processes = session.count if "process" in session.setting else 1
     totals = torch.zeros(processes, len(loop.shared)).share_memory_()
-    torch.set_num_threads(1 if processes > 1 else seat.count)
+    torch.set_num_threads(1 if processes > 1 else session.count)
     lines = []
     for i in range(processes if processes > 1 else 0):
         ours, theirs = multiprocessing.get_context("spawn").Pipe()

@@ -21,24 +21,24 @@ def without_torchvision() -> None:
     sys.modules |= {"torchvision": stand_in, "torchvision.transforms": stand_in.transforms}
 
 
-def prepare(seat: Session) -> Game:
-    assert seat.checkout, "give --peer fedfsa=CHECKOUT"
-    torch.set_num_threads(seat.count)
+def prepare(session: Session) -> Game:
+    assert session.checkout, "give --peer fedfsa=CHECKOUT"
+    torch.set_num_threads(session.count)
     random.seed(0)
     without_torchvision()
-    sys.path.insert(0, str(seat.checkout / "FedFSA"))
+    sys.path.insert(0, str(session.checkout / "FedFSA"))
     from training.FedAvg import ClientFedAvg, ServerFedAvg
     from training.FedFSA import ClientFedFSA, ServerFedFSA
     from utils.utils import get_mdl_params
 
-    work, net = seat.work, network(seat.work)
+    work, net = session.work, network(session.work)
     args = SimpleNamespace(
         device="cpu", bs=128, local_bs=work.batch, local_ep=work.epochs, lr=work.lr, lr_decay=1.0, globallr=1.0,
         momentumForSGD=0.0, weight_decay=0.0, num_users=work.clients, use_RI=False, beta=0.1,
         rho_default=RHO, rho_larger=RHO_LARGER, TopC=TOP, alpha=ALPHA,
     )  # fmt: skip
     x, y = examples(work)
-    fsa = seat.method == "fedfsa"
+    fsa = session.method == "fedfsa"
     made = ClientFedFSA if fsa else ClientFedAvg
     clients = [made(copy.deepcopy(net), args, x[i], y[i], x[i][:1], y[i][:1], "FMNIST", i) for i in range(work.clients)]
     start = get_mdl_params(net)

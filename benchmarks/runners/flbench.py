@@ -50,11 +50,11 @@ def partition(work: Workload, folder: Path) -> None:
     (folder / "args.json").write_text(json.dumps({"split": "sample"}))
 
 
-def prepare(seat: Session) -> Game:
-    if seat.method != "fedavg":
+def prepare(session: Session) -> Game:
+    if session.method != "fedavg":
         raise SystemExit("FL-bench has no FedFSA")
-    assert seat.checkout, "give --peer flbench=CHECKOUT"
-    parallel, work = "process" in seat.setting, seat.work
+    assert session.checkout, "give --peer flbench=CHECKOUT"
+    parallel, work = "process" in session.setting, session.work
     home = Path(tempfile.mkdtemp(prefix="flbench-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     partition(work, home / "data" / "bench")
@@ -62,15 +62,15 @@ def prepare(seat: Session) -> Game:
     if parallel:
         import ray
 
-        paths = {"PYTHONPATH": os.pathsep.join([str(seat.checkout), here])}
+        paths = {"PYTHONPATH": os.pathsep.join([str(session.checkout), here])}
         hook = "benchmarks.runners.flbench.without_torchvision"
         ray.init(
-            num_cpus=seat.count, include_dashboard=False, log_to_driver=False,
+            num_cpus=session.count, include_dashboard=False, log_to_driver=False,
             runtime_env={"env_vars": paths, "worker_process_setup_hook": hook},
         )  # fmt: skip
     without_torchvision()
-    torch.set_num_threads(1 if parallel else seat.count)
-    sys.path.insert(0, str(seat.checkout))
+    torch.set_num_threads(1 if parallel else session.count)
+    sys.path.insert(0, str(session.checkout))
     import src.server.fedavg as base
     from data.utils.datasets import BaseDataset
     from omegaconf import OmegaConf
@@ -80,12 +80,12 @@ def prepare(seat: Session) -> Game:
     base.FLBENCH_ROOT = home
     base.pickle = json  # it reads its partition so; ours is JSON, which carries no code
     base.HydraConfig = SimpleNamespace(get=lambda: SimpleNamespace(runtime=SimpleNamespace(output_dir=str(home))))
-    settings = OmegaConf.load(seat.checkout / "config" / "defaults.yaml")
+    settings = OmegaConf.load(session.checkout / "config" / "defaults.yaml")
     quiet = {"interval": -1, "train": False, "val": False, "test": False}
     told = {
         "mode": "parallel" if parallel else "serial",
         "dataset": {"name": "bench"},
-        "parallel": {"num_workers": seat.count, "num_cpus": seat.count, "num_gpus": 0},
+        "parallel": {"num_workers": session.count, "num_cpus": session.count, "num_gpus": 0},
         "optimizer": {"lr": work.lr},
         "lr_scheduler": {"name": None},
         "common": {

@@ -35,8 +35,8 @@ def fit(work: Workload, net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) 
     return steps
 
 
-def prepare(seat: Session) -> Game:
-    if seat.method != "fedavg":
+def prepare(session: Session) -> Game:
+    if session.method != "fedavg":
         raise SystemExit("Flower has no FedFSA")
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -44,7 +44,7 @@ def prepare(seat: Session) -> Game:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    work, threads = seat.work, 1 if "process" in seat.setting else seat.count
+    work, threads = session.work, 1 if "process" in session.setting else session.count
     name = work.name
     client, server = ClientApp(), ServerApp()
     answered: queue.Queue[int | str] = queue.Queue()
@@ -82,7 +82,7 @@ def prepare(seat: Session) -> Game:
             now["arrays"], _ = strategy.aggregate_train(number, replies)
             answered.put(int(steps))
 
-    backend = {"client_resources": {"num_cpus": threads, "num_gpus": 0.0}, "init_args": {"num_cpus": seat.count}}
+    backend = {"client_resources": {"num_cpus": threads, "num_gpus": 0.0}, "init_args": {"num_cpus": session.count}}
     run = {"server_app": server, "client_app": client, "num_supernodes": work.clients, "backend_config": backend}
     threading.Thread(target=run_simulation, kwargs=run, name="simulation", daemon=True).start()
 

@@ -14,9 +14,9 @@ from benchmarks.runners.bare import data
 from benchmarks.workloads import ALPHA, CLIP, RHO, network, normalization
 
 
-def prepare(seat: Session) -> Game:
+def prepare(session: Session) -> Game:
     """FedAvg, FedBN where there is batch normalization; FedFSA with one radius for all layers, as at first."""
-    work, net, (x, y) = seat.work, network(seat.work), data(seat.work)
+    work, net, (x, y) = session.work, network(session.work), data(session.work)
     shared = copy.deepcopy(net.state_dict())
     own = normalization(net)
     personal = [{k: v.clone() for k, v in shared.items() if k in own} for _ in range(work.clients)]
@@ -44,7 +44,7 @@ def prepare(seat: Session) -> Game:
                 bx, by = x[client][rows], y[client][rows]
                 optimizer.zero_grad()
                 F.cross_entropy(net(bx), by).backward()
-                if seat.method == "fedfsa":
+                if session.method == "fedfsa":
                     lookahead(bx, by)
                 optimizer.step()
         after = {k: v.clone() for k, v in net.state_dict().items()}

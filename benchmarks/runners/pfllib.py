@@ -33,22 +33,22 @@ def store(work: Workload, folder: Path) -> None:
             np.savez(folder / split / f"{i}.npz", data=held)
 
 
-def prepare(seat: Session) -> Game:
-    if seat.method != "fedavg":
+def prepare(session: Session) -> Game:
+    if session.method != "fedavg":
         raise SystemExit("PFLlib has no FedFSA")
-    assert seat.checkout, "give --peer pfllib=CHECKOUT"
-    torch.set_num_threads(seat.count)
-    work, home = seat.work, Path(tempfile.mkdtemp(prefix="pfllib-"))
+    assert session.checkout, "give --peer pfllib=CHECKOUT"
+    torch.set_num_threads(session.count)
+    work, home = session.work, Path(tempfile.mkdtemp(prefix="pfllib-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     store(work, home / "dataset" / "synthetic")
     (home / "system").mkdir()
     os.chdir(home / "system")
-    sys.path.insert(0, str(seat.checkout / "system"))
+    sys.path.insert(0, str(session.checkout / "system"))
     from flcore.servers.serveravg import FedAvg
     from flcore.servers.serverbn import FedBN
 
     args = SimpleNamespace(
-        model=network(work).to(seat.device), algorithm="", dataset="synthetic", device=seat.device,
+        model=network(work).to(session.device), algorithm="", dataset="synthetic", device=session.device,
         num_classes=work.classes, num_clients=work.clients, join_ratio=work.per_round / work.clients,
         random_join_ratio=False,
         batch_size=work.batch, local_epochs=work.epochs, local_learning_rate=work.lr, learning_rate_decay=False,

@@ -38,16 +38,16 @@ def crew(count: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-def prepare(seat: Session) -> Game:
-    if seat.method != "fedavg":
+def prepare(session: Session) -> Game:
+    if session.method != "fedavg":
         raise SystemExit("pfl-research has no FedFSA")
-    if seat.work.batch_norm:
+    if session.work.batch_norm:
         raise SystemExit("pfl-research keeps nothing of a client between rounds: it has no FedBN")
-    processes = seat.count if "process" in seat.setting else 1
-    torch.set_num_threads(1 if processes > 1 else seat.count)
+    processes = session.count if "process" in session.setting else 1
+    torch.set_num_threads(1 if processes > 1 else session.count)
     others = crew(processes)
-    if seat.checkout:
-        sys.path.insert(0, str(seat.checkout))
+    if session.checkout:
+        sys.path.insert(0, str(session.checkout))
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -75,7 +75,7 @@ def prepare(seat: Session) -> Game:
         def after_central_iteration(self, *_: object, **__: object) -> tuple[bool, Metrics]:
             return True, Metrics()
 
-    work, (x, y) = seat.work, data(seat.work)
+    work, (x, y) = session.work, data(session.work)
     population = FederatedDataset(
         lambda i: Dataset([x[i], y[i]], user_id=str(i)), get_user_sampler("minimize_reuse", list(range(work.clients)))
     )
