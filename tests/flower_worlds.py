@@ -1,4 +1,4 @@
-"""A federation over Flower in one process: sites, a coordinator, and the simulation that they must equal."""
+"""A coordinator and sites in one process, over a fake of Flower's network; and the simulation they must equal."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ import torch
 
 pytest.importorskip("flwr")
 
-from flower_net import Clock, Killed, Net
+from flower_grid import Clock, FakeGrid, Killed
 
 import idiolect
 from idiolect import SGD, ClientData, Training, fit
 from idiolect.compute.autograd import Model, seeded
 from idiolect.engines.federation import Federation
 from idiolect.engines.sequential import Sequential
-from idiolect.flower.coordinator import connections as board
-from idiolect.flower.coordinator import coordinator
-from idiolect.flower.coordinator import events as chronicle
-from idiolect.flower.coordinator import requests as desk
+from idiolect.flower.coordinator import connections, events, requests
+from idiolect.flower.coordinator import coordinator as coordinator_module
 from idiolect.flower.coordinator.coordinator import Coordinator
-from idiolect.flower.coordinator.requests import Patience
+from idiolect.flower.coordinator.requests import WaitPolicy
 from idiolect.flower.site import state
 from idiolect.rounds.optim import Cosine
 from idiolect.storage.run_directory import read_tensors
@@ -41,13 +39,13 @@ SMALL = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5}
 
 @dataclass
 class World:
-    """Sites and a coordinator; all that `server_app` and `client_app` are told, with defaults that suit a test.
+    """Sites and a coordinator, with the arguments of `server_app` and `client_app` and defaults for tests.
 
     Attributes:
-        net: Flower's grid.
+        grid: the fake of Flower's grid.
         clock: the coordinator's time.
-        make: client to the function that makes its network, where it is not everybody's.
-        config: client to what its node's settings say beside name and folder.
+        models: client to the function that makes its network, if it differs from the coordinator's.
+        config: client to the settings of its node, beside name and folder.
     """
 
     folder: Path
@@ -68,96 +66,98 @@ class World:
     def __post_init__(self):
         self.clock, self.metrics = Clock(), (idiolect.accuracy,)
         self.clients = {client: single(data) for client, data in population(dict(self.sizes)).items()}
-        self.make, self.config = {}, defaultdict(dict)
-        self.net = self._net()
-        self.run = None
+        self.models, self.config = {}, defaultdict(dict)
+        self.grid = self._grid()
 
-    def _net(self):
-        net = Net(self.clock, self._site)
-        net.config = lambda client: {"client-id": client, "state-dir": str(self.folder / "sites")} | self.config[client]
+    def _grid(self):
+        grid, folder = FakeGrid(self.clock, self._site), str(self.folder / "sites")
+        grid.config = lambda client: {"client-id": client, "state-dir": folder} | self.config[client]
         for client in self.clients:
-            net.start(client)
-        return net
+            grid.start(client)
+        return grid
 
     def _site(self, client):
         app = idiolect.flower.client_app
-        return app(model=self.make.get(client, tiny), data=lambda: self.clients[client], parts=self.parts)
+        return app(model=self.models.get(client, tiny), data=lambda: self.clients[client], parts=self.parts)
 
     def coordinator(self):
-        """Start a coordinator in the run's directory."""
-        patience = Patience(self.sites or len(self.sizes), self.quorum, self.deadline, self.give_up)
-        rest = (self.net, self.folder / "run", self.metrics, self.evaluate_every, patience)
+        """Return a coordinator for the run's directory."""
+        policy = WaitPolicy(self.sites or len(self.sizes), self.quorum, self.deadline, self.give_up)
+        rest = (self.grid, self.folder / "run", self.metrics, self.evaluate_every, policy)
         model = Model(seeded(tiny, self.seed))
         return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)
 
     def play(self):
-        """Play to the end, or until a kill; return the coordinator, of whose process nothing is left."""
-        made = None
+        """Play until the end of the run or a kill; return the coordinator, whose process has then ended."""
+        coordinator = self.coordinator()
         with self.timed(), suppress(Killed):
-            made = self.coordinator()
-            self.run = made._run
-            made.play_all()
-        return made
+            coordinator.play_all()
+        return coordinator
+
+    @property
+    def run(self):
+        """The name of the run."""
+        return json.loads((self.folder / "run" / "config.json").read_text())["config"]["run"]
 
     def timed(self):
-        """Run the coordinator's parts by this clock, and draw no report unless asked to."""
+        """Have the coordinator use this clock, and write no report unless asked to."""
         patches = ExitStack()
-        patches.callback(self.net.locks.release, "/run/lock")
-        for module in (coordinator, state):
-            patches.enter_context(mock.patch.object(module, "locked", self.net.locks.take))
-        for module in (board, chronicle, coordinator, desk):
+        patches.callback(self.grid.locks.release, "/run/lock")
+        for module in (coordinator_module, state):
+            patches.enter_context(mock.patch.object(module, "lock_file", self.grid.locks.lock))
+        for module in (connections, coordinator_module, events, requests):
             patches.enter_context(mock.patch.object(module, "time", self.clock))
         if not self.report:
-            patches.enter_context(mock.patch.object(Coordinator, "_report"))
+            patches.enter_context(mock.patch.object(Coordinator, "_write_report"))
         return patches
 
     def simulated(self, absent=()):
-        """Return the run of `idiolect.fit`; results of (rounds played, client) in `absent` do not count."""
+        """Return the run of `idiolect.fit`; the results of (completed rounds, client) in `absent` do not count."""
         settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
         settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
         return fit(tiny(), self.clients, self.method, engine=Without(absent), memory="ram", **settings)
 
     def federation(self, absent=()):
-        """Return the same as `simulated` before its first round."""
+        """Return the federation of `simulated` before its first round."""
         model = Model(seeded(tiny, self.seed))
         rest = (self.rounds, self.participation, self.seed, self.clients, Without(absent))
         return Federation(model, self.method, self.training, *rest)
 
-    def rehearsed(self, absent=()):
-        """Return that federation after all rounds."""
+    def trained_federation(self, absent=()):
+        """Return the same federation after all rounds."""
         federation = self.federation(absent)
         for _ in range(self.rounds):
             federation.play()
         return federation
 
     def state(self, client, after):
-        """Return a client's memory after a round, as its folder has it; tensors by part and name."""
+        """Return a client's memory after a round from its folder: tensors by part and name."""
         return read_tensors(self.folder / "sites" / client / self.run / f"state-{after:06}.safetensors")[0]
 
     def personal(self, client):
-        """Return a client's own model, as its folder has it."""
+        """Return a client's personal model from its folder."""
         return read_tensors(self.folder / "sites" / client / self.run / "personal.safetensors")[0]
 
     def events(self):
-        """Return what events.jsonl says: pairs of client and line."""
+        """Return the events in events.jsonl: pairs of client and text."""
         lines = (self.folder / "run" / "events.jsonl").read_text().splitlines()
-        return [(event["client"], event["what"]) for event in map(json.loads, lines)]
+        return [(event["client"], event["event"]) for event in map(json.loads, lines)]
 
-    def said(self, client):
-        """Return what was said about a client, but for how it joined."""
-        return [what for who, what in self.events() if who == client and not what.startswith("here, with")]
+    def events_of(self, client):
+        """Return the events of a client, without those of joining."""
+        return [text for name, text in self.events() if name == client and not text.startswith("joined with")]
 
     def status(self):
-        """Return what status.json says."""
+        """Return the status in status.json."""
         return json.loads((self.folder / "run" / "status.json").read_text())
 
     def trained(self):
-        """Return (client, rounds played, base) of every message to train."""
-        return [(client, played, base) for client, kind, played, base in self.net.log if kind == "train"]
+        """Return (client, completed rounds, base round) of every message to train."""
+        return [(client, played, base) for client, kind, played, base in self.grid.delivered if kind == "train"]
 
 
 class Without(Sequential):
-    """One by one; some results are made useless, so that the federation drops them."""
+    """The sequential engine; some results are replaced by NaN, so that the federation drops them."""
 
     def __init__(self, absent=()):
         self.absent = set(absent)
@@ -179,39 +179,38 @@ def single(data):
     return ClientData(**{split: (x.float(), y) for split, (x, y) in data.splits().items()})
 
 
-def same(world, made, federation, clients=None):
-    """Assert that a deployment and a simulation have the same slots, memories and personal models, bit for bit."""
-    assert made.round == federation.round
+def assert_same(world, coordinator, federation, clients=None):
+    """Assert that sites and simulation have the same server state, memories and personal models, bit for bit."""
+    assert coordinator.round == federation.round
     for part, tree in federation.server.items():
-        assert torch.equal(made.server[part].flat, tree.flat), f"the server's slot of {part} differs"
+        assert torch.equal(coordinator.server[part].flat, tree.flat), f"the server's state of {part} differs"
     for client in clients or world.clients:
-        remembered, base = federation.memory.get(client), made.memory[client].base
-        found = world.state(client, base) if base else flat(made.fresh())
-        mailed = {
-            f"mail to {part}/{name}": t for part, tree in made.memory[client].mail.items() for name, t in tree.items()
-        }
-        equal(found | mailed, flat(remembered), f"the memory of {client}")
-        own = federation.model.tensors(federation.personal(client))
-        equal(world.personal(client), own, f"the personal model of {client}")
+        known = coordinator.clients[client]
+        found = world.state(client, known.base_round) if known.base_round else named_tensors(coordinator.fresh())
+        messages = {f"mail to {part}": tree for part, tree in known.messages.items()}
+        memory = named_tensors(federation.memory.get(client))
+        assert_equal(found | named_tensors(messages), memory, f"the memory of {client}")
+        personal = federation.model.tensors(federation.personal(client))
+        assert_equal(world.personal(client), personal, f"the personal model of {client}")
 
 
-def dropped(made):
-    """Return the clients of each round whose results did not count."""
-    return [sorted(record.get("dropped", {})) for record in made.records]
+def dropped(coordinator):
+    """Return the clients whose results did not count, round by round."""
+    return [sorted(record.get("dropped", {})) for record in coordinator.records]
 
 
-def absent(made):
-    """Return these as (rounds played, client)."""
-    return {(record["round"] - 1, client) for record in made.records for client in record.get("dropped", {})}
+def absent(coordinator):
+    """Return the same as (completed rounds, client)."""
+    return {(record["round"] - 1, client) for record in coordinator.records for client in record.get("dropped", {})}
 
 
-def flat(slots):
-    """Return all tensors of trees by part, under the names that files give them."""
-    return {f"{part}/{name}": t for part, tree in slots.items() for name, t in tree.items()}
+def named_tensors(trees):
+    """Return all tensors of trees by part, under their names in files."""
+    return {f"{part}/{name}": t for part, tree in trees.items() for name, t in tree.items()}
 
 
-def equal(found, wanted, what):
-    assert found.keys() == wanted.keys(), f"{what}: {found.keys() ^ wanted.keys()}"
-    for name, tensor in wanted.items():
+def assert_equal(found, expected, what):
+    assert found.keys() == expected.keys(), f"{what}: {found.keys() ^ expected.keys()}"
+    for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, f"{what}: {name}"
         assert torch.equal(found[name], tensor), f"{what}: {name} differs"

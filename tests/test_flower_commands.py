@@ -1,4 +1,4 @@
-"""Keys, doors, workers and the lines people get when something is missing; no Flower process is started here."""
+"""Keys, the proxy, workers and error messages of the commands for sites; one test starts a Flower process."""
 
 import contextlib
 import http.server
@@ -27,33 +27,33 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 import idiolect
 import idiolect.flower
 from idiolect.cli import main as cli
-from idiolect.flower.load import load
-from idiolect.flower.server import serve as serving
+from idiolect.flower.app_file import load_app
+from idiolect.flower.server import serve as serve_module
 from idiolect.flower.server.keys import make_server, make_site
-from idiolect.flower.server.launch import environment, free_port, last_words
-from idiolect.flower.server.proxy import LARGEST, start_proxy
+from idiolect.flower.server.proxy import MAX_REQUEST, start_proxy
 from idiolect.flower.site.app import Site
-from idiolect.flower.site.join import _answers, _cause
+from idiolect.flower.site.join import _explain, _is_reachable
 from idiolect.flower.site.relay import FAILED, receive, send
-from idiolect.flower.site.state import locked
 from idiolect.flower.site.worker import Worker
+from idiolect.flower.system.files import lock_file
+from idiolect.flower.system.launch import flower_environment, free_port, last_error
 
 
 def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def refusal(capsys, *words):
-    assert cli.main([str(word) for word in words]) == 2
+def usage_error(capsys, *arguments):
+    assert cli.main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err
 
 
 def test_the_authority_signs_the_server_and_its_keys_are_private(tmp_path):
-    ca, ca_key, certificate, key = make_server(tmp_path / "server", ["hub.example.org", "10.0.0.7"])
+    ca, ca_key, certificate, key = make_server(tmp_path / "server", ["server.example.org", "10.0.0.7"])
     root, leaf = (x509.load_pem_x509_certificate(path.read_bytes()) for path in (ca, certificate))
     leaf.verify_directly_issued_by(root)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["hub.example.org", "localhost"]
+    assert names.get_values_for_type(x509.DNSName) == ["server.example.org", "localhost"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "127.0.0.1"]
     assert [mode(path) for path in (ca_key, key)] == [0o600, 0o600]
     assert mode(tmp_path / "server") == 0o700
@@ -66,18 +66,18 @@ def test_a_key_is_never_overwritten(tmp_path, capsys):
     key = serialization.load_ssh_private_key(before, None).public_key()
     text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     assert public.read_bytes().split() == text.split()
-    assert "never overwritten" in refusal(capsys, "keys", tmp_path, "--site", "north")
+    assert "never overwritten" in usage_error(capsys, "keys", tmp_path, "--site", "north")
     assert private.read_bytes() == before
 
 
-def test_keys_want_to_know_whose(tmp_path, capsys):
-    assert "--host NAME for a server, or --site NAME" in refusal(capsys, "keys", tmp_path)
+def test_keys_need_a_host_or_a_site(tmp_path, capsys):
+    assert "--host NAME for a server, or --site NAME" in usage_error(capsys, "keys", tmp_path)
 
 
-def test_serving_needs_certificates_or_a_word(tmp_path, capsys):
-    told = refusal(capsys, "serve", tmp_path / "server")
-    assert "ca.crt is missing: make it with `idiolect keys" in told
-    assert "--insecure" in told
+def test_serve_needs_certificates_or_insecure(tmp_path, capsys):
+    error = usage_error(capsys, "serve", tmp_path / "server")
+    assert "ca.crt is missing: create it with `idiolect keys" in error
+    assert "--insecure" in error
     assert mode(tmp_path / "server") == 0o700
 
 
@@ -104,21 +104,22 @@ def site_file(tmp_path, monkeypatch):
     return tmp_path / "ward.py"
 
 
-def test_joining_needs_a_site_and_its_key(site_file, tmp_path, capsys):
-    words = ("--as", "north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north")
-    told = refusal(capsys, "join", site_file, *words)
-    assert "ca.crt is missing: the coordinator has it" in told
+def test_join_needs_a_site_and_its_key(site_file, tmp_path, capsys):
+    options = ("--as", "north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north")
+    assert "ca.crt is missing: ask the coordinator" in usage_error(capsys, "join", site_file, *options)
     (tmp_path / "north" / "ca.crt").write_text("x")
-    assert "north.key is missing: make it with `idiolect keys" in refusal(capsys, "join", site_file, *words)
-    assert "nowhere.py is no Python file" in refusal(capsys, "join", tmp_path / "nowhere.py", *words, "--insecure")
-    assert "has no other = idiolect.flower.client_app" in refusal(
-        capsys, "join", f"{site_file}:other", *words, "--insecure"
+    assert "north.key is missing: create it with `idiolect keys" in usage_error(capsys, "join", site_file, *options)
+    assert "missing.py is not a Python file" in usage_error(
+        capsys, "join", tmp_path / "missing.py", *options, "--insecure"
     )
-    named = ("--as", "../north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north", "--insecure")
-    assert "cannot name a folder" in refusal(capsys, "join", site_file, *named)
+    assert "has no other = idiolect.flower.client_app" in usage_error(
+        capsys, "join", f"{site_file}:other", *options, "--insecure"
+    )
+    invalid = ("--as", "../north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north", "--insecure")
+    assert "invalid client name" in usage_error(capsys, "join", site_file, *invalid)
 
 
-HUB = """
+COORDINATOR = """
 import idiolect
 import idiolect.flower
 from torch import nn
@@ -127,72 +128,75 @@ app = idiolect.flower.server_app(model=lambda: nn.Linear(3, 2), method=idiolect.
 """
 
 
-def test_submitting_needs_a_server_and_a_plain_assignment(tmp_path, capsys):
-    hub, server = tmp_path / "hub.py", tmp_path / "server"
-    hub.write_text(HUB.replace("app =", "app: object ="))
-    assert "no server has run in" in refusal(capsys, "submit", hub, server)
+def test_submit_needs_a_server_and_a_plain_assignment(tmp_path, capsys):
+    file, server = tmp_path / "coordinator.py", tmp_path / "server"
+    file.write_text(COORDINATOR.replace("app =", "app: object ="))
+    assert "there is no server in" in usage_error(capsys, "submit", file, server)
     (server / "flower").mkdir(parents=True)
     (server / "flower" / "config.toml").write_text("")
-    assert "has no plain `app = idiolect.flower.server_app(...)`" in refusal(capsys, "submit", hub, server)
-    assert "is no Python file" in refusal(capsys, "submit", tmp_path / "nowhere.py", server)
-    hub.write_text("app = 3\n")
-    assert "has no app = idiolect.flower.server_app(...)" in refusal(capsys, "submit", hub, server)
-    hub.write_text(HUB.replace("rounds", "roundss"))
-    assert "hub.py cannot be run: TypeError: server_app() got an unexpected" in refusal(capsys, "submit", hub, server)
+    assert "has no plain `app = idiolect.flower.server_app(...)`" in usage_error(capsys, "submit", file, server)
+    assert "is not a Python file" in usage_error(capsys, "submit", tmp_path / "missing.py", server)
+    file.write_text("app = 3\n")
+    assert "has no app = idiolect.flower.server_app(...)" in usage_error(capsys, "submit", file, server)
+    file.write_text(COORDINATOR.replace("rounds", "roundss"))
+    assert "coordinator.py cannot be run: TypeError: server_app() got an unexpected" in usage_error(
+        capsys, "submit", file, server
+    )
 
 
-def test_a_site_joins_once(site_file, tmp_path, capsys):
+def test_a_folder_joins_once(site_file, tmp_path, capsys):
     (tmp_path / "north").mkdir()
-    held = locked(tmp_path / "north" / "north.lock")
-    words = ("--as", "north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north", "--insecure")
-    assert f"is in use by process {os.getpid()}" in refusal(capsys, "join", site_file, *words)
-    os.close(held)
+    lock = lock_file(tmp_path / "north" / "north.lock")
+    options = ("--as", "north", "--server", "127.0.0.1:1", "--folder", tmp_path / "north", "--insecure")
+    assert f"is in use by process {os.getpid()}" in usage_error(capsys, "join", site_file, *options)
+    os.close(lock)
 
 
-def test_why_a_site_is_not_in():
-    assert "ca.crt is not the authority" in _cause("x [SSL: CERTIFICATE_VERIFY_FAILED] y", "north")
-    assert "no north.pub" in _cause("[code: 2004] Failed to activate SuperNode.", "north")
-    assert _cause("no room", "north") == "cut off: no room"
-    with socket.create_server(("127.0.0.1", 0)) as there:
-        assert _answers(f"127.0.0.1:{there.getsockname()[1]}")
-    assert not _answers(f"127.0.0.1:{free_port()}")
-    with pytest.raises(idiolect.UsageError, match="write HOST:PORT"):
-        _answers("hub")
+def test_errors_of_a_connection_are_explained():
+    assert "ca.crt is not the authority" in _explain("x [SSL: CERTIFICATE_VERIFY_FAILED] y", "north")
+    assert "no north.pub" in _explain("[code: 2004] Failed to activate SuperNode.", "north")
+    assert _explain("no room", "north") == "disconnected: no room"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert _is_reachable(f"127.0.0.1:{listener.getsockname()[1]}")
+    assert not _is_reachable(f"127.0.0.1:{free_port()}")
+    with pytest.raises(idiolect.UsageError, match="use HOST:PORT"):
+        _is_reachable("server")
 
 
 def test_the_status_of_a_run(tmp_path, capsys):
-    assert "no run has begun in" in refusal(capsys, "status", tmp_path)
+    assert "no run has started in" in usage_error(capsys, "status", tmp_path)
     (tmp_path / "run").mkdir()
-    site = {"state": "at work", "examples": 462, "last seen": time.time() - 90, "up": 2_500_000, "down": 3_000_000}
-    told = {"time": time.time(), "round": 2, "rounds": 5, "phase": "1 of 2 results, 30 s left"}
-    sites = {"north": {**site, "measured": {"accuracy": 0.75}}, "south": {"state": "offline", "examples": 3}}
-    (tmp_path / "run" / "status.json").write_text(json.dumps({**told, "sites": sites}))
-    event = {"time": "2026-11-24T10:11:12+00:00", "rounds played": 2, "client": "south", "what": "offline"}
+    site = {"state": "working", "examples": 462, "last_seen": time.time() - 90}
+    site |= {"bytes_up": 2_500_000, "bytes_down": 3_000_000}
+    found = {"time": time.time(), "round": 2, "rounds": 5, "phase": "1 of 2 results, 30 s left"}
+    sites = {"north": {**site, "metrics": {"accuracy": 0.75}}, "south": {"state": "offline", "examples": 3}}
+    (tmp_path / "run" / "status.json").write_text(json.dumps({**found, "sites": sites}))
+    event = {"time": "2026-11-24T10:11:12+00:00", "round": 2, "client": "south", "event": "offline"}
     (tmp_path / "run" / "events.jsonl").write_text(json.dumps(event) + "\n")
     assert cli.main(["status", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for words in (
-        "round 2 of 5 played, 1 of 2 results, 30 s left",
+    for text in (
+        "2 of 5 rounds completed; 1 of 2 results, 30 s left",
         "1 min ago",
         "0.7500",
         "2.50",
         "10:11:12  south: offline",
     ):
-        assert words in printed, printed
+        assert text in printed, printed
 
 
-def test_what_flower_printed_last_is_told_in_a_line(tmp_path):
+def test_the_last_error_in_a_log_is_one_line(tmp_path):
     log = tmp_path / "log"
     log.write_text(
         "\x1b[91mERROR\x1b[0m: Exit Code: 305\nFailed to connect.\n[code: 2004] No such key.\nINFO: Shutting down\n"
     )
-    assert last_words(log) == "Failed to connect. [code: 2004] No such key."
+    assert last_error(log) == "Failed to connect. [code: 2004] No such key."
     log.write_text("one\ntwo\n\nthree\nfour\n")
-    assert last_words(log) == "two three four"
+    assert last_error(log) == "two three four"
 
 
-def test_nothing_calls_home(tmp_path):
-    env = environment(tmp_path / "home")
+def test_telemetry_update_checks_and_installations_are_off(tmp_path):
+    env = flower_environment(tmp_path / "home")
     assert env["FLWR_TELEMETRY_ENABLED"] == "0"
     assert env["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
@@ -200,10 +204,12 @@ def test_nothing_calls_home(tmp_path):
     assert mode(tmp_path / "home") == 0o700
 
 
-def test_a_message_crosses_a_socket_as_it_is():
+def test_a_message_is_unchanged_after_a_socket():
     weights = torch.randn(3, 2)
-    content = RecordDict({"slot/share": ArrayRecord({"w": Array(weights.numpy()), "b": Array(torch.zeros(0).numpy())})})
-    content["words"] = ConfigRecord(
+    content = RecordDict(
+        {"broadcast/share": ArrayRecord({"w": Array(weights.numpy()), "b": Array(torch.zeros(0).numpy())})}
+    )
+    content["fields"] = ConfigRecord(
         {"lr": 0.1, "round": 3, "names": ["a", "b"], "rows": [1.5, float("inf")], "yes": True}
     )
     one, other = socket.socketpair()
@@ -211,49 +217,49 @@ def test_a_message_crosses_a_socket_as_it_is():
         threading.Thread(target=send, args=(one, "train", content)).start()
         kind, found = receive(other)
     assert kind == "train"
-    assert dict(found.config_records["words"]) == dict(content.config_records["words"])
-    assert found.array_records["slot/share"]["w"].data == content.array_records["slot/share"]["w"].data
-    assert found.array_records["slot/share"]["b"].shape == (0,)
+    assert dict(found.config_records["fields"]) == dict(content.config_records["fields"])
+    assert found.array_records["broadcast/share"]["w"].data == content.array_records["broadcast/share"]["w"].data
+    assert found.array_records["broadcast/share"]["b"].shape == (0,)
 
 
-def test_a_site_that_goes_in_the_middle_of_a_message_is_noticed():
+def test_a_connection_that_closes_in_the_middle_of_a_message_is_an_error():
     one, other = socket.socketpair()
     with other:
         one.sendall(b"\0\0\0\0\0\0\0\x09{")
         one.close()
-        with pytest.raises(ConnectionError, match="has gone"):
+        with pytest.raises(ConnectionError, match="was closed"):
             receive(other)
 
 
-def asked(path, kind, content):
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(path))
-        send(line, kind, content)
-        return receive(line)[1]
+def request(path, kind, content):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        send(connection, kind, content)
+        return receive(connection)[1]
 
 
-def test_a_worker_answers_and_outlives_an_error_of_the_users_code(site_file, tmp_path, capfd):
+def test_a_worker_survives_errors_of_user_code(site_file, tmp_path, capfd):
     def broken():
         raise FileNotFoundError("patients.npz")
 
     app = idiolect.flower.client_app(model=lambda: nn.Linear(3, 2), data=broken)
-    for name, site in {"broken": app, "good": load(str(site_file), Site, "client_app")}.items():
+    for name, site in {"broken": app, "good": load_app(str(site_file), Site, "client_app")}.items():
         worker = Worker(site, {"client-id": name, "state-dir": str(tmp_path / "state")}, tmp_path / name)
-        told = {"run": "r", "method": "fedavg", "training": "Training()", "seed": 0, "round": 0, "lr": 0.1, "base": 0}
-        told |= {"evaluate": False, "metrics": ["accuracy"], "protocol": 1}
-        hello = RecordDict({"words": ConfigRecord(told)})
-        hello["model"] = ConfigRecord({"weight": "float32 (2, 3)", "bias": "float32 (2,)", "initial": "x"})
-        reply = asked(tmp_path / name, "query", hello)
+        fields = {"run": "r", "method": "fedavg", "training": "Training()", "seed": 0, "round": 0, "lr": 0.1}
+        fields |= {"base_round": 0, "evaluate": False, "metrics": ["accuracy"], "protocol": 1}
+        registration = RecordDict({"fields": ConfigRecord(fields)})
+        registration["model"] = ConfigRecord({"weight": "float32 (2, 3)", "bias": "float32 (2,)", "initial": "x"})
+        reply = request(tmp_path / name, "query", registration)
         if name == "broken":
-            assert reply.config_records[FAILED]["why"] == "FileNotFoundError: patients.npz"
+            assert reply.config_records[FAILED]["reason"] == "FileNotFoundError: patients.npz"
             assert "Traceback" in capfd.readouterr().err
-            assert FAILED in asked(tmp_path / name, "query", hello)
+            assert FAILED in request(tmp_path / name, "query", registration)
         else:
-            assert reply.config_records["words"]["examples"] == 4
+            assert reply.config_records["fields"]["examples"] == 4
         worker.close()
 
 
-class Behind(http.server.BaseHTTPRequestHandler):
+class FakeFlower(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = (
             self.rfile.read(int(self.headers["content-length"])) if "content-length" in self.headers else self.chunks()
@@ -274,28 +280,28 @@ class Behind(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def plainly(port, trust, path, length=1):
-    """Return the status of a request whose path nobody tidies up on the way."""
-    line = socket.create_connection(("127.0.0.1", port))
-    with trust.wrap_socket(line, server_hostname="127.0.0.1") if trust else line as wire:
+def raw_request(port, trust, path, length=1):
+    """Return the status of a request whose path is sent without normalization."""
+    plain = socket.create_connection(("127.0.0.1", port))
+    with trust.wrap_socket(plain, server_hostname="127.0.0.1") if trust else plain as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\nx"
-        wire.sendall(head.encode())
-        return int(wire.recv(1000).split()[1])
+        connection.sendall(head.encode())
+        return int(connection.recv(1000).split()[1])
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_the_door_passes_sites_and_nobody_else(secure, tmp_path):
-    behind = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Behind)
+def test_the_proxy_forwards_only_the_requests_of_sites(secure, tmp_path):
+    flower = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeFlower)
     certificates = None
     if secure:
         ca, _, certificate, key = make_server(tmp_path, ["localhost"])
         certificates = (ca, certificate, key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        behind.socket = context.wrap_socket(behind.socket, server_side=True)
-    threading.Thread(target=behind.serve_forever, daemon=True).start()
+        flower.socket = context.wrap_socket(flower.socket, server_side=True)
+    threading.Thread(target=flower.serve_forever, daemon=True).start()
     port = free_port()
-    start_proxy("127.0.0.1", port, behind.server_port, certificates)
+    start_proxy("127.0.0.1", port, flower.server_port, certificates)
     trust = ssl.create_default_context(cafile=str(tmp_path / "ca.crt")) if secure else False
     with httpx.Client(base_url=f"http{'s' * secure}://127.0.0.1:{port}", verify=trust) as site:
         for _ in range(200):
@@ -303,8 +309,8 @@ def test_the_door_passes_sites_and_nobody_else(secure, tmp_path):
                 site.get("/")
                 break
             time.sleep(0.05)
-        told = site.post("/v1/fleet/push-object", content=b"body", headers={"x-signed": "yes"})
-        assert (told.text, told.headers["x-signed"]) == ("/v1/fleet/push-object body", "yes")
+        response = site.post("/v1/fleet/push-object", content=b"body", headers={"x-signed": "yes"})
+        assert (response.text, response.headers["x-signed"]) == ("/v1/fleet/push-object body", "yes")
         for path in (
             "/v1/control/start-run",
             "/v1/runtime/acquire-task",
@@ -313,70 +319,72 @@ def test_the_door_passes_sites_and_nobody_else(secure, tmp_path):
             "/",
         ):
             assert site.post(path, content=b"x").status_code == 404, path
-        assert plainly(port, trust, "/v1/fleet/push-object", LARGEST + 1) == 413
-    behind.shutdown()
-    behind.server_close()
+        assert raw_request(port, trust, "/v1/fleet/push-object", MAX_REQUEST + 1) == 413
+    flower.shutdown()
+    flower.server_close()
 
 
-def test_a_door_that_cannot_be_opened_says_so():
+def test_a_port_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(idiolect.UsageError, match="cannot listen on"):
         start_proxy("127.0.0.1", taken.getsockname()[1], 1, None)
 
 
-def test_who_may_join_follows_the_folder_of_keys(tmp_path, monkeypatch, capsys):
-    asked = []
+def test_registered_sites_follow_the_folder_of_keys(tmp_path, monkeypatch, capsys):
+    calls = []
 
-    def flwr(words, home):
-        asked.append(words[1:3])
-        if words[1] == "register" and "odd" in words[2]:
+    def run_flwr(arguments, home):
+        calls.append(arguments[1:3])
+        if arguments[1] == "register" and "rsa" in arguments[2]:
             return {"success": False, "error-message": "no such curve"}, ""
-        if words[1] == "register" and "spent" in words[2]:
+        if arguments[1] == "register" and "used" in arguments[2]:
             return {}, "[code: 23] Public key already in use."
-        return {"success": True, "node-id": 7000 + len(asked)}, ""
+        return {"success": True, "node-id": 7000 + len(calls)}, ""
 
-    monkeypatch.setattr(serving, "flwr", flwr)
-    keeper = serving.Doorkeeper(tmp_path)
+    monkeypatch.setattr(serve_module, "run_flwr", run_flwr)
+    registry = serve_module.SiteRegistry(tmp_path)
     keys = tmp_path / "sites"
     (keys / "north.pub").write_text("ecdsa a")
-    (keys / "odd.pub").write_text("rsa")
-    (keys / "spent.pub").write_text("ecdsa b")
-    keeper.look()
-    keeper.look()
-    assert asked == [
+    (keys / "rsa.pub").write_text("rsa")
+    (keys / "used.pub").write_text("ecdsa b")
+    registry.update()
+    registry.update()
+    assert calls == [
         ["register", str(keys / "north.pub")],
-        ["register", str(keys / "odd.pub")],
-        ["register", str(keys / "spent.pub")],
+        ["register", str(keys / "rsa.pub")],
+        ["register", str(keys / "used.pub")],
     ]
     printed = capsys.readouterr().out
-    assert "north may join: no key in OpenSSH's form" in printed
-    assert "odd cannot be let in: no such curve" in printed
-    assert "spent cannot be let in: this key has been let in and turned out before" in printed
-    asked.clear()
-    serving.Doorkeeper(tmp_path).look()  # after a restart: north is known
-    assert [words[0] for words in asked] == ["register", "register"]
-    asked.clear()
+    assert "site north may join: not a public key in OpenSSH format" in printed
+    assert "key of site rsa rejected: no such curve" in printed
+    assert "key of site used rejected: this key was removed before" in printed
+    calls.clear()
+    serve_module.SiteRegistry(tmp_path).update()  # after a restart: north is still registered
+    assert [arguments[0] for arguments in calls] == ["register", "register"]
+    calls.clear()
     (keys / "north.pub").unlink()
-    keeper.look()
-    assert asked == [["unregister", "7001"]]
-    assert "north may join no longer" in capsys.readouterr().out
+    registry.update()
+    assert calls == [["unregister", "7001"]]
+    assert "site north removed" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_flowers_processes_end_with_the_one_that_started_them(tmp_path):
-    """The starter is killed: what it started reads the end of a pipe, and ends itself."""
+def test_flowers_processes_end_with_their_parent(tmp_path):
+    """The parent is killed; its child reads the end of a pipe and ends itself."""
     script = (
-        "import sys, time; from pathlib import Path; from idiolect.flower.server.launch import running, free_port\n"
-        "with running('flower-superlink', ['--insecure', '--port', str(free_port())], Path(sys.argv[1]) / 'flower',"
-        " Path(sys.argv[1]) / 'log') as process:\n    print(process.pid, flush=True)\n    time.sleep(60)\n"
+        "import sys, time; from pathlib import Path\n"
+        "from idiolect.flower.system.launch import flower_process, free_port\n"
+        "folder, arguments = Path(sys.argv[1]), ['--insecure', '--port', str(free_port())]\n"
+        "with flower_process('flower-superlink', arguments, folder / 'flower', folder / 'log') as process:\n"
+        "    print(process.pid, flush=True)\n    time.sleep(60)\n"
     )
-    starter = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    pid = int(starter.stdout.readline())
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
     deadline = time.monotonic() + 60
     while "running on" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
-    starter.kill()
-    starter.wait()
-    starter.stdout.close()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()

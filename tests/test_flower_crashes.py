@@ -1,4 +1,4 @@
-"""Killed anywhere and started again, coordinator and sites end as if nothing had happened."""
+"""Coordinator and sites are killed at any line and restarted: the result is that of a run without kills."""
 
 import itertools
 import random
@@ -7,27 +7,30 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flower_net import Lines, answers, breaks, dies, ends, late
-from flower_worlds import World, absent, equal, flat, same
+from flower_grid import LineTracer, app_fails, coordinator_dies, replies_late, replies_with, site_dies
+from flower_worlds import World, absent, assert_equal, assert_same, named_tensors
 from flwr.app import RecordDict
 
 from idiolect import methods, parts
 
-METHOD = methods.fedpac(strength=0.7) + parts.control_variates()  # memory, mail and a slot of the server
+METHOD = methods.fedpac(strength=0.7) + parts.control_variates()  # with memory, messages, and state of the server
 TINY = {"ada": 4, "ben": 3}
 COORDINATOR = (
-    "flower/coordinator/coordinator.py:__post_init__",
+    "flower/coordinator/coordinator.py:open",
     "flower/coordinator/coordinator.py:play_all",
-    "flower/coordinator/coordinator.py:_play",
-    "flower/coordinator/coordinator.py:_record",
-    "flower/coordinator/coordinator.py:_checked",
-    "flower/coordinator/requests.py:ask",
-    "flower/coordinator/requests.py:gather",
-    "flower/coordinator/requests.py:_meet",
-    "flower/coordinator/connections.py:look",
-    "flower/coordinator/connections.py:listen",
-    "flower/coordinator/connections.py:_hear",
-    "flower/coordinator/connections.py:_post",
+    "flower/coordinator/coordinator.py:_play_round",
+    "flower/coordinator/coordinator.py:_aggregate",
+    "flower/coordinator/coordinator.py:_add_evaluation",
+    "flower/coordinator/results.py:read_result",
+    "flower/coordinator/requests.py:collect",
+    "flower/coordinator/requests.py:wait_for_sites",
+    "flower/coordinator/requests.py:_send",
+    "flower/coordinator/requests.py:_receive",
+    "flower/coordinator/requests.py:_register",
+    "flower/coordinator/connections.py:refresh",
+    "flower/coordinator/connections.py:receive",
+    "flower/coordinator/connections.py:_reply",
+    "flower/coordinator/connections.py:_push",
     "flower/coordinator/clients.py:save",
     "storage/checkpoint.py:save",
     "storage/run_directory.py:put",
@@ -38,6 +41,7 @@ STATE = ("__init__", "rounds", "load", "newest", "save")
 SITE = (
     "flower/site/session.py",
     "flower/site/app.py",
+    "flower/protocol/model_form.py",
     *(f"flower/site/state.py:{name}" for name in STATE),
     "storage/run_directory.py:write_whole",
 )
@@ -47,69 +51,69 @@ def world_in(folder):
     return World(folder, METHOD, rounds=3, sizes=TINY, quorum=2)
 
 
-def left_by(world, made):
-    """What a run leaves: the server's slots, each client's state and own model, and what was measured."""
-    kept = {f"server/{name}": t for name, t in flat(made.server).items()}
-    for client in world.clients:
-        kept |= {f"{client}/{name}": t for name, t in world.state(client, made.memory[client].base).items()}
-        kept |= {f"{client}/mail/{name}": t for name, t in flat(made.memory[client].mail).items()}
-        kept |= {f"{client}/own/{name}": t for name, t in world.personal(client).items()}
-    timed = ("seconds", "bytes_up", "bytes_down")
-    return kept, [{k: v for k, v in record.items() if k not in timed} for record in made.records]
+def result_of(world, coordinator):
+    """Return the result of a run: server state, each client's state, messages and personal model; and the records."""
+    kept = {f"server/{name}": t for name, t in named_tensors(coordinator.server).items()}
+    for name, client in ((name, coordinator.clients[name]) for name in world.clients):
+        kept |= {f"{name}/state/{key}": t for key, t in world.state(name, client.base_round).items()}
+        kept |= {f"{name}/message/{key}": t for key, t in named_tensors(client.messages).items()}
+        kept |= {f"{name}/personal/{key}": t for key, t in world.personal(name).items()}
+    excluded = ("seconds", "bytes_up", "bytes_down")
+    return kept, [{k: v for k, v in record.items() if k not in excluded} for record in coordinator.records]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What is left of a run in peace, and the lines that its coordinator and its sites have run."""
-    world = world_in(tmp_path_factory.mktemp("peace"))
-    world.net.lines = Lines(*SITE)
-    with Lines(*COORDINATOR) as lines:
-        made = world.play()
-    return left_by(world, made), lines.places(), world.net.lines.places()
+    """The result of a run without kills, and the lines that its coordinator and its sites have run."""
+    world = world_in(tmp_path_factory.mktemp("undisturbed"))
+    world.grid.tracer = LineTracer(*SITE)
+    with LineTracer(*COORDINATOR) as lines:
+        coordinator = world.play()
+    return result_of(world, coordinator), lines.sample(), world.grid.tracer.sample()
 
 
-def same_ends(found, wanted):
-    equal(found[0], wanted[0], "the end")
-    assert found[1] == wanted[1]
+def assert_same_results(found, expected):
+    assert_equal(found[0], expected[0], "the result")
+    assert found[1] == expected[1]
 
 
-def nobody_trained_twice(world):
-    """Each client's messages for one round name one state to start from, and that of the round before."""
+def assert_nobody_trained_twice(world):
+    """Assert that every message to train names the state after the round before."""
     assert {(client, played, base) for client, played, base in world.trained() if base != played} == set()
 
 
 def coordinator_is_killed(folder, undisturbed, at, functions=COORDINATOR):
     world = world_in(folder)
-    with Lines(*functions, kill=at) as lines:
+    with LineTracer(*functions, kill=at) as lines:
         world.play()
-    assert len(lines.seen) == at, "it was not killed"
-    made = world.play()
-    same_ends(left_by(world, made), undisturbed[0])
-    nobody_trained_twice(world)
+    assert len(lines.seen) == at, "the coordinator was not killed"
+    coordinator = world.play()
+    assert_same_results(result_of(world, coordinator), undisturbed[0])
+    assert_nobody_trained_twice(world)
 
 
 def site_is_killed(folder, undisturbed, at):
     world = world_in(folder)
-    world.net.lines = Lines(*SITE, kill=at)
-    made = world.play()
-    assert len(world.net.lines.seen) >= at
-    same_ends(left_by(world, made), undisturbed[0])
-    nobody_trained_twice(world)
+    world.grid.tracer = LineTracer(*SITE, kill=at)
+    coordinator = world.play()
+    assert len(world.grid.tracer.seen) >= at
+    assert_same_results(result_of(world, coordinator), undisturbed[0])
+    assert_nobody_trained_twice(world)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that a kill leaves open
 @pytest.mark.parametrize("crash", [coordinator_is_killed, site_is_killed])
 def test_a_kill_changes_nothing(tmp_path, undisturbed, crash):
-    places = undisturbed[1 if crash is coordinator_is_killed else 2]
-    for at in random.Random(1).sample(places, 6):
+    lines = undisturbed[1 if crash is coordinator_is_killed else 2]
+    for at in random.Random(1).sample(lines, 6):
         crash(tmp_path / str(at), undisturbed, at)
 
 
-def test_a_kill_while_what_was_measured_is_written_changes_nothing(tmp_path, undisturbed):
-    functions = ("flower/coordinator/coordinator.py:_record",)
-    with Lines(*functions) as lines:
+def test_a_kill_while_an_evaluation_is_written_changes_nothing(tmp_path, undisturbed):
+    functions = ("flower/coordinator/coordinator.py:_add_evaluation",)
+    with LineTracer(*functions) as lines:
         world_in(tmp_path).play()
-    for at in lines.places():
+    for at in lines.sample():
         coordinator_is_killed(tmp_path / str(at), undisturbed, at, functions)
 
 
@@ -121,45 +125,46 @@ def test_a_kill_at_any_line_changes_nothing(tmp_path, undisturbed, crash):
         crash(tmp_path / str(at), undisturbed, at)
 
 
-ANY = [methods.fedpac(strength=0.7), methods.fedbn() + parts.control_variates(), methods.fedamp(strength=0.5)]
+METHODS = [methods.fedpac(strength=0.7), methods.fedbn() + parts.control_variates(), methods.fedamp(strength=0.5)]
 
 
-def any_fault(dice):
-    """Nothing, or one of the things that befall a site when a message comes."""
-    return dice.choice(
+def random_fault(generator):
+    """Return a random fault, or none."""
+    return generator.choice(
         [
-            late(dice.uniform(1, 90)),
-            late(dice.uniform(1, 250)),
-            dies(dice.uniform(0.1, 150), trained=dice.random() < 0.5, anew=dice.random() < 0.5),
-            breaks,
-            ends,
-            answers(lambda content: RecordDict()),
-            *[lambda visit: visit.answer()] * 3,
+            replies_late(generator.uniform(1, 90)),
+            replies_late(generator.uniform(1, 250)),
+            site_dies(generator.uniform(0.1, 150), trained=generator.random() < 0.5, new_node=generator.random() < 0.5),
+            app_fails,
+            coordinator_dies,
+            replies_with(lambda content: RecordDict()),
+            *[lambda delivery: delivery.answer()] * 3,
         ]
     )
 
 
-def a_troubled_run(folder, seed):
-    """Play a run in which all goes wrong, again and again until it is done; it equals that without the results lost."""
-    dice = random.Random(seed)
+def run_with_random_faults(folder, seed):
+    """Play a run with random faults until it is done; it must equal the simulation without the lost results."""
+    generator = random.Random(seed)
     sizes = {"ada": 9, "ben": 3, "cleo": 12, "dan": 5, "eve": 1}
-    share, quorum = dice.choice([0.5, 0.75, 1.0]), dice.choice([None, 1, 2, 4])
-    world = World(folder, ANY[seed % 3], 5, share, sizes, deadline=100, give_up=5000, quorum=quorum)
+    share, quorum = generator.choice([0.5, 0.75, 1.0]), generator.choice([None, 1, 2, 4])
+    world = World(folder, METHODS[seed % 3], 5, share, sizes, deadline=100, give_up=5000, quorum=quorum)
     for client, kind, played in itertools.product(sizes, ("query", "train", "evaluate"), range(6)):
-        world.net.plan[client, kind, played] = [any_fault(dice) for _ in range(dice.randint(0, 3))]
+        world.grid.faults[client, kind, played] = [random_fault(generator) for _ in range(generator.randint(0, 3))]
     for _ in range(60):
-        made = world.play()
-        if made and world.status()["phase"] == "done":
+        coordinator = world.play()
+        if world.status()["phase"] == "done":
             break
-    same(world, made, world.rehearsed(absent(made)), made.records[-1].get("clients", {}))
+    evaluated = coordinator.records[-1].get("clients", {})
+    assert_same(world, coordinator, world.trained_federation(absent(coordinator)), evaluated)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_troubled_run_is_that_without_the_results_that_were_lost(tmp_path, seed):
-    a_troubled_run(tmp_path, seed)
+def test_random_faults_change_nothing_but_lost_results(tmp_path, seed):
+    run_with_random_faults(tmp_path, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 30))
-def test_many_troubled_runs(tmp_path, seed):
-    a_troubled_run(tmp_path, seed)
+def test_more_random_faults_change_nothing_but_lost_results(tmp_path, seed):
+    run_with_random_faults(tmp_path, seed)

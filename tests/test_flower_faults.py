@@ -1,11 +1,11 @@
-"""Sites that die or come late, too few sites, coordinators that begin again: what is waited for, counted and said."""
+"""Sites that die or reply late, too few sites, coordinators that restart: results, waiting and events."""
 
 import pytest
 
 pytest.importorskip("flwr")
 
-from flower_net import after_which, breaks, dies, ends, late
-from flower_worlds import World, absent, dropped, same, tiny
+from flower_grid import after, app_fails, coordinator_dies, replies_late, site_dies
+from flower_worlds import World, absent, assert_same, dropped, tiny
 
 import idiolect
 from idiolect import methods, parts
@@ -18,221 +18,221 @@ METHOD = methods.fedbn() + parts.control_variates()
 # sites that die
 
 
-def test_a_site_lost_in_a_round_comes_back_with_its_state(tmp_path):
-    """The round is complete without it, since enough results are there; its next one starts from what counted last."""
+def test_a_site_that_dies_in_a_round_comes_back_with_its_state(tmp_path):
+    """The round completes without it, with enough results; its next round starts from its last state that counted."""
     world = World(tmp_path, METHOD, quorum=3)
-    world.net.plan["ben", "train", 2] = [dies(back=30, trained=True)]
+    world.grid.faults["ben", "train", 2] = [site_dies(back=30, trained=True)]
     seen = []
-    world.net.plan["ada", "train", 3] = [after_which(lambda: seen.append(world.status()), late(60))]
-    made = world.play()
-    assert dropped(made) == [[], [], ["ben"], []]
+    world.grid.faults["ada", "train", 3] = [after(lambda: seen.append(world.status()), replies_late(60))]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], [], ["ben"], []]
     assert world.trained()[-2:] == [("dan", 3, 3), ("ben", 3, 2)]
-    assert world.said("ben")[:3] == ["no reply: Node Unavailable", "offline", "no result: offline"]
+    assert world.events_of("ben")[:3] == ["no reply: Node Unavailable", "offline", "no result: offline"]
     assert seen[0]["sites"]["ben"]["state"] == "offline"
-    same(world, made, world.rehearsed(absent(made)))
+    assert_same(world, coordinator, world.trained_federation(absent(coordinator)))
 
 
-@pytest.mark.parametrize("anew", [False, True], ids=["same node", "new node"])
+@pytest.mark.parametrize("new_node", [False, True], ids=["same node", "new node"])
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("back", [0.1, 35.0])
-def test_a_message_that_was_lost_with_its_site_is_sent_again(tmp_path, anew, trained, back):
+def test_a_message_that_was_lost_with_its_site_is_sent_again(tmp_path, new_node, trained, back):
     world = World(tmp_path, METHOD, quorum=4)
-    world.net.plan["ben", "train", 2] = [dies(back, trained=trained, anew=anew)]
-    made = world.play()
-    same(world, made, world.rehearsed())
-    assert dropped(made) == [[]] * 4
+    world.grid.faults["ben", "train", 2] = [site_dies(back, trained=trained, new_node=new_node)]
+    coordinator = world.play()
+    assert_same(world, coordinator, world.trained_federation())
+    assert dropped(coordinator) == [[]] * 4
     assert world.trained().count(("ben", 2, 2)) == 2
     assert world.trained().count(("ada", 2, 2)) == 1
-    assert [what for client, what in world.events() if client == "ben" and what.startswith("here, with 3")]
+    assert [text for client, text in world.events() if client == "ben" and text.startswith("joined with 3")]
     if back == 35.0:
-        assert "waiting: 3 of 4 results that a round needs; ends in 1200 s" in [what for _, what in world.events()]
+        assert "waiting: 3 of 4 required results; giving up in 1200 s" in [text for _, text in world.events()]
 
 
-def test_a_site_that_comes_back_before_the_network_has_noticed_gets_its_message_again(tmp_path):
-    """Its node was never seen to be offline; the activation stamp alone tells that the process is another."""
+def test_a_site_that_restarts_before_the_network_notices_gets_its_message_again(tmp_path):
+    """Its node never appears offline; only the time of activation shows that the process is another."""
     world = World(tmp_path, METHOD, quorum=4)
 
-    def restart(visit):
-        visit.answer()
-        [node] = world.net.stop("ben")
-        world.net.start("ben", node)
+    def restart(delivery):
+        delivery.answer()
+        [node] = world.grid.stop("ben")
+        world.grid.start("ben", node)
 
-    world.net.plan["ben", "train", 2] = [restart]
-    made = world.play()
-    same(world, made, world.rehearsed())
+    world.grid.faults["ben", "train", 2] = [restart]
+    coordinator = world.play()
+    assert_same(world, coordinator, world.trained_federation())
     assert world.trained().count(("ben", 2, 2)) == 2
-    assert world.said("ben") == []
+    assert world.events_of("ben") == []
 
 
-def test_a_site_that_dies_of_every_message_is_given_up_for_the_round(tmp_path):
+def test_a_site_that_dies_of_every_message_is_dropped_for_the_round(tmp_path):
     world = World(tmp_path, METHOD, quorum=2)
-    world.net.plan["ben", "train", 1] = [dies(back=0.1)] * 9
-    made = world.play()
-    assert dropped(made) == [[], ["ben"], [], []]
-    assert made.records[1]["dropped"] == {"ben": "no result after 3 messages"}
-    assert "no result: no result after 3 messages" in world.said("ben")
+    world.grid.faults["ben", "train", 1] = [site_dies(back=0.1)] * 9
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], ["ben"], [], []]
+    assert coordinator.records[1]["dropped"] == {"ben": "no reply to 3 requests"}
+    assert "no result: no reply to 3 requests" in world.events_of("ben")
     assert world.trained().count(("ben", 1, 1)) == 3
-    same(world, made, world.rehearsed(absent(made)))
+    assert_same(world, coordinator, world.trained_federation(absent(coordinator)))
 
 
-def test_an_app_that_fails_is_asked_again_and_then_given_up_for_the_round(tmp_path):
+def test_an_app_that_fails_is_asked_again_and_then_dropped_for_the_round(tmp_path):
     world = World(tmp_path, METHOD)
-    world.net.plan["ben", "train", 1] = [breaks]
-    world.net.plan["ben", "train", 2] = [breaks] * 9
-    world.net.plan["cleo", "query", 0] = [breaks] * 2
-    made = world.play()
-    assert dropped(made) == [[], [], ["ben"], []]
-    assert world.said("ben").count("no reply: ZeroDivisionError: somewhere") == 2
-    assert world.clock.now - 1e6 > 60, "a site that fails to say who it is was asked again at once"
-    same(world, made, world.rehearsed(absent(made)))
+    world.grid.faults["ben", "train", 1] = [app_fails]
+    world.grid.faults["ben", "train", 2] = [app_fails] * 9
+    world.grid.faults["cleo", "query", 0] = [app_fails] * 2
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], [], ["ben"], []]
+    assert world.events_of("ben").count("no reply: ZeroDivisionError: somewhere") == 2
+    assert world.clock.now - 1e6 > 60, "a site that failed to register was asked again at once"
+    assert_same(world, coordinator, world.trained_federation(absent(coordinator)))
 
 
-# sites that are late
+# late results
 
 
-def test_a_late_result_does_not_count_and_its_site_goes_back_to_its_state_before(tmp_path):
-    """As in a simulation in which that client did not take part, whenever its reply comes."""
+def test_a_late_result_is_ignored_and_its_site_goes_back_to_its_state_before_the_round(tmp_path):
+    """The run equals a simulation in which the client did not take part in that round."""
     world = World(tmp_path, METHOD, rounds=5, deadline=100)
-    world.net.plan["ben", "train", 1] = [late(150)]
-    world.net.plan["ben", "train", 3] = [late(99)]
-    made = world.play()
-    assert dropped(made) == [[], ["ben"], [], [], []]
-    assert made.records[1]["dropped"] == {"ben": "past the deadline"}
-    assert world.said("ben") == ["no result: past the deadline"]
+    world.grid.faults["ben", "train", 1] = [replies_late(150)]
+    world.grid.faults["ben", "train", 3] = [replies_late(99)]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], ["ben"], [], [], []]
+    assert coordinator.records[1]["dropped"] == {"ben": "deadline passed"}
+    assert world.events_of("ben") == ["no result: deadline passed"]
     assert [(played, base) for client, played, base in world.trained() if client == "ben"] == [
         (0, 0),
         (1, 1),
-        (2, 1),  # not from what the late result has left
+        (2, 1),  # not from the state of the late result
         (3, 3),
         (4, 4),
     ]
-    same(world, made, world.rehearsed({(1, "ben")}))
+    assert_same(world, coordinator, world.trained_federation({(1, "ben")}))
 
 
-def test_a_round_that_has_too_few_at_its_deadline_is_played_again_and_nobody_trains_twice(tmp_path):
+def test_a_round_with_too_few_results_at_its_deadline_is_repeated_from_the_same_states(tmp_path):
     world = World(tmp_path, METHOD, quorum=4, deadline=100)
-    world.net.plan["ben", "train", 2] = [late(150), late(120)]
-    made = world.play()
-    assert dropped(made) == [[]] * 4
+    world.grid.faults["ben", "train", 2] = [replies_late(150), replies_late(120)]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[]] * 4
     assert [t for t in world.trained() if t[1] == 2] == [(client, 2, 2) for client in world.clients] * 3
-    said = [what for client, what in world.events() if not client]
-    assert any(what.startswith("waiting: round 3 had 3 of 4 results it needs; ends in") for what in said)
-    same(world, made, world.rehearsed())
+    texts = [text for client, text in world.events() if not client]
+    assert any(text.startswith("waiting: round 3 got 3 of 4 required results; giving up in") for text in texts)
+    assert_same(world, coordinator, world.trained_federation())
 
 
-def test_who_is_slow_is_waited_for_until_the_deadline_even_if_enough_are_there(tmp_path):
+def test_slow_sites_are_waited_for_until_the_deadline_even_with_enough_results(tmp_path):
     world = World(tmp_path, METHOD, quorum=1, deadline=100)
-    world.net.plan["ben", "train", 1] = [late(90)]
-    made = world.play()
-    assert dropped(made) == [[]] * 4
-    assert made.records[1]["seconds"] >= 90
-    same(world, made, world.rehearsed())
+    world.grid.faults["ben", "train", 1] = [replies_late(90)]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[]] * 4
+    assert coordinator.records[1]["seconds"] >= 90
+    assert_same(world, coordinator, world.trained_federation())
 
 
 # too few sites
 
 
-def test_the_first_round_waits_for_enough_sites_and_says_how_long(tmp_path):
+def test_the_first_round_waits_for_enough_sites(tmp_path):
     world = World(tmp_path, METHOD, give_up=60)
-    world.net.stop("dan")
-    with pytest.raises(TooFewSitesError, match=r"3 of 4 sites joined; nothing has moved for 60 s"):
+    world.grid.stop("dan")
+    with pytest.raises(TooFewSitesError, match=r"3 of 4 sites joined; no progress for 60 s"):
         world.play()
-    said = [what for client, what in world.events() if what.startswith("waiting")]
-    assert said == ["waiting: 0 of 4 sites joined; ends in 60 s"] + [
-        f"waiting: 3 of 4 sites joined; ends in {left} s" for left in (60, 50, 40, 30, 20, 10)
+    texts = [text for client, text in world.events() if text.startswith("waiting")]
+    assert texts == ["waiting: 0 of 4 sites joined; giving up in 60 s"] + [
+        f"waiting: 3 of 4 sites joined; giving up in {left} s" for left in (60, 50, 40, 30, 20, 10)
     ]
     assert world.status()["phase"] == "gave up: 3 of 4 sites joined"
     assert world.trained() == []
 
 
-def test_a_site_may_come_in_the_last_minute_and_later_ones_join(tmp_path):
+def test_a_site_may_join_shortly_before_the_coordinator_gives_up(tmp_path):
     world = World(tmp_path, METHOD, give_up=60)
-    world.net.stop("dan")
-    world.clock.after(55, lambda: world.net.start("dan"))
-    same(world, world.play(), world.rehearsed())
+    world.grid.stop("dan")
+    world.clock.after(55, lambda: world.grid.start("dan"))
+    assert_same(world, world.play(), world.trained_federation())
 
 
-def test_a_round_that_never_has_enough_ends_the_run_though_one_site_answers_every_time(tmp_path):
+def test_a_round_that_never_gets_enough_results_ends_the_run(tmp_path):
     world = World(tmp_path, METHOD, quorum=4, deadline=50, give_up=400)
-    world.net.plan["ben", "train", 1] = [late(90)] * 99
-    with pytest.raises(TooFewSitesError, match=r"round 2 had 3 of 4 results it needs; nothing has moved for 400 s"):
+    world.grid.faults["ben", "train", 1] = [replies_late(90)] * 99
+    with pytest.raises(TooFewSitesError, match=r"round 2 got 3 of 4 required results; no progress for 400 s"):
         world.play()
     assert 3 < world.trained().count(("ada", 1, 1)) < 10
-    assert world.status()["phase"] == "gave up: round 2 had 3 of 4 results it needs"
+    assert world.status()["phase"] == "gave up: round 2 got 3 of 4 required results"
 
 
-def test_sites_that_stay_away_end_the_run_and_another_coordinator_goes_on(tmp_path):
+def test_too_few_sites_end_the_run_and_a_new_coordinator_resumes_it(tmp_path):
     world = World(tmp_path, METHOD, give_up=100)
     for client in ("ada", "ben", "cleo"):
-        world.net.plan[client, "train", 2] = [dies(back=None)]
-    with pytest.raises(TooFewSitesError, match="1 of 3 results that a round needs; nothing has moved for 100 s"):
+        world.grid.faults[client, "train", 2] = [site_dies(back=None)]
+    with pytest.raises(TooFewSitesError, match="1 of 3 required results; no progress for 100 s"):
         world.play()
     for client in ("ada", "ben", "cleo"):
-        world.net.start(client)
-    made = world.play()
-    assert (None, "going on with what") in [(c or None, what[:18]) for c, what in world.events()]
-    same(world, made, world.rehearsed())
+        world.grid.start(client)
+    coordinator = world.play()
+    assert ("", "resuming the run") in [(client, text[:16]) for client, text in world.events()]
+    assert_same(world, coordinator, world.trained_federation())
 
 
-def test_a_quorum_that_is_not_named_is_more_than_half(tmp_path):
+def test_the_default_quorum_is_more_than_half(tmp_path):
     world = World(tmp_path, METHOD, rounds=2)
     for client in ("ada", "ben"):
-        world.net.plan[client, "train", 1] = [dies(back=5)]
-    made = world.play()
-    assert dropped(made) == [[], []]
+        world.grid.faults[client, "train", 1] = [site_dies(back=5)]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], []]
     other = World(tmp_path / "other", METHOD, rounds=2)
-    other.net.plan["ada", "train", 1] = [dies(back=5)]
+    other.grid.faults["ada", "train", 1] = [site_dies(back=5)]
     assert dropped(other.play()) == [[], ["ada"]]
 
 
-# a coordinator that begins again
+# a coordinator that restarts
 
 
-def test_a_coordinator_that_begins_again_gives_its_sites_time_to_come_back(tmp_path):
-    """One site answers at once and is a quorum; the others have data to load before they can say who they are."""
+def test_a_restarted_coordinator_gives_its_sites_time_to_reconnect(tmp_path):
+    """One site answers at once and is a quorum; the others must load data before they can register."""
     world = World(tmp_path, METHOD, quorum=1)
-    world.net.plan["ada", "train", 2] = [ends]
+    world.grid.faults["ada", "train", 2] = [coordinator_dies]
     world.play()
     for client in ("ben", "cleo", "dan"):
-        world.net.plan[client, "query", 0] = [late(60)]
-    made = world.play()
-    assert dropped(made) == [[]] * 4
-    same(world, made, world.rehearsed())
+        world.grid.faults[client, "query", 0] = [replies_late(60)]
+    coordinator = world.play()
+    assert dropped(coordinator) == [[]] * 4
+    assert_same(world, coordinator, world.trained_federation())
 
 
-def test_who_does_not_come_back_after_a_restart_is_waited_for_two_minutes_and_no_longer(tmp_path):
+def test_a_restarted_coordinator_waits_two_minutes_for_a_missing_site(tmp_path):
     world = World(tmp_path, METHOD, quorum=2)
-    world.net.plan["ada", "train", 2] = [ends]
+    world.grid.faults["ada", "train", 2] = [coordinator_dies]
     world.play()
-    world.net.stop("dan")
-    made = world.play()
-    assert dropped(made) == [[], [], ["dan"], ["dan"]]
-    assert 110 < made.records[2]["seconds"] < 130
-    assert made.records[3]["seconds"] < 5
-    same(world, made, world.rehearsed(absent(made)), ["ada", "ben", "cleo"])
+    world.grid.stop("dan")
+    coordinator = world.play()
+    assert dropped(coordinator) == [[], [], ["dan"], ["dan"]]
+    assert 110 < coordinator.records[2]["seconds"] < 130
+    assert coordinator.records[3]["seconds"] < 5
+    assert_same(world, coordinator, world.trained_federation(absent(coordinator)), ["ada", "ben", "cleo"])
 
 
-def test_mail_outlives_the_coordinator_and_is_delivered_once_it_counts(tmp_path):
+def test_messages_to_single_clients_survive_a_restart_of_the_coordinator(tmp_path):
     sizes = {"ada": 9, "Zürich.2": 3, "c-3": 12, "dan": 5}
     world = World(tmp_path, methods.fedpac(strength=0.7), participation=0.5, rounds=6, sizes=sizes)
     for played in range(1, 6):
         for client in world.clients:
-            world.net.plan[client, "train", played] = [ends]
-    made = [world.play() for _ in range(12)][-1]
-    assert made.round == 6
-    same(world, made, world.rehearsed())
+            world.grid.faults[client, "train", played] = [coordinator_dies]
+    coordinator = [world.play() for _ in range(12)][-1]
+    assert coordinator.round == 6
+    assert_same(world, coordinator, world.trained_federation())
 
 
-def test_the_second_coordinator_in_a_directory_is_refused_and_writes_nothing(tmp_path):
+def test_a_second_coordinator_in_a_directory_is_refused_and_writes_nothing(tmp_path):
     world = World(tmp_path, METHOD, rounds=1)
     world.play()
     with world.timed():
-        world.coordinator()
+        world.coordinator().open()
         with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-            file.write('{"round": 2')  # the first one is writing
+            file.write('{"round": 2')  # the first coordinator is writing
         before = contents(tmp_path / "run")
-        with pytest.raises(UsageError, match=r"run is in use by process \d+: only one at a time may be at work in it"):
-            world.coordinator()
+        with pytest.raises(UsageError, match=r"run is in use by process \d+: only one process may use it at a time"):
+            world.coordinator().open()
         assert contents(tmp_path / "run") == before
 
 
@@ -240,7 +240,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_directory_of_another_run_is_refused_with_what_differs(tmp_path):
+def test_a_directory_of_another_run_is_refused_and_the_differences_are_named(tmp_path):
     world = World(tmp_path, METHOD, rounds=1)
     world.play()
     before = contents(tmp_path / "run")
@@ -248,13 +248,15 @@ def test_a_directory_of_another_run_is_refused_with_what_differs(tmp_path):
     with pytest.raises(UsageError, match=r"other settings: method was .*; rounds was 1, is 2; seed was 0, is 3"):
         other.play()
     assert contents(tmp_path / "run") == before
-    fit_here = tmp_path / "simulation"
-    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, directory=fit_here / "run", report=False, engine="sequential")
+    simulation = tmp_path / "simulation"
+    idiolect.fit(
+        tiny(), world.clients, METHOD, rounds=1, directory=simulation / "run", report=False, engine="sequential"
+    )
     with pytest.raises(UsageError, match=r"started with other settings: run was None, is "):
-        World(fit_here, METHOD, rounds=1).play()
+        World(simulation, METHOD, rounds=1).play()
 
 
-def test_a_folder_of_other_things_is_left_alone_and_one_that_was_only_locked_is_begun_in(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_one_with_only_a_lock_file_is_used(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     assert World(tmp_path, METHOD, rounds=1).play().round == 1

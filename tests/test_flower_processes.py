@@ -1,4 +1,4 @@
-"""One run over real processes, with TLS and keys: what the sites end with is what the simulator says, bit for bit."""
+"""One run with real processes, TLS and keys: the sites' models equal those of the simulation, bit for bit."""
 
 import sys
 from pathlib import Path
@@ -17,32 +17,32 @@ def demo(monkeypatch):
     import demo
 
     yield demo
-    for name in ("demo", "coordinator", "coordinator_fedfsa", "hospital", "network", "tap"):
+    for name in ("demo", "coordinator", "coordinator_fedfsa", "hospital", "network", "recorder"):
         sys.modules.pop(name, None)
 
 
-def test_three_sites_end_with_the_models_of_the_simulator(demo, tmp_path):
+def test_three_sites_end_with_the_models_of_the_simulation(demo, tmp_path):
     hospitals = demo.Hospitals(tmp_path, "coordinator.py")
-    hub = tmp_path / "hub" / "coordinator.py"
-    hub.write_text(hub.read_text().replace("rounds=4", "rounds=2"))
-    stranger = tmp_path / "east"
-    demo.call("keys", stranger, "--site", "east")
-    (stranger / "ca.crt").write_bytes((tmp_path / "north" / "ca.crt").read_bytes())
+    file = tmp_path / "app" / "coordinator.py"
+    file.write_text(file.read_text().replace("rounds=4", "rounds=2"))
+    unregistered = tmp_path / "east"
+    demo.run_command("keys", unregistered, "--site", "east")
+    (unregistered / "ca.crt").write_bytes((tmp_path / "north" / "ca.crt").read_bytes())
     try:
         hospitals.start_server()
         hospitals.start_site("east")  # its key is not in the server's folder
-        demo.wait(lambda: "not let in" in hospitals.told("east"), "the stranger to be turned away")
+        demo.wait(lambda: "rejected" in hospitals.output("east"), "the unregistered site to be rejected")
         hospitals.kill("east")
-        hospitals.play(disturbed=False, say=print)
+        hospitals.play(disturbed=False, log=print)
     finally:
         for name in ("submit", "north", "east"):
-            print(hospitals.told(name))
-    assert "has no east.pub" in hospitals.told("east")
-    assert "'east'" not in hospitals.told("submit")
+            print(hospitals.output(name))
+    assert "has no east.pub" in hospitals.output("east")
+    assert "'east'" not in hospitals.output("submit")
     assert hospitals.status()["round"] == 2
-    expected = demo.simulated("coordinator.py", rounds=2)
+    expected = demo.simulate("coordinator.py", rounds=2)
     for name in demo.SITES:
-        own = hospitals.personal(name)
-        assert demo.alike(own, expected[name])
-        sent = set(demo.sent(hospitals.tap, own))
-        assert sent == {n for n in own if n.split(".")[0] not in ("1", "5")}  # all but normalization
+        personal = hospitals.personal_model(name)
+        assert demo.are_equal(personal, expected[name])
+        sent = set(demo.sent_tensors(hospitals.recorder, personal))
+        assert sent == {n for n in personal if n.split(".")[0] not in ("1", "5")}  # all but normalization layers

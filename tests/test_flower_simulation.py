@@ -1,4 +1,4 @@
-"""Flower's simulation engine: the bits of one by one, on Ray and without it; what fails says so and leaves nothing."""
+"""Flower's simulation engine equals the sequential engine bit for bit; errors are named and leave nothing behind."""
 
 import copy
 import importlib
@@ -27,7 +27,7 @@ from idiolect.core.tree import Tree
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.engines.sequential import Sequential
-from idiolect.flower.ray.actor import Actor, light, packed
+from idiolect.flower.ray.actor import Actor, to_arrays, without_clients
 from idiolect.flower.ray.engine import RayEngine
 from idiolect.rounds.optim import SGD
 from idiolect.rounds.training import Training
@@ -41,10 +41,10 @@ METHODS = [
     methods.fedfsa(rho=0.1, rho_larger=0.3, top=1),
     methods.scaffold(),
     methods.ditto(),
-    methods.fedgloss(),  # who trains is sent other tensors than who predicts
-    methods.fedamp(),  # it tells clients something alone
-    methods.fedrod(),  # a client has tensors of its own
-    methods.knnper(),  # and some that are filled to predict
+    methods.fedgloss(),  # different broadcasts for training and for prediction
+    methods.fedamp(),  # with messages to single clients
+    methods.fedrod(),  # with personal tensors in the model
+    methods.knnper(),  # with buffers that are filled for prediction
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
@@ -55,7 +55,7 @@ def single(data):
 
 
 def world(method, engine, *before, clients=None):
-    """Return a federation of unequal clients in float32, half of which take part in a round."""
+    """Return a federation of clients of different sizes in float32; half of them take part in a round."""
     held = {name: single(data) for name, data in population(RAGGED).items()} if clients is None else clients
     training = Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0)
     model = Model(nn.Sequential(*before, *network().float()))
@@ -67,62 +67,62 @@ def weights_of(federation, client, weights):
 
 
 def assert_same_bits(method, engine, *before):
-    alone, away = world(method, Sequential(), *before), world(method, engine, *before)
+    local, remote = world(method, Sequential(), *before), world(method, engine, *before)
     for _ in range(3):
-        assert alone.play() == away.play()
-        assert evaluate_all(alone, ()) == evaluate_all(away, ())
-    same_state(alone, away)
-    names = list(away.clients)
-    for client, own in zip(names, engine.measure(away, names, weights_of), strict=True):
-        assert torch.equal(torch.tensor(own), alone.personal(client).flat), client
+        assert local.play() == remote.play()
+        assert evaluate_all(local, ()) == evaluate_all(remote, ())
+    same_state(local, remote)
+    names = list(remote.clients)
+    for client, weights in zip(names, engine.measure(remote, names, weights_of), strict=True):
+        assert torch.equal(torch.tensor(weights), local.personal(client).flat), client
 
 
-class Here:
-    """A crew whose one actor is in this process: what it has and what it is sent are copies, as they are elsewhere."""
+class LocalPool:
+    """A pool with one actor in this process; the actor and its messages are copies, as they are with Ray."""
 
-    size, dismissed = 1, 0
+    size, closed = 1, 0
 
     def __init__(self, federation, cpus, gpus):
         self.federation, self.score, self.actor = federation, None, None
 
-    def learn(self, score):
+    def set_score(self, score):
         if score != self.score:
             self.score, self.actor = score, None
 
     def send(self, kind, content):
         if self.actor is None:
-            data = {client: packed(data) for client, data in self.federation.clients.items()}
-            self.actor = Actor(*copy.deepcopy((light(self.federation), data)), self.score)
+            data = {client: to_arrays(data) for client, data in self.federation.clients.items()}
+            self.actor = Actor(*copy.deepcopy((without_clients(self.federation), data)), self.score)
         done = Future()
         done.set_result(copy.deepcopy(self.actor.answer(kind, copy.deepcopy(content))))
         return done
 
-    def dismiss(self):
-        Here.dismissed += 1
+    def close(self):
+        LocalPool.closed += 1
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Have engines take the crew that needs no Ray."""
-    monkeypatch.setattr(Here, "dismissed", 0)
-    monkeypatch.setitem(sys.modules, "idiolect.flower.ray.pool", SimpleNamespace(Pool=Here))
+def local_pool(monkeypatch):
+    """Have engines use the pool that needs no Ray."""
+    monkeypatch.setattr(LocalPool, "closed", 0)
+    monkeypatch.setitem(sys.modules, "idiolect.flower.ray.pool", SimpleNamespace(Pool=LocalPool))
 
 
 @every_method
-def test_messages_hold_all_that_a_client_needs(here, method):
+def test_messages_hold_all_that_a_client_needs(local_pool, method):
     assert_same_bits(method, RayEngine())
 
 
-def test_what_an_actor_has_is_without_clients_and_engine():
+def test_an_actor_gets_neither_clients_nor_engine():
     federation = world(methods.fedbn(), RayEngine())
-    sent = light(federation)
+    sent = without_clients(federation)
     assert (sent.clients, sent.engine, list(sent.memory.get(""))) == ({}, sent.engine, ["share"])
     assert isinstance(federation.engine, RayEngine)
     assert type(sent.engine) is Sequential
     assert len(federation.clients) == len(RAGGED)
 
 
-def test_a_copy_of_a_tree_is_of_the_same_layout_and_holds_its_row_alone():
+def test_a_copy_of_a_tree_has_the_same_layout_and_only_its_row():
     tree = Tree.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
     assert [t.shape for t in tree.tensors] == [(2, 2), (2,)]  # views, which are not copied
     twin = copy.deepcopy(tree)
@@ -131,74 +131,74 @@ def test_a_copy_of_a_tree_is_of_the_same_layout_and_holds_its_row_alone():
     assert torch.equal((twin + tree).flat, 2 * tree.flat)
 
 
-class Fussy(nn.Module):
-    """Passes on what it is given, until a value is above eight; then it does what it was told."""
+class ActsOnLargeInput(nn.Module):
+    """The identity; if an input is above eight, it calls a function first."""
 
-    def __init__(self, what):
+    def __init__(self, act):
         super().__init__()
-        self.what = what
+        self.act = act
 
     def forward(self, x):
         if (x.detach() > 8).any():
-            self.what()
+            self.act()
         return x
 
 
-def burst():
-    raise ArithmeticError("too hot\nto handle")
+def fail():
+    raise ArithmeticError("too large\nto handle")
 
 
-def refuse():
-    raise UsageError("too hot: cool it first")
+def raise_usage_error():
+    raise UsageError("too large: scale it")
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def with_one_ill(what, engine):
-    """Return a federation of which one client makes the model do something."""
-    dice = torch.Generator().manual_seed(0)
-    held = {str(i): torch.randn(12, 3, generator=dice) for i in range(4)} | {"ill": torch.full((12, 3), 9.0)}
-    clients = {name: ClientData(train=(x, (x[:, 0] > 0).long())) for name, x in held.items()}
-    model = Model(nn.Sequential(Fussy(what), nn.Linear(3, 2)))
+def with_one_large(act, engine):
+    """Return a federation in which the examples of one client make the model call a function."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {str(i): torch.randn(12, 3, generator=generator) for i in range(4)} | {"large": torch.full((12, 3), 9.0)}
+    clients = {name: ClientData(train=(x, (x[:, 0] > 0).long())) for name, x in inputs.items()}
+    model = Model(nn.Sequential(ActsOnLargeInput(act), nn.Linear(3, 2)))
     return Federation(model, methods.fedavg(), Training(lr=0.1, batch_size=4), 3, 1.0, 0, clients, engine)
 
 
 def assert_fails_with_a_note(engine):
-    run = with_one_ill(burst, engine)
+    run = with_one_large(fail, engine)
     with pytest.raises(RuntimeError) as caught:
         run.play()
-    assert str(caught.value) == "client 'ill' failed in an actor: ArithmeticError: too hot to handle"
-    assert "in burst" in caught.value.__notes__[0]
+    assert str(caught.value) == "client 'large' failed in an actor: ArithmeticError: too large to handle"
+    assert "in fail" in caught.value.__notes__[0]
     assert run.round == 0
 
 
-def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(here):
+def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(local_pool):
     engine = RayEngine()
     assert_fails_with_a_note(engine)
-    assert Here.dismissed == 1
-    with pytest.raises(UsageError, match=r"^too hot: cool it first$"):
-        with_one_ill(refuse, engine).play()
-    well = world(methods.fedavg(), engine)
-    well.play()  # the engine works again
-    assert well.round == 1
+    assert LocalPool.closed == 1
+    with pytest.raises(UsageError, match=r"^too large: scale it$"):
+        with_one_large(raise_usage_error, engine).play()
+    federation = world(methods.fedavg(), engine)
+    federation.play()  # the engine works again
+    assert federation.round == 1
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (1, -0.5)])
-def test_resources_that_cannot_be_are_refused(cpus, gpus):
+def test_invalid_resources_are_refused(cpus, gpus):
     with pytest.raises(UsageError, match="cpus above 0"):
         RayEngine(cpus, gpus)
 
 
-def test_gpus_need_a_run_on_one(here):
+def test_gpus_need_a_run_on_a_gpu(local_pool):
     with pytest.raises(UsageError, match=r"gpus=0\.25 on cpu"):
         world(methods.fedavg(), RayEngine(gpus=0.25)).play()
 
 
-def test_a_model_that_messages_cannot_hold_is_refused(here):
+def test_a_model_in_bfloat16_is_refused(local_pool):
     federation = Federation(Model(nn.Linear(3, 2).bfloat16()), methods.fedavg(), Training(), 1, 1.0, 0, {}, RayEngine())
-    with pytest.raises(UsageError, match="messages to actors hold no bfloat16"):
+    with pytest.raises(UsageError, match="messages cannot hold bfloat16"):
         list(federation.engine.train(federation, ["a"]))
 
 
@@ -208,9 +208,9 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
         idiolect.flower.simulation()
 
 
-def test_reports_to_the_makers_are_off_unless_the_user_wants_them(monkeypatch):
+def test_telemetry_is_off_unless_the_user_sets_it(monkeypatch):
     monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")  # noted, to be put back
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")  # so that monkeypatch restores it
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     idiolect.flower.simulation()
@@ -234,24 +234,24 @@ def test_the_command_line_makes_the_engine(monkeypatch, tmp_path, verb, text, cp
 
 def test_a_wrong_engine_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
-    for text, said in [
+    for text, error in [
         ("flowr", "no engine 'flowr' (did you mean flower?); there are auto, "),
         ("flower(gpu=1)", "flower has no argument 'gpu' (did you mean gpus?)"),
-        ("flower(cpus=0)", "an actor has cpus above 0"),
+        ("flower(cpus=0)", "an actor needs cpus above 0"),
     ]:
         assert cli.main(["run", "--clients", "4", "--engine", text]) == 2
-        assert said in capsys.readouterr().err
+        assert error in capsys.readouterr().err
 
 
 def on_ray(test):
-    """Mark a test that starts actors; Ray leaves files open, and gives tips."""
+    """Mark a test that starts actors; Ray leaves files open and prints tips."""
     ignored = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Tip:FutureWarning")
     return pytest.mark.slow(ignored(test))
 
 
 @pytest.fixture(scope="module")
 def ray():
-    """Return Ray, begun here with two cores: engines must leave it as it is."""
+    """Start Ray with two cores and return it; engines must not stop it."""
     ray = pytest.importorskip("ray")
     paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=paths)
@@ -269,30 +269,30 @@ def test_actors_give_the_bits_of_sequential(ray, method):
 
 
 @on_ray
-def test_dropout_draws_the_same_in_actors(ray):
+def test_dropout_is_the_same_in_actors(ray):
     engine = RayEngine()
     assert_same_bits(methods.fedavg(), engine, nn.Dropout(0.5))
     engine.close()
 
 
 @on_ray
-def test_actors_that_fail_or_die_are_an_error_and_the_engine_works_again(ray):
+def test_failing_and_dying_actors_are_errors_and_the_engine_works_again(ray):
     engine = RayEngine()
     assert_fails_with_a_note(engine)
-    with pytest.raises(RuntimeError, match="the actor of client 'ill' is gone, often from too little memory"):
-        with_one_ill(die, engine).play()
-    well = world(methods.fedavg(), engine)
-    well.play()
-    assert well.round == 1
+    with pytest.raises(RuntimeError, match="the actor of client 'large' died, often from too little memory"):
+        with_one_large(die, engine).play()
+    federation = world(methods.fedavg(), engine)
+    federation.play()
+    assert federation.round == 1
     engine.close()
-    deadline = time.monotonic() + 20  # Ray takes note of the dead a little later
+    deadline = time.monotonic() + 20  # Ray notices dead actors a little later
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 @on_ray
-def test_what_ray_cannot_do_is_one_line(ray):
+def test_limits_of_ray_are_one_line(ray):
     with pytest.raises(UsageError, match=r"no room for an actor of cpus=3, gpus=0: Ray has .*'CPU': 2.0"):
         world(methods.fedavg(), RayEngine(cpus=3)).play()
     federation = world(methods.fedavg(), RayEngine())
@@ -310,7 +310,7 @@ def test_a_module_that_a_machine_lacks_is_named(ray, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     engine = RayEngine()
     federation = world(methods.fedavg(), engine)
-    with pytest.raises(RuntimeError, match=r"^an actor cannot work on client 'eve': .*No module named 'only_here'$"):
+    with pytest.raises(RuntimeError, match=r"^an actor cannot train client 'eve': .*No module named 'only_here'$"):
         list(engine.measure(federation, ["eve"], importlib.import_module("only_here").score))
 
 
@@ -321,8 +321,8 @@ def results(folder):
 
 
 @on_ray
-def test_the_command_line_on_ray_of_its_own_is_quiet_and_leaves_nothing(tmp_path):
-    """The same results as one by one, Flower's and Ray's talk kept away, no process left."""
+def test_the_command_line_starts_and_stops_ray(tmp_path):
+    """The results are those of the sequential engine, Flower and Ray print nothing, and no process is left."""
     pytest.importorskip("ray")
     mark = f"IDIOLECT_TEST={tmp_path.name}-{os.getpid()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -1,4 +1,4 @@
-"""What a site keeps: two rounds' states, whole or not there, that a kill, a full disk or a flipped bit cannot spoil."""
+"""The states of a site: two files that survive kills and full disks, and in which any damage is detected."""
 
 import errno
 import os
@@ -13,27 +13,27 @@ import torch
 
 pytest.importorskip("flwr")
 
-from flower_net import Killed, Lines, after_which, late
-from flower_worlds import World
-from flower_worlds import same as same_as
+from flower_grid import Killed, LineTracer, after, replies_late
+from flower_worlds import World, assert_same
 
 from idiolect import methods
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import EMPTY, Tree
-from idiolect.flower.site.state import SiteState, locked
+from idiolect.flower.site.state import SiteState
+from idiolect.flower.system.files import lock_file
 from idiolect.storage.run_directory import write_tensors
 from idiolect.testing.checks import same
 
-FRESH = {"share": Tree.of({"bn.mean": torch.zeros(3), "bn.var": torch.ones(2, 2)}), "sam": EMPTY}
-DICE = random.Random(7)
+INITIAL = {"share": Tree.of({"bn.mean": torch.zeros(3), "bn.var": torch.ones(2, 2)}), "sam": EMPTY}
+GENERATOR = random.Random(7)
 
 
 def memory(value):
-    return {"share": Tree(FRESH["share"].layout, torch.arange(7.0) + value), "sam": EMPTY}
+    return {"share": Tree(INITIAL["share"].layout, torch.arange(7.0) + value), "sam": EMPTY}
 
 
-def opened(folder, fresh=FRESH, run="run-1"):
-    return SiteState(folder / "ward-a", run, fresh)
+def opened(folder, initial=INITIAL, run="run-1"):
+    return SiteState(folder / "ward-a", run, initial)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def saved(state):
-    """A state after rounds 2 and 5."""
+    """States after rounds 2 and 5."""
     state.save(2, 0, memory(2))
     state.save(5, 2, memory(5))
     return state
@@ -57,26 +57,26 @@ def test_the_state_that_counted_and_the_newest_are_kept(saved):
     assert saved.rounds() == [2, 5]
     same(saved.load(2), memory(2))
     same(saved.load(5), memory(5))
-    same(saved.load(0), FRESH)
+    same(saved.load(0), INITIAL)
     saved.save(6, 2, memory(6))  # the result of round 5 did not count
     assert saved.rounds() == [2, 6]
     saved.save(9, 6, memory(9))
     assert saved.rounds() == [6, 9]
-    saved.save(9, 6, memory(9.5))  # round 9 is played again
+    saved.save(9, 6, memory(9.5))  # round 9 is repeated
     assert saved.rounds() == [6, 9]
     same(saved.load(9), memory(9.5))
     saved.save(1, 0, memory(1))
     assert saved.rounds() == [1]
 
 
-def test_a_state_outlives_its_process_and_what_is_loaded_is_a_copy(tmp_path, saved):
+def test_a_state_survives_its_process_and_is_loaded_as_a_copy(tmp_path, saved):
     saved.load(5)["share"].flat.zero_()
     saved.close()
     again = opened(tmp_path)
     same(again.load(5), memory(5))
 
 
-def test_runs_do_not_meet(tmp_path, saved):
+def test_runs_are_separate(tmp_path, saved):
     saved.close()
     other = opened(tmp_path, run="run-2")
     assert other.rounds() == []
@@ -86,35 +86,35 @@ def test_runs_do_not_meet(tmp_path, saved):
     assert again.rounds() == [2, 5]
 
 
-def test_a_missing_state_is_one_line_that_says_what_is_there(state):
-    with pytest.raises(UsageError, match=r"no state after round 3 in .*, only after no round at all: mount the right"):
+def test_a_missing_state_is_one_line_that_names_the_saved_rounds(state):
+    with pytest.raises(UsageError, match=r"no state after round 3 in .* \(saved rounds: none\): mount the right"):
         state.load(3)
     state.save(2, 0, memory(2))
     with pytest.raises(
-        UsageError, match=r"no state after round 3 in .*run-1, only after 2: mount .*--restored"
-    ) as said:
+        UsageError, match=r"no state after round 3 in .*run-1 \(saved rounds: 2\): mount .*--restored"
+    ) as caught:
         state.load(3)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_newest_is_never_later(saved):
+def test_the_newest_state_is_not_later_than_asked(saved):
     assert [saved.newest(no_later=n) for n in (0, 1, 2, 4, 5, 99)] == [0, 0, 2, 2, 5, 5]
 
 
 @pytest.mark.parametrize("run", ["", "..", "a/b", "a b", "run\n", "a" * 101])
-def test_a_run_that_cannot_name_a_folder_is_refused(tmp_path, run):
-    with pytest.raises(UsageError, match="cannot name a run"):
+def test_an_invalid_run_name_is_refused(tmp_path, run):
+    with pytest.raises(UsageError, match="invalid run name"):
         opened(tmp_path, run=run)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "ward-a").write_text("a file")
-    with pytest.raises(UsageError, match=r"ward-a/run-1 cannot be made \((File exists|Not a directory)\)"):
+    with pytest.raises(UsageError, match=r"cannot create .*ward-a/run-1 \((File exists|Not a directory)\)"):
         opened(tmp_path)
     (tmp_path / "lock").mkdir()
-    with pytest.raises(UsageError, match=r"lock cannot be opened \(Is a directory\)"):
-        locked(tmp_path / "lock")
+    with pytest.raises(UsageError, match=r"cannot open .*lock \(Is a directory\)"):
+        lock_file(tmp_path / "lock")
 
 
 def another(tensors):
@@ -122,32 +122,32 @@ def another(tensors):
 
 
 @pytest.mark.parametrize(
-    ("fresh", "names"),
+    ("initial", "names"),
     [
         (another({"bn.mean": torch.zeros(3), "bn.var": torch.ones(4)}), "share/bn.var differ"),
         (another({"bn.mean": torch.zeros(3)}), "share/bn.var differ"),
         (another({"bn.mean": torch.zeros(3), "bn.sd": torch.ones(2, 2)}), "share/bn.sd, share/bn.var differ"),
-        (FRESH | {"sam": Tree.of({"bn.mean": torch.zeros(3)})}, "sam/bn.mean differ"),
-        ({p: Tree(t.layout, t.flat.double()) for p, t in FRESH.items()}, "share/bn.mean, share/bn.var differ"),
+        (INITIAL | {"sam": Tree.of({"bn.mean": torch.zeros(3)})}, "sam/bn.mean differ"),
+        ({p: Tree(t.layout, t.flat.double()) for p, t in INITIAL.items()}, "share/bn.mean, share/bn.var differ"),
     ],
 )
-def test_a_state_of_another_model_or_method_is_refused_by_name(tmp_path, saved, fresh, names):
+def test_a_state_of_another_model_or_method_is_refused_by_name(tmp_path, saved, initial, names):
     saved.close()
-    other = opened(tmp_path, fresh)
-    with pytest.raises(UsageError, match=rf"state-000005.* is of another model or method: {names}$"):
+    other = opened(tmp_path, initial)
+    with pytest.raises(UsageError, match=rf"state-000005.* belongs to another model or method: {names}$"):
         other.load(5)
 
 
 def test_a_renamed_state_or_another_file_is_refused(saved):
     path_of(saved, 2).rename(path_of(saved, 3))
-    with pytest.raises(UsageError, match=r"state-000003.* is the state after round 2: somebody has renamed it"):
+    with pytest.raises(UsageError, match=r"state-000003.* holds the state after round 2: the file was renamed"):
         saved.load(3)
     write_tensors(path_of(saved), {f"share/{n}": t for n, t in memory(5)["share"].items()}, {"round": "5"})
-    with pytest.raises(UsageError, match=r"is 'no state', this version reads 'idiolect site state 1'"):
+    with pytest.raises(UsageError, match=r"has the format 'unknown', expected 'idiolect site state 1'"):
         saved.load(5)
 
 
-def test_every_truncation_is_noticed(saved):
+def test_every_truncation_is_detected(saved):
     whole = path_of(saved).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     for length in (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(whole) - 1):
@@ -160,9 +160,9 @@ def test_every_truncation_is_noticed(saved):
     same(saved.load(2), memory(2))
 
 
-def test_every_flipped_bit_is_noticed(saved):
+def test_every_flipped_bit_is_detected(saved):
     whole = path_of(saved).read_bytes()
-    for at in DICE.sample(range(8 * len(whole)), 150):
+    for at in GENERATOR.sample(range(8 * len(whole)), 150):
         flipped = bytearray(whole)
         flipped[at // 8] ^= 1 << at % 8
         path_of(saved).write_bytes(flipped)
@@ -170,25 +170,25 @@ def test_every_flipped_bit_is_noticed(saved):
             saved.load(5)
 
 
-def crash_safe(folder):
-    """Assert that what a killed third save leaves is a whole state or none, and that a new process goes on from it."""
-    after = opened(folder)
+def assert_intact(folder):
+    """Assert that all states are complete after the third save has been killed, and that a new process can save."""
+    state = opened(folder)
     try:
-        assert {2, 5} <= set(after.rounds()) or {5, 6} <= set(after.rounds())
-        for played in after.rounds():
-            same(after.load(played), memory(played))
-        after.save(6, 5, memory(6))
-        assert after.rounds() == [5, 6]
-        assert sorted(p.name for p in after.folder.iterdir()) == [
+        assert {2, 5} <= set(state.rounds()) or {5, 6} <= set(state.rounds())
+        for round_ in state.rounds():
+            same(state.load(round_), memory(round_))
+        state.save(6, 5, memory(6))
+        assert state.rounds() == [5, 6]
+        assert sorted(p.name for p in state.folder.iterdir()) == [
             "state-000005.safetensors",
             "state-000006.safetensors",
         ]
     finally:
-        after.close()
+        state.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that the kill leaves open
-def test_a_kill_at_any_line_of_a_save_leaves_the_states_before(tmp_path):
+def test_a_kill_at_any_line_of_a_save_keeps_the_previous_states(tmp_path):
     files = ("flower/site/state.py", "storage/run_directory.py")
     at = 0
     while True:
@@ -197,19 +197,19 @@ def test_a_kill_at_any_line_of_a_save_leaves_the_states_before(tmp_path):
         state.save(2, 0, memory(2))
         state.save(5, 2, memory(5))
         try:
-            with Lines(*files, kill=at):
+            with LineTracer(*files, kill=at):
                 state.save(6, 5, memory(6))
             break
         except Killed:
             pass
         finally:
             state.close()
-        crash_safe(tmp_path / str(at))
-    assert at > 40, "the lines of the save were not seen"
+        assert_intact(tmp_path / str(at))
+    assert at > 40, "the lines of the save were not traced"
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename", "write"])
-def test_a_disk_that_takes_no_more_leaves_the_states_before(tmp_path, saved, call):
+def test_a_full_disk_keeps_the_previous_states(tmp_path, saved, call):
     full = OSError(errno.ENOSPC, "No space left on device")
     targets = {
         "open": mock.patch("idiolect.storage.run_directory.open", side_effect=full, create=True),
@@ -220,11 +220,11 @@ def test_a_disk_that_takes_no_more_leaves_the_states_before(tmp_path, saved, cal
     with targets[call], pytest.raises(UsageError, match=r"cannot write .*No space left on device.* is intact"):
         saved.save(6, 5, memory(6))
     saved.close()
-    crash_safe(tmp_path)
+    assert_intact(tmp_path)
 
 
 def test_fifty_kills_at_random_moments(tmp_path):
-    """A child saves round after round until SIGKILL; the last state that it spoke of is there, and the lock free."""
+    """A child saves round after round until SIGKILL; the last state that it reported is there, and the lock is free."""
     for kill in range(50):
         folder, (reading, writing) = tmp_path / str(kill % 5), os.pipe()
         child = os.fork()
@@ -239,23 +239,23 @@ def test_fifty_kills_at_random_moments(tmp_path):
             finally:
                 os._exit(1)
         os.close(writing)
-        os.read(reading, 4)  # it is at work
-        time.sleep(DICE.uniform(0, 0.01))
+        os.read(reading, 4)  # it has saved a state
+        time.sleep(GENERATOR.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        told = b""
+        reported = b""
         while more := os.read(reading, 65536):
-            told += more
+            reported += more
         os.close(reading)
         state = opened(folder)
-        last = int.from_bytes(told[-4:], "little") if told else state.newest(no_later=10**6)
+        last = int.from_bytes(reported[-4:], "little") if reported else state.newest(no_later=10**6)
         assert last in state.rounds()
         for played in state.rounds():
             same(state.load(played), memory(played))
         state.close()
 
 
-def test_a_folder_is_used_by_one_process(tmp_path, saved):
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path, saved):
     child = os.fork()
     if child == 0:
         try:
@@ -265,14 +265,14 @@ def test_a_folder_is_used_by_one_process(tmp_path, saved):
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    with pytest.raises(UsageError, match=rf"ward-a is in use by process {os.getpid()}: only one at a time"):
+    with pytest.raises(UsageError, match=rf"ward-a is in use by process {os.getpid()}: only one process"):
         opened(tmp_path, run="run-2")
     saved.close()
     opened(tmp_path)
 
 
-def test_only_the_owner_reads_what_a_site_keeps(tmp_path):
-    """Whatever the process's mask lets others do."""
+def test_only_the_owner_can_read_the_files_of_a_site(tmp_path):
+    """The mode of the files does not depend on the umask."""
     before = os.umask(0)
     try:
         world = World(tmp_path, methods.fedbn(), rounds=2)
@@ -285,32 +285,32 @@ def test_only_the_owner_reads_what_a_site_keeps(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_a_site_whose_state_is_gone_says_so_and_the_rounds_go_on_without_it(tmp_path):
+def test_a_site_without_its_state_is_named_and_the_run_continues_without_it(tmp_path):
     world = World(tmp_path, methods.fedbn())
-    world.net.plan["ben", "train", 2] = [after_which(lambda: gone(world, "ben"))]
-    made = world.play()
-    said = "no result: no state after round 2 in"
-    assert [what[: len(said)] for client, what in world.events() if client == "ben"][1:] == [said] * 3
-    assert [sorted(r.get("dropped", {})) for r in made.records] == [[], [], ["ben"], ["ben"]]
-    assert made.memory["ben"].base == 2
+    world.grid.faults["ben", "train", 2] = [after(lambda: delete_states(world, "ben"))]
+    coordinator = world.play()
+    event = "no result: no state after round 2 in"
+    assert [text[: len(event)] for client, text in world.events() if client == "ben"][1:] == [event] * 3
+    assert [sorted(r.get("dropped", {})) for r in coordinator.records] == [[], [], ["ben"], ["ben"]]
+    assert coordinator.clients["ben"].base_round == 2
 
 
-def test_a_restored_site_goes_on_from_the_newest_state_that_is_not_later(tmp_path):
-    """The state after round 1 comes back in place of that after round 3; it is kept until a result counts."""
+def test_a_restored_site_continues_from_the_newest_state_that_is_not_later(tmp_path):
+    """The state after round 1 replaces that after round 3; it is kept until a result counts."""
     world = World(tmp_path, methods.fedbn(), rounds=6, quorum=2, deadline=10)
     world.config["ben"] = {"restored": True}
 
     def backup():
-        world.backup = path_in(world, 1).read_bytes()
+        world.backup = state_path(world, 1).read_bytes()
 
     def restore():
-        gone(world, "ben")
-        path_in(world, 1).write_bytes(world.backup)
+        delete_states(world, "ben")
+        state_path(world, 1).write_bytes(world.backup)
 
-    world.net.plan["ben", "train", 1] = [after_which(backup)]
-    world.net.plan["ben", "train", 3] = [after_which(restore, late(60))]
-    made = world.play()
-    assert [sorted(r.get("dropped", {})) for r in made.records] == [[], [], [], ["ben"], [], []]
+    world.grid.faults["ben", "train", 1] = [after(backup)]
+    world.grid.faults["ben", "train", 3] = [after(restore, replies_late(60))]
+    coordinator = world.play()
+    assert [sorted(r.get("dropped", {})) for r in coordinator.records] == [[], [], [], ["ben"], [], []]
     federation = world.federation(absent={(3, "ben")})
     federation.play()
     backed_up = federation.memory.get("ben")
@@ -319,13 +319,13 @@ def test_a_restored_site_goes_on_from_the_newest_state_that_is_not_later(tmp_pat
     federation.memory.put("ben", backed_up)
     for _ in range(2):
         federation.play()
-    same_as(world, made, federation)
+    assert_same(world, coordinator, federation)
 
 
-def gone(world, client):
+def delete_states(world, client):
     for path in (world.folder / "sites" / client / world.run).glob("state-*"):
         path.unlink()
 
 
-def path_in(world, after):
+def state_path(world, after):
     return world.folder / "sites" / "ben" / world.run / f"state-{after:06}.safetensors"

@@ -1,4 +1,4 @@
-"""Flower's simulation on Ray: its FedAvg strategy, and a client app that trains as its tutorials do."""
+"""Flower's simulation on Ray: its FedAvg strategy, with a client app written like those in its tutorials."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.protocol import Game, Session, serve
 from benchmarks.runners.bare import data
 from benchmarks.workloads import WORKLOADS, Workload, network, normalization
 
-asked: queue.Queue[bool] = queue.Queue()
-"""True for a round, False for the end."""
+requests: queue.Queue[bool] = queue.Queue()
+"""True requests a round, False ends the simulation."""
 
 
 @lru_cache
-def held(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return everybody's examples, made once in each Ray worker."""
+def examples(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the examples of all clients, made once in each Ray worker."""
     return data(WORKLOADS[name])
 
 
@@ -47,68 +47,68 @@ def prepare(session: Session) -> Game:
     work, threads = session.work, 1 if "process" in session.setting else session.count
     name = work.name
     client, server = ClientApp(), ServerApp()
-    answered: queue.Queue[int | str] = queue.Queue()
-    now = {"arrays": ArrayRecord(network(work).state_dict())}
+    results: queue.Queue[int | str] = queue.Queue()
+    current = {"arrays": ArrayRecord(network(work).state_dict())}
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(threads)
-        me, net = int(context.node_config["partition-id"]), network(WORKLOADS[name])
+        client_id, net = int(context.node_config["partition-id"]), network(WORKLOADS[name])
         shared = message.content["arrays"].to_torch_state_dict()
-        kept = context.state["kept"].to_torch_state_dict() if "kept" in context.state else {}
-        net.load_state_dict({**shared, **kept})
-        x, y = held(name)
-        steps = fit(WORKLOADS[name], net, x[me], y[me])
-        after = net.state_dict()
+        personal = context.state["personal"].to_torch_state_dict() if "personal" in context.state else {}
+        net.load_state_dict({**shared, **personal})
+        x, y = examples(name)
+        steps = fit(WORKLOADS[name], net, x[client_id], y[client_id])
+        trained = net.state_dict()
         if WORKLOADS[name].batch_norm:
-            context.state["kept"] = ArrayRecord({k: after[k] for k in normalization(net)})
-        numbers = MetricRecord({"num-examples": len(y[me]), "steps": steps})
-        return Message(RecordDict({"arrays": ArrayRecord(after), "metrics": numbers}), reply_to=message)
+            context.state["personal"] = ArrayRecord({k: trained[k] for k in normalization(net)})
+        numbers = MetricRecord({"num-examples": len(y[client_id]), "steps": steps})
+        return Message(RecordDict({"arrays": ArrayRecord(trained), "metrics": numbers}), reply_to=message)
 
     @server.main()
     def main(grid: Grid, _: Context) -> None:
         strategy = FedAvg(
             fraction_train=work.per_round / work.clients, fraction_evaluate=0.0, min_available_nodes=work.clients
         )
-        number = 0
-        while asked.get():
-            number += 1
-            messages = strategy.configure_train(number, now["arrays"], ConfigRecord(), grid)
+        round_ = 0
+        while requests.get():
+            round_ += 1
+            messages = strategy.configure_train(round_, current["arrays"], ConfigRecord(), grid)
             replies = list(grid.send_and_receive(messages))
             if errors := [reply.error.reason for reply in replies if reply.has_error()]:
-                answered.put(errors[0].strip())
+                results.put(errors[0].strip())
                 return
             steps = sum(reply.content["metrics"]["steps"] for reply in replies)
-            now["arrays"], _ = strategy.aggregate_train(number, replies)
-            answered.put(int(steps))
+            current["arrays"], _ = strategy.aggregate_train(round_, replies)
+            results.put(int(steps))
 
     backend = {"client_resources": {"num_cpus": threads, "num_gpus": 0.0}, "init_args": {"num_cpus": session.count}}
     run = {"server_app": server, "client_app": client, "num_supernodes": work.clients, "backend_config": backend}
     threading.Thread(target=run_simulation, kwargs=run, name="simulation", daemon=True).start()
 
     def play() -> int:
-        asked.put(True)
-        if isinstance(said := answered.get(), str):
-            raise SystemExit(said)
-        return said
+        requests.put(True)
+        if isinstance(result := results.get(), str):
+            raise SystemExit(result)
+        return result
 
     def weights() -> torch.Tensor:
-        state = now["arrays"].to_torch_state_dict()
+        state = current["arrays"].to_torch_state_dict()
         return torch.cat([state[n].flatten() for n, _ in network(work).named_parameters()])
 
     return Game(play, weights, {"flwr": version("flwr")})
 
 
 def finish() -> None:
-    """End the simulation, and Ray with it."""
-    asked.put(False)
+    """End the simulation and Ray."""
+    requests.put(False)
     for thread in threading.enumerate():
         if thread.name == "simulation":
             thread.join()
 
 
 if __name__ == "__main__":
-    from benchmarks.runners import flower  # Ray's workers look functions up by the name of their module
+    from benchmarks.runners import flower  # Ray's workers find functions by the name of their module
 
     serve(flower.prepare)
     flower.finish()

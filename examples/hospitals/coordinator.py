@@ -1,4 +1,4 @@
-"""What the coordinator has beside network.py: the run, here by FedBN.
+"""The coordinator's file: the run, here with FedBN. It needs network.py in the same folder.
 
 idiolect submit coordinator.py server
 """

@@ -1,4 +1,4 @@
-"""The same run by FedFSA, which here keeps normalization at the sites as FedBN does: a method is its parts."""
+"""The same run with FedFSA, here with personal normalization layers as in FedBN: a method is composed of parts."""
 
 from network import make_network
 

@@ -1,10 +1,10 @@
-"""What coordinator and sites share: the network. Everybody has this file."""
+"""The network. The coordinator and all sites have this file."""
 
 from torch import nn
 
 
 def make_network() -> nn.Module:
-    """Return a small network with batch normalization for 8 by 8 images of digits."""
+    """Return a small network with batch normalization for images of digits, 8 by 8 pixels."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
         nn.BatchNorm2d(8),

@@ -1,7 +1,7 @@
 """The same methods on real sites, over Flower, and on Flower's simulation engine.
 
-A site keeps its data and one file, the coordinator keeps another; docs/sites.md walks through both. Sites need ``pip
-install 'idiolect[flower]'``, the simulation engine ``pip install 'idiolect[ray]'``.
+Each site has its data and one file, and the coordinator has another; see docs/sites.md. Sites need ``pip install
+'idiolect[flower]'``, the simulation engine needs ``pip install 'idiolect[ray]'``.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def client_app(
     metrics: Sequence[Metric] | None = None,
     parts: Sequence[Callable[..., Part]] = (),
 ) -> Site:
-    """Make Flower's app of a site: it trains on the site's own data with the method that the coordinator names.
+    """Create Flower's app of a site: it trains on the site's own data with the method of the coordinator.
 
-    A round here is the round of the sequential engine, bit for bit. What is personal (memory of the parts,
-    normalization of FedBN) is kept in the site's folder and never sent; `personal.safetensors` there is the client's
-    own model.
+    A round at a site equals a round of the sequential engine, bit for bit. Personal tensors (memory of the parts,
+    normalization layers of FedBN) are kept in the site's folder and never sent; `personal.safetensors` in that folder
+    is the client's personal model.
 
     Args:
-        model: makes the network; the same function as the coordinator's. It is called with torch's seed set, so that
-            random initial weights are the same everywhere.
-        data: gives the site's examples, as ``data()`` or ``data(client)``; called once.
-        loss: (output, target) to the mean over the batch.
-        metrics: what is measured beside the loss, on the site's test examples; as `idiolect.fit` by default.
-        parts: functions marked `@part` of your own that a coordinator's method may name. Nothing else that a message
-            names is ever called, but for idiolect's methods and parts.
+        model: function that makes the network, the same as the coordinator's. It is called with torch's seed set, so
+            that random initial weights are the same everywhere.
+        data: function that returns the site's examples, called as ``data()`` or ``data(client)``, once.
+        loss: (output, target) to the mean loss of a batch.
+        metrics: metrics beside the loss, on the site's test examples; by default those of `idiolect.fit`.
+        parts: your own functions marked `@part` that the coordinator's method may use. Apart from these, a message can
+            only name idiolect's methods and parts.
 
     Raises:
         UsageError: if Flower is not installed.
@@ -89,31 +89,31 @@ def server_app(
     deadline: float = 3600.0,
     give_up: float = 3600.0,
 ) -> ServerApp:
-    """Make Flower's app of the coordinator: rounds over the sites that have joined, by any method.
+    """Create Flower's app of the coordinator: it trains in rounds with the sites that have joined, by any method.
 
-    The arithmetic is the simulator's: the same seed, model and clients give the same bits. After each round the
-    directory holds all that is needed to go on; a coordinator that is started again in it does so.
+    Results equal those of the simulation, bit for bit, with the same seed, model and clients. After each round the
+    directory holds a checkpoint; a coordinator that is started in the same directory resumes the run.
 
     Args:
-        model: makes the network.
-        method: from `idiolect.methods`, or parts of your own choice.
-        rounds: how many rounds.
-        sites: so many must have joined before the first round; more may join at any time.
-        quorum: so many results complete a round; None for more than half of the sites asked.
-        participation: share of the clients that takes part in a round, in (0, 1].
-        seed: decides initial weights, cohorts, the order of examples and dropout.
-        training: how a site trains in a round.
-        loss: as at the sites.
-        metrics: as at the sites.
-        evaluate_every: rounds between evaluations of those that take part; the last round is always evaluated, by all.
-        directory: config, one line of metrics a round, events, status, checkpoint, report. A relative one is in the
-            folder that `idiolect serve` is given.
-        deadline: seconds that a round may take while enough sites are there; what comes later does not count, and the
-            site goes back to its state before.
-        give_up: seconds without any progress, after which the run ends with an error. Submitted again, it goes on.
+        model: function that makes the network.
+        method: a method from `idiolect.methods`, or one composed of parts.
+        rounds: number of rounds.
+        sites: number of sites that must join before the first round; more may join at any time.
+        quorum: number of results that complete a round; None for more than half of the cohort.
+        participation: fraction of the clients that takes part in a round, in (0, 1].
+        seed: determines initial weights, cohorts, the order of examples and dropout.
+        training: local training of a site in a round.
+        loss: the loss, the same as at the sites.
+        metrics: the metrics, the same as at the sites.
+        evaluate_every: rounds between two evaluations by the cohort; after the last round all sites evaluate.
+        directory: directory of the run: config, metrics, events, status, checkpoint and report. A relative path is
+            relative to the folder of `idiolect serve`.
+        deadline: maximum seconds of a round while enough sites are online. A later result is ignored, and the site
+            goes back to its state from before the round.
+        give_up: seconds without progress after which the run ends with an error. Submit it again to resume it.
 
     Raises:
-        UsageError: if a setting cannot be, or Flower is not installed.
+        UsageError: if a setting is invalid, or Flower is not installed.
 
     Example:
         >>> import idiolect.flower
@@ -123,44 +123,43 @@ def server_app(
     need_flower()
     check_run(rounds, participation, evaluate_every)
     if sites < 1 or (quorum is not None and not 1 <= quorum <= sites):
-        raise UsageError(f"quorum is 1 to sites, and sites at least 1, got quorum={quorum}, sites={sites}")
+        raise UsageError(f"sites must be at least 1 and quorum 1 to sites, got sites={sites}, quorum={quorum}")
     if not (deadline > 0 and give_up > 0):
-        raise UsageError(f"deadline and give_up are seconds above 0, got {deadline} and {give_up}")
+        raise UsageError(f"deadline and give_up must be above 0, got {deadline} and {give_up}")
     from flwr.serverapp import ServerApp
 
     from idiolect.flower.coordinator.coordinator import Coordinator
-    from idiolect.flower.coordinator.requests import Patience, TooFewSitesError
-    from idiolect.flower.server.launch import end_with_the_server
+    from idiolect.flower.coordinator.requests import TooFewSitesError, WaitPolicy
+    from idiolect.flower.system.launch import exit_with_parent
 
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        end_with_the_server()
-        net, wait = Model(seeded(model, seed), loss), Patience(sites, quorum, deadline, give_up)
-        settings = (method, training, rounds, participation, seed)
+        exit_with_parent()
+        settings = (Model(seeded(model, seed), loss), method, training, rounds, participation, seed)
+        policy = WaitPolicy(sites, quorum, deadline, give_up)
         try:
-            Coordinator(net, *settings, grid, Path(directory), _metrics(loss, metrics), evaluate_every, wait).play_all()
+            Coordinator(*settings, grid, Path(directory), _metrics(loss, metrics), evaluate_every, policy).play_all()
         except (UsageError, TooFewSitesError) as error:
-            print(f"idiolect: {error}", flush=True)  # in one line, before Flower tells it in many
+            print(f"idiolect: {error}", flush=True)  # in one line, before Flower's traceback
             raise
 
     return app
 
 
 def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
-    """Make the engine that has a run's clients trained by Flower's simulation engine, on a cluster of Ray.
+    """Return an engine that trains clients with Flower's simulation engine, on a Ray cluster.
 
-    It is for clusters; on one machine idiolect's own engines are faster. See `idiolect.flower.ray.engine.RayEngine`
-    for which
-    cluster, what travels and what all its machines need.
+    On one machine idiolect's own engines are faster. `idiolect.flower.ray.engine.RayEngine` describes which cluster is
+    used, what is sent, and what its machines need.
 
     Args:
-        cpus: cores for a client.
-        gpus: GPUs for a client, such as 0.25; 0 where the run's device is a CPU.
+        cpus: cores of an actor.
+        gpus: GPUs of an actor, such as 0.25; 0 if the run's device is a CPU.
 
     Raises:
-        UsageError: if a number cannot be, or Flower's simulation engine is not installed.
+        UsageError: if a number is invalid, or Flower's simulation engine is not installed.
 
     Example:
         >>> engine = idiolect.flower.simulation(cpus=2)  # doctest: +SKIP
@@ -168,8 +167,8 @@ def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
     """
     if not (find_spec("flwr") and find_spec("ray")):
         raise UsageError("the engine 'flower' needs Flower's simulation engine: pip install 'idiolect[ray]'")
-    for reports in ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED"):
-        os.environ.setdefault(reports, "0")
+    for telemetry in ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED"):
+        os.environ.setdefault(telemetry, "0")
     from idiolect.flower.ray.engine import RayEngine
 
     return RayEngine(cpus, gpus)
@@ -182,7 +181,7 @@ def _metrics(loss: Loss, metrics: Sequence[Metric] | None) -> tuple[Metric, ...]
 
 
 def need_flower() -> None:
-    """Say what is missing, if Flower is not installed."""
+    """Raise a `UsageError` if Flower is not installed."""
     try:
         import flwr.app  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""Bugs of clients that are trained elsewhere: what a message forgets, and who gets whose result."""
+"""Planted bugs of Flower's simulation engine: incomplete messages and results in the wrong order."""
 
 from mutants.planted import Mutant
 
@@ -6,9 +6,9 @@ SIMULATION = "tests/test_flower_simulation.py"
 
 MUTANTS = [
     Mutant(
-        "simulation: every client has the memory of the start",
+        "simulation: every client has the initial memory",
         "flower/ray/actor.py",
-        'federation.memory = AtHand(take_rows(content, "memory", self._memory))',
+        'federation.memory = AtHand(read_rows(content, "memory", self._memory))',
         "federation.memory = AtHand(self._memory)",
         SIMULATION,
         "messages_hold_all and FedBN",
@@ -16,13 +16,13 @@ MUTANTS = [
     Mutant(
         "simulation: it is always the first round",
         "flower/ray/actor.py",
-        'federation.round = int(content.config_records["told"]["round"])',
+        'federation.round = int(content.config_records[ASSIGNMENT]["round"])',
         "federation.round = 0",
         SIMULATION,
         "messages_hold_all and FedAvg",
     ),
     Mutant(
-        "simulation: who deploys is sent what is for training",
+        "simulation: the broadcast for prediction is that for training",
         "flower/ray/engine.py",
         'federation.sent("train" if kind == TRAIN else "deploy")',
         'federation.sent("train")',
@@ -30,10 +30,10 @@ MUTANTS = [
         "messages_hold_all and FedGloSS",
     ),
     Mutant(
-        "simulation: results come newest first",
+        "simulation: results are in reverse order",
         "flower/ray/engine.py",
-        "            while ahead:\n                yield _checked(ahead.popleft().result())",
-        "            while ahead:\n                yield _checked(ahead.pop().result())",
+        "            while pending:\n                yield _checked(pending.popleft().result())",
+        "            while pending:\n                yield _checked(pending.pop().result())",
         SIMULATION,
         "messages_hold_all and FedAvg",
     ),

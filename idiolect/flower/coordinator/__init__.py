@@ -1,1 +1,1 @@
-"""The coordinator: rounds over the sites that have joined."""
+"""The coordinator: it trains in rounds with the sites that have joined."""

@@ -1,4 +1,4 @@
-"""What a coordinator remembers of its clients, and must find again after a restart."""
+"""The clients of a run as the coordinator knows them; they are part of its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from idiolect.core.types import Trees
 
 @dataclass
 class Client:
-    """One client, as the coordinator knows it."""
+    """One client."""
 
     examples: int
-    base: int = 0
-    """The round after which its result counted last: it starts from its state of then."""
-    mail: Trees = field(default_factory=dict)
-    """What it is to be told alone, with its next message, by part."""
+    base_round: int = 0
+    """The last round in which its result counted; its next round starts from its state after it."""
+    messages: Trees = field(default_factory=dict)
+    """Trees that the server sends to this client alone with the next instruction, by part."""
 
 
 class Clients:
-    """The clients of a run by name; a store that a checkpoint writes.
+    """The clients of a run by name; a store that a checkpoint saves and loads.
 
     Args:
-        letters: the form of what a client may be told alone, by part.
+        message_layouts: for each part that sends messages to single clients, a tree with the layout of a message.
 
     Example:
-        >>> known = Clients({})
-        >>> known["ward-a"] = Client(120, base=3)
-        >>> other = Clients({})
-        >>> other.load(known.save())
-        >>> list(other), other["ward-a"].base
+        >>> clients = Clients({})
+        >>> clients["ward-a"] = Client(120, base_round=3)
+        >>> restored = Clients({})
+        >>> restored.load(clients.save())
+        >>> list(restored), restored["ward-a"].base_round
         (['ward-a'], 3)
     """
 
-    def __init__(self, letters: Trees) -> None:
-        self._letters = letters
+    def __init__(self, message_layouts: Trees) -> None:
+        self._message_layouts = message_layouts
         self._clients: dict[str, Client] = {}
 
     def __setitem__(self, name: str, client: Client) -> None:
@@ -53,26 +53,27 @@ class Clients:
         return name in self._clients
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the clients, sorted by name."""
+        """Iterate over the names of the clients, sorted."""
         return iter(sorted(self._clients))
 
     def __len__(self) -> int:
         return len(self._clients)
 
     def save(self) -> dict[str, Tensor]:
-        """Return all of it as tensors: ``clients`` as JSON bytes, and a row for each message that waits."""
-        table = {name: [c.examples, c.base, sorted(c.mail)] for name, c in self._clients.items()}
+        """Return all clients as tensors: ``clients`` holds JSON, and each message is a row of its own."""
+        table = {name: [c.examples, c.base_round, sorted(c.messages)] for name, c in self._clients.items()}
         text = bytearray(json.dumps(table).encode())
-        rows = {f"mail/{name}/{p}": t.flat for name, c in self._clients.items() for p, t in c.mail.items()}
+        rows = {f"messages/{name}/{p}": t.flat for name, c in self._clients.items() for p, t in c.messages.items()}
         return {"clients": torch.frombuffer(text, dtype=torch.uint8), **rows}
 
     def saved(self) -> None:
-        """Nothing waits for a checkpoint."""
+        """Do nothing after a checkpoint: no files depend on it."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `save` returned; an empty mapping is the start."""
+        """Restore what `save` returned; an empty mapping removes all clients."""
         table = json.loads(tensors["clients"].numpy().tobytes()) if tensors else {}
         self._clients = {}
-        for name, (examples, base, parts) in table.items():
-            mail = {p: Tree(self._letters[p].layout, tensors[f"mail/{name}/{p}"]) for p in parts}
-            self._clients[name] = Client(examples, base, mail)
+        for name, (examples, base_round, parts) in table.items():
+            rows = {p: tensors[f"messages/{name}/{p}"] for p in parts}
+            messages = {p: Tree(self._message_layouts[p].layout, row) for p, row in rows.items()}
+            self._clients[name] = Client(examples, base_round, messages)

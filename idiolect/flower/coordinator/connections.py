@@ -1,4 +1,4 @@
-"""Messages to sites and their replies, by client: sites come, go and come back under other node ids."""
+"""Connections to sites by client name: a site may leave and come back under another node id."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from typing import NamedTuple
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from idiolect.flower.protocol.arrays import WireError, nbytes
-from idiolect.flower.protocol.messages import HELLO, Introduction, hear
-from idiolect.flower.site.app import REFUSED
+from idiolect.flower.protocol.arrays import WireError, array_bytes
+from idiolect.flower.protocol.messages import REFUSED, REGISTER, Registration, read_message
 
-GREETING = 3600.0
-"""Seconds that a site has to say who it is: it may load its data first."""
+REGISTRATION_TIMEOUT = 3600.0
+"""Seconds in which a site must answer a registration request: it may load its data first."""
 
-GREETED_AGAIN = 30.0
-"""Seconds after which a site that refused, or failed, is asked again who it is: it may have been put right."""
+REGISTRATION_RETRY = 30.0
+"""Seconds after which a site that refused or failed to register is asked again: the cause may have been fixed."""
 
 
 @dataclass
-class Line:
-    """A site as it is reached now."""
+class Connection:
+    """The present connection to a client."""
 
     node: int
-    introduction: Introduction
+    registration: Registration
     online: bool = True
     last_seen: float = 0.0
     """Seconds since the epoch."""
@@ -35,141 +34,149 @@ class Line:
     bytes_down: int = 0
 
 
-class Call(NamedTuple):
-    """A message that waits for its reply."""
+class PendingRequest(NamedTuple):
+    """A request without a reply yet."""
 
     node: int
     client: str
-    """Empty for a node that has not said yet who it is."""
+    """Empty for a node that has not registered yet."""
     kind: str
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """The result of a request."""
 
     client: str
     kind: str
     content: RecordDict | None
-    """None if there is no reply and none will come."""
-    why: str = ""
-    """Why there is none, or why the site refuses."""
+    """None if the site refused or failed, or the request was lost."""
+    reason: str = ""
+    """The reason why there is no content."""
     refused: bool = False
 
 
 class Connections:
-    """The lines to all sites.
+    """The connections to all sites.
 
     Args:
-        grid: Flower's.
-        greeting: what a node is sent to learn which client it is.
-        tell: takes a client's name, or an empty text, and a line for the people who run this.
+        grid: Flower's grid.
+        registration_request: makes the message that asks a node which client it is.
+        log: takes a line for people, and a client name.
+
+    Attributes:
+        by_client: client name to connection.
     """
 
-    def __init__(self, grid: Grid, greeting: Callable[[], RecordDict], tell: Callable[[str, str], None]) -> None:
-        self._grid, self._greeting, self._tell = grid, greeting, tell
-        self.lines: dict[str, Line] = {}
-        self._nodes: dict[int, str] = {}
-        self._again: dict[int, float] = {}
-        self._open: dict[str, Call] = {}
-        self._looked = -inf
+    def __init__(
+        self, grid: Grid, registration_request: Callable[[], RecordDict], log: Callable[[str, str], None]
+    ) -> None:
+        self._grid, self._registration_request, self._log = grid, registration_request, log
+        self.by_client: dict[str, Connection] = {}
+        self._activated: dict[int, str] = {}
+        self._retry_at: dict[int, float] = {}
+        self._pending: dict[str, PendingRequest] = {}
+        self._refreshed = -inf
 
-    def look(self, every: float) -> None:
-        """See who is there, at most once in `every` seconds; greet who is new or has come back."""
+    def refresh(self, interval: float) -> None:
+        """Update which nodes are online, at most once per interval; ask new and restarted nodes to register.
+
+        Args:
+            interval: seconds.
+        """
         now = time.monotonic()
-        if now - self._looked < every:
+        if now - self._refreshed < interval:
             return
-        self._looked = now
-        there = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
-        for client, line in self.lines.items():
-            if line.online and line.node not in there:
-                line.online = False
-                self._tell(client, "offline")
-        for node, since in there.items():
-            if self._nodes.get(node) != since or self._again.get(node, inf) <= now:
-                self._again.pop(node, None)
-                for key in [key for key, call in self._open.items() if call.node == node]:
-                    del self._open[key]  # went with the process that was to answer
-                self._post(Call(node, "", HELLO), self._greeting(), GREETING)
-        self._nodes = there
+        self._refreshed = now
+        activated = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+        for client, connection in self.by_client.items():
+            if connection.online and connection.node not in activated:
+                connection.online = False
+                self._log("offline", client)
+        for node, since in activated.items():
+            if self._activated.get(node) != since or self._retry_at.get(node, inf) <= now:
+                self._retry_at.pop(node, None)
+                for key in [key for key, request in self._pending.items() if request.node == node]:
+                    del self._pending[key]  # lost with the node's previous process
+                self._push(PendingRequest(node, "", REGISTER), self._registration_request(), REGISTRATION_TIMEOUT)
+        self._activated = activated
 
-    def waits(self, client: str) -> bool:
-        """Whether a message to this client has no reply yet."""
-        return any(call.client == client for call in self._open.values())
+    def is_pending(self, client: str) -> bool:
+        """Return whether a request to this client has no reply yet."""
+        return any(request.client == client for request in self._pending.values())
 
-    def online(self, client: str) -> bool:
-        """Whether a client can be reached."""
-        return client in self.lines and self.lines[client].online
+    def is_online(self, client: str) -> bool:
+        """Return whether this client can be reached."""
+        return client in self.by_client and self.by_client[client].online
 
-    def send(self, client: str, kind: str, content: RecordDict, seconds: float) -> None:
-        """Send a message that is void after some seconds."""
-        line = self.lines[client]
-        line.bytes_down += nbytes(content)
-        self._post(Call(line.node, client, kind), content, seconds)
+    def send(self, client: str, kind: str, content: RecordDict, timeout: float) -> None:
+        """Send a request to a client; Flower drops it after `timeout` seconds."""
+        connection = self.by_client[client]
+        connection.bytes_down += array_bytes(content)
+        self._push(PendingRequest(connection.node, client, kind), content, timeout)
 
-    def forget(self) -> None:
-        """Do not wait for replies any longer, but for those of who says who it is."""
-        self._open = {key: call for key, call in self._open.items() if call.kind == HELLO}
+    def drop_pending(self) -> None:
+        """Ignore the replies to all requests sent so far, except registrations."""
+        self._pending = {key: request for key, request in self._pending.items() if request.kind == REGISTER}
 
-    def listen(self) -> Iterator[Reply]:
-        """Yield the replies that are here; who says who it is gets a line."""
-        for message in self._grid.pull_messages(list(self._open)) if self._open else ():
-            call = self._open.pop(message.metadata.reply_to_message_id, None)
-            if call is not None:
-                yield from self._hear(call, message)
+    def receive(self) -> Iterator[Reply]:
+        """Yield the replies that have arrived; a site that registers gets a connection."""
+        for message in self._grid.pull_messages(list(self._pending)) if self._pending else ():
+            request = self._pending.pop(message.metadata.reply_to_message_id, None)
+            if request is not None:
+                yield self._reply(request, message)
 
     def traffic(self) -> tuple[int, int]:
-        """Return the bytes of tensors that have come, and that have gone."""
-        return sum(line.bytes_up for line in self.lines.values()), sum(line.bytes_down for line in self.lines.values())
+        """Return the bytes of tensors received and sent so far."""
+        connections = self.by_client.values()
+        return sum(c.bytes_up for c in connections), sum(c.bytes_down for c in connections)
 
-    def _post(self, call: Call, content: RecordDict, seconds: float) -> None:
-        message = Message(content, call.node, call.kind, ttl=seconds)
+    def _push(self, request: PendingRequest, content: RecordDict, timeout: float) -> None:
+        message = Message(content, request.node, request.kind, ttl=timeout)
         for key in self._grid.push_messages([message]):
             if key:
-                self._open[key] = call
+                self._pending[key] = request
 
-    def _hear(self, call: Call, message: Message) -> Iterator[Reply]:
+    def _reply(self, request: PendingRequest, message: Message) -> Reply:
         if message.has_error():
-            self._looked = -inf  # it may be that the node has gone: look before anything is sent there again
-            self._greet_again(call)
-            yield Reply(call.client, call.kind, None, str(message.error.reason))
-            return
+            self._refreshed = -inf  # the node may be gone: refresh before the next message to it
+            self._schedule_retry(request)
+            return Reply(request.client, request.kind, None, str(message.error.reason))
         content = message.content
-        refused = content.config_records.get(REFUSED)
-        if refused is not None:
-            self._greet_again(call)
-            client = call.client or self._claimed(call.node, str(refused.get("client", "")))
-            yield Reply(client, call.kind, None, str(refused.get("why", "")), True)
-            return
-        if call.kind != HELLO:
-            line = self.lines[call.client]
-            line.last_seen, line.bytes_up = time.time(), line.bytes_up + nbytes(content)
-            yield Reply(call.client, call.kind, content)
-            return
+        refusal = content.config_records.get(REFUSED)
+        if refusal is not None:
+            self._schedule_retry(request)
+            client = request.client or self._unless_elsewhere(request.node, str(refusal.get("client", "")))
+            return Reply(client, request.kind, None, str(refusal.get("reason", "")), True)
+        if request.kind != REGISTER:
+            connection = self.by_client[request.client]
+            connection.last_seen, connection.bytes_up = time.time(), connection.bytes_up + array_bytes(content)
+            return Reply(request.client, request.kind, content)
         try:
-            told_by = hear(content, Introduction)
+            registration = read_message(content, Registration)
         except WireError as error:
-            self._greet_again(call)
-            yield Reply("", HELLO, None, str(error), True)
+            self._schedule_retry(request)
+            return Reply("", REGISTER, None, str(error), True)
+        self._connect(request.node, registration)
+        return Reply(registration.client, REGISTER, content)
+
+    def _schedule_retry(self, request: PendingRequest) -> None:
+        if request.kind == REGISTER:
+            self._retry_at[request.node] = time.monotonic() + REGISTRATION_RETRY
+
+    def _unless_elsewhere(self, node: int, client: str) -> str:
+        """Return the client name in a node's refusal; empty if that client is online at another node."""
+        connection = self.by_client.get(client)
+        return "" if connection and connection.online and connection.node != node else client
+
+    def _connect(self, node: int, registration: Registration) -> None:
+        client = registration.client
+        connection = self.by_client.get(client)
+        if connection is None:
+            self.by_client[client] = Connection(node, registration, last_seen=time.time())
             return
-        self._place(call.node, told_by)
-        yield Reply(told_by.client, HELLO, content)
-
-    def _greet_again(self, call: Call) -> None:
-        if call.kind == HELLO:
-            self._again[call.node] = time.monotonic() + GREETED_AGAIN
-
-    def _claimed(self, node: int, client: str) -> str:
-        """Return the client that a node says it is, unless that one is at another node: nobody refuses for another."""
-        line = self.lines.get(client)
-        return "" if line and line.online and line.node != node else client
-
-    def _place(self, node: int, told: Introduction) -> None:
-        line = self.lines.get(told.client)
-        if line is None:
-            self.lines[told.client] = Line(node, told, last_seen=time.time())
-        else:
-            if line.online and line.node != node and line.node in self._nodes:
-                self._tell(told.client, "here from another node: it has come back, or joined twice")
-            for key in [key for key, call in self._open.items() if call.client == told.client and call.node != node]:
-                del self._open[key]
-            line.node, line.introduction, line.online, line.last_seen = node, told, True, time.time()
+        if connection.online and connection.node != node and connection.node in self._activated:
+            self._log("joined from another node: the site was restarted, or two sites use this name", client)
+        for key in [key for key, r in self._pending.items() if r.client == client and r.node != node]:
+            del self._pending[key]
+        connection.node, connection.registration = node, registration
+        connection.online, connection.last_seen = True, time.time()

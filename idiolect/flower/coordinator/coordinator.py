@@ -1,4 +1,4 @@
-"""The coordinator: rounds over sites that may be slow, dead, wrong or new; the sums are the server's own."""
+"""The coordinator: the server's half of the simulation, with sites as clients that may be slow, faulty or offline."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -19,14 +17,14 @@ from idiolect.compute.metrics import Metric
 from idiolect.core.types import Arrival, Trees
 from idiolect.flower.coordinator.clients import Client, Clients
 from idiolect.flower.coordinator.connections import Connections
-from idiolect.flower.coordinator.events import Events, counted
-from idiolect.flower.coordinator.requests import Patience, Requests
-from idiolect.flower.protocol.arrays import WireError, put, take
-from idiolect.flower.protocol.messages import EVALUATE, TRAIN, Brief, Report, hear, say
-from idiolect.flower.site.session import form_of
-from idiolect.flower.site.state import locked
+from idiolect.flower.coordinator.events import Events, pluralize
+from idiolect.flower.coordinator.requests import Requests, WaitPolicy
+from idiolect.flower.coordinator.results import Expected, Result, read_result
+from idiolect.flower.protocol.arrays import write_trees
+from idiolect.flower.protocol.messages import EVALUATE, TRAIN, Instruction, write_message
+from idiolect.flower.protocol.model_form import INITIAL, model_form
+from idiolect.flower.system.files import lock_file
 from idiolect.report import RunSummary
-from idiolect.rounds.client import not_finite
 from idiolect.rounds.server_state import ServerState
 from idiolect.running.describe import describe, uploads
 from idiolect.running.evaluation import Measured, over_clients
@@ -34,213 +32,217 @@ from idiolect.storage import checkpoint
 from idiolect.storage.run_directory import CONFIG, LOCK, RunDirectory, read_run
 
 
-class Answer(NamedTuple):
-    """A site's result, checked."""
-
-    report: Report
-    uploads: Trees
-
-
 @dataclass
 class Coordinator(ServerState):
-    """A server whose clients are sites; the other arguments are those of `ServerState`, and come before these.
+    """A server whose clients are sites. The arguments of `ServerState` come before the following.
 
     Args:
-        grid: Flower's.
-        directory: the run is written there, and goes on from there.
-        metrics: what sites measure beside the loss; the first leads.
+        grid: Flower's grid.
+        directory: directory of the run; a run that is there is resumed.
+        metrics: metrics that sites compute beside the loss; reports show the first one.
         evaluate_every: rounds between two evaluations.
-        patience: how long it waits, and for whom.
-        memory: the clients.
-        records: one mapping per round, as written to metrics.jsonl.
-
-    Raises:
-        UsageError: if the directory holds another run, or another coordinator is at work in it.
+        wait_policy: how many sites and results are required, and how long to wait for them.
+        clients: the clients that have joined.
+        records: one mapping per round, as in metrics.jsonl.
     """
 
     grid: Grid
     directory: Path
     metrics: Sequence[Metric]
     evaluate_every: int
-    patience: Patience
-    memory: Clients = field(init=False)
+    wait_policy: WaitPolicy
+    clients: Clients = field(init=False)
     records: list[dict[str, Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory = Clients({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
-        self._form, self._uploads = form_of(self), uploads(self.method, self.model)
-        self._complete = self.general() is not None
-        if not (self.directory / CONFIG).exists():
-            RunDirectory(self.directory)  # a folder of other things is refused before there is a lock in it
-        self._lock = locked(self.directory / LOCK)
-        resumed = (self.directory / CONFIG).exists()
-        self._store = RunDirectory(self.directory, resume=resumed)
-        known = read_run(self.directory)[0]["config"] if resumed else {}
-        self._run: str = known.get("run") or secrets.token_hex(8)
-        if resumed:
-            self.records = checkpoint.restore(self._store, self, self.config())
-        else:
-            self._store.write_config(self.config())
-        self._chronicle = Events(self.directory, self.rounds)
-        self._chronicle.round = self.round
-        board = Connections(self.grid, self._greeting, lambda client, what: self._chronicle.tell(what, client))
-        self._desk = Requests(board, self.memory, self._chronicle, self.patience)
-        if resumed:
-            self._chronicle.tell(f"going on with what {self.directory} holds")
+        self.clients = Clients({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
+        self._model_form, self._upload_layouts = model_form(self), uploads(self.method, self.model)
+        self._has_shared_model = self.general() is not None
+
+    @property
+    def memory(self) -> Clients:
+        """The clients, under the name by which checkpoints find them."""
+        return self.clients
 
     def config(self) -> dict[str, Any]:
-        """Return the settings that decide the run."""
+        """Return the settings that determine the run."""
         return {
-            "run": self._run,
+            "run": self._run_name,
             "method": repr(self.method),
             "training": repr(self.training),
             "rounds": self.rounds,
             "participation": self.participation,
             "seed": self.seed,
-            "initial": self._form["initial"][:16],
+            "initial": self._model_form[INITIAL][:16],
             "dtype": str(self.model.dtype),
             "metrics": [m.name for m in self.metrics],
             "evaluate_every": self.evaluate_every,
             "values": self.model.structure.trainable.total,
         }
 
-    def play_all(self) -> None:
-        """Play the rounds that are left, then have every site measure its final model.
+    def open(self) -> None:
+        """Lock the directory for this process, and start a run there or resume the one that is there.
 
         Raises:
-            TooFewSitesError: if nothing has moved for too long.
+            UsageError: if the directory holds another run or other files, or another process uses it.
         """
-        self._desk.gather()
-        while self.round < self.rounds:
-            self._play()
-        everybody = list(self.memory)
-        answers = self._desk.ask(everybody, EVALUATE, self._content(evaluate=True), partial(self._checked, {}, True))
-        self._record(answers)
-        self._report()
-        held = f"{len(answers)} of {counted(len(everybody), 'site')} hold their final models"
-        self._chronicle.tell(f"done: {held}; the report is {self.directory.resolve() / 'report.html'}")
-        self._desk.show("done")
+        if not (self.directory / CONFIG).exists():
+            RunDirectory(self.directory)  # refuses a folder with other files before a lock file is created there
+        self._lock = lock_file(self.directory / LOCK)
+        resumed = (self.directory / CONFIG).exists()
+        self._run_directory = RunDirectory(self.directory, resume=resumed)
+        config = read_run(self.directory)[0]["config"] if resumed else {}
+        self._run_name: str = config.get("run") or secrets.token_hex(8)
+        if resumed:
+            self.records = checkpoint.restore(self._run_directory, self, self.config())
+        else:
+            self._run_directory.write_config(self.config())
+        self._events = Events(self.directory, self.rounds)
+        self._events.round = self.round
+        connections = Connections(self.grid, self._registration_request, self._events.log)
+        self._requests = Requests(connections, self.clients, self._events, self.wait_policy)
+        if resumed:
+            self._events.log(f"resuming the run in {self.directory}")
 
-    def _play(self) -> None:
-        """Play one round; it counts if enough results come."""
-        began, lr, before = time.monotonic(), self.lr, self._desk.board.traffic()
-        everybody = list(self.memory)
-        cohort = self.draw(everybody)
+    def play_all(self) -> None:
+        """Open the run, play the rounds that are left, and have every site evaluate its final model.
+
+        Raises:
+            TooFewSitesError: if there has been no progress for too long.
+            UsageError: if the directory cannot be used.
+        """
+        self.open()
+        self._requests.wait_for_sites()
+        while self.round < self.rounds:
+            self._play_round()
+        population = list(self.clients)
+        results = self._requests.collect(population, EVALUATE, self._instructions(True), self._reader({}, True))
+        self._add_evaluation(results)
+        self._write_report()
+        final = f"{len(results)} of {pluralize(len(population), 'site')} have their final models"
+        self._events.log(f"done: {final}; the report is {self.directory.resolve() / 'report.html'}")
+        self._requests.write_status("done")
+
+    def _play_round(self) -> None:
+        """Play one round; with too few results nothing changes, and the round is repeated."""
+        started, lr, traffic = time.monotonic(), self.lr, self._requests.connections.traffic()
+        population = list(self.clients)
+        cohort = self.draw(population)
         evaluate = self.round > 0 and self.round % self.evaluate_every == 0
-        check = partial(self._checked, self._uploads, evaluate)
-        answers = self._desk.ask(cohort, TRAIN, self._content(evaluate), check)
-        enough = self.patience.enough(len(cohort))
-        if len(answers) < enough:
-            self._desk.wait(f"round {self.round + 1} had {len(answers)} of {counted(enough, 'result')} it needs", 40)
+        read = self._reader(self._upload_layouts, evaluate)
+        results = self._requests.collect(cohort, TRAIN, self._instructions(evaluate), read)
+        required = self.wait_policy.required_results(len(cohort))
+        if len(results) < required:
+            missing = f"round {self.round + 1} got {len(results)} of {pluralize(required, 'required result')}"
+            self._requests.wait(missing, polls=40)
             return
         if evaluate:
-            self._record(answers)
-        longest_first = sorted(answers, key=lambda client: (-answers[client].report.examples, client))
-        results = [answers[client] for client in longest_first]
-        mail = self.close(map(self._arrival, results), len(cohort) / len(everybody), len(everybody))
-        for client, result, letters in zip(longest_first, results, mail, strict=True):
-            self.memory[client] = Client(result.report.examples, self.round, letters)
-        up, down = (now - then for now, then in zip(self._desk.board.traffic(), before, strict=True))
+            self._add_evaluation(results)
+        reports = [result.report for result in self._aggregate(results, cohort, population)]
+        up, down = (now - before for now, before in zip(self._requests.connections.traffic(), traffic, strict=True))
         record = {
             "round": self.round,
             "cohort": cohort,
             "lr": lr,
-            "seconds": time.monotonic() - began,
-            "train_loss": sum(r.report.loss for r in results) / len(results),
+            "seconds": time.monotonic() - started,
+            "train_loss": sum(report.loss for report in reports) / len(reports),
             "bytes_up": up,
             "bytes_down": down,
-            "gradients": sum(r.report.gradients for r in results),
+            "gradients": sum(report.gradients for report in reports),
         }
-        self.records.append(record | ({"dropped": dict(self._desk.lost)} if self._desk.lost else {}))
-        self._store.put(self.records[-1])
-        checkpoint.save(self._store, self)
-        self._chronicle.round = self.round
-        self._desk.moved()
-        said = f"{len(answers)} of {counted(len(cohort), 'site')}, loss {record['train_loss']:.4g}"
-        self._chronicle.tell(f"{said}, {record['seconds']:.1f} s")
+        failures = self._requests.failures
+        self.records.append(record | ({"dropped": dict(failures)} if failures else {}))
+        self._run_directory.put(self.records[-1])
+        checkpoint.save(self._run_directory, self)
+        self._events.round = self.round
+        self._requests.round_completed()
+        count = f"{len(reports)} of {pluralize(len(cohort), 'site')}"
+        self._events.log(f"{count}, loss {record['train_loss']:.4g}, {record['seconds']:.1f} s")
 
-    def _content(self, evaluate: bool) -> Callable[[str], RecordDict]:
-        """Return what each client is sent now."""
-        names = [m.name for m in self.metrics]
-        brief = Brief(
-            self._run, repr(self.method), repr(self.training), self.seed, self.round, self.lr, 0, evaluate, names
+    def _aggregate(
+        self, results: Mapping[str, Result], cohort: Sequence[str], population: Sequence[str]
+    ) -> list[Result]:
+        """Aggregate the uploads of a round in the order of the simulation; return the results in this order."""
+        longest_first = sorted(results, key=lambda client: (-results[client].report.examples, client))
+        in_order = [results[client] for client in longest_first]
+        participation = len(cohort) / len(population)
+        messages = self.close(map(self._arrival, in_order), participation, len(population))
+        for client, result, own in zip(longest_first, in_order, messages, strict=True):
+            self.clients[client] = Client(result.report.examples, self.round, own)
+        return in_order
+
+    def _arrival(self, result: Result) -> Arrival:
+        steps = torch.tensor([result.report.steps], dtype=self.model.dtype)
+        return Arrival(result.uploads, result.report.examples, steps)
+
+    def _instruction(self, round: int, evaluate: bool) -> Instruction:
+        return Instruction(
+            run=self._run_name,
+            method=repr(self.method),
+            training=repr(self.training),
+            seed=self.seed,
+            round=round,
+            lr=self.lr,
+            base_round=0,
+            evaluate=evaluate,
+            metrics=[m.name for m in self.metrics],
         )
-        common, slots, share = RecordDict(), self.sent("train"), self.sent("deploy")["share"]
-        put(common, "slot", slots)
-        if evaluate and not torch.equal(share.flat, slots["share"].flat):
-            put(common, "deploy", {"share": share})
 
-        def content(client: str) -> RecordDict:
-            own, known = RecordDict(dict(common)), self.memory[client]
-            say(own, replace(brief, base=known.base))
-            put(own, "mail", known.mail)
-            return own
-
+    def _registration_request(self) -> RecordDict:
+        """Return the message that asks a site which client it is."""
+        content = RecordDict({"model": ConfigRecord(dict(self._model_form))})
+        write_message(content, self._instruction(round=0, evaluate=False))
         return content
 
-    def _greeting(self) -> RecordDict:
-        names = [m.name for m in self.metrics]
-        content = RecordDict({"model": ConfigRecord(dict(self._form))})
-        say(content, Brief(self._run, repr(self.method), repr(self.training), self.seed, 0, self.lr, 0, False, names))
-        return content
+    def _instructions(self, evaluate: bool) -> Callable[[str], RecordDict]:
+        """Return the function that makes a client's message for this round."""
+        instruction, common = self._instruction(self.round, evaluate), RecordDict()
+        sent, share = self.sent("train"), self.sent("deploy")["share"]
+        write_trees(common, "broadcast", sent)
+        if evaluate and not torch.equal(share.flat, sent["share"].flat):
+            write_trees(common, "deploy", {"share": share})
 
-    def _checked(self, form: Trees, measured: bool, client: str, content: RecordDict) -> Answer:
-        """Return a result that can be used.
+        def message(name: str) -> RecordDict:
+            content, client = RecordDict(dict(common)), self.clients[name]
+            write_message(content, replace(instruction, base_round=client.base_round))
+            write_trees(content, "message", client.messages)
+            return content
 
-        Args:
-            form: of what it uploads; empty where nothing is trained.
-            measured: whether it was asked to measure.
-            client: who was asked.
-            content: what it says.
+        return message
 
-        Raises:
-            WireError: if it cannot be used.
-        """
-        report = hear(content, Report)
-        sent = take(content, "upload", form)
-        known = self._desk.board.lines[client].introduction.examples
-        if report.client != client:
-            raise WireError(f"says that it is client {report.client!r:.80}: join again")
-        if report.examples != known:
-            raise WireError(f"has {report.examples} examples, and had {known} when it joined: join again")
-        if form and not (report.steps >= 1 and all(map(isfinite, (report.steps, report.loss)))):
-            raise WireError(f"a loss of {report.loss} after {report.steps} steps cannot be counted")
-        splits = [split for split in ("val", "test") if measured and split in report.splits]
-        own = len(splits) * (1 + len(self.metrics))
-        lengths = len(report.sizes), len(report.personalized), len(report.generalized)
-        if report.splits != splits or lengths != (len(splits), own, own if self._complete else 0):
-            raise WireError("has not measured what it was asked to measure")
-        if flaw := not_finite("upload", sent):
-            raise WireError(flaw)
-        return Answer(report, sent)
+    def _reader(self, upload_layouts: Trees, evaluate: bool) -> Callable[[str, RecordDict], Result]:
+        """Return the function that reads and checks a client's result."""
+        expected = Expected(upload_layouts, evaluate, len(self.metrics), self._has_shared_model)
 
-    def _arrival(self, answer: Answer) -> Arrival:
-        steps = torch.tensor([answer.report.steps], dtype=self.model.dtype)
-        return Arrival(answer.uploads, answer.report.examples, steps)
+        def read(client: str, content: RecordDict) -> Result:
+            examples = self._requests.connections.by_client[client].registration.examples
+            return read_result(content, client, examples, expected)
 
-    def _record(self, answers: Mapping[str, Answer]) -> None:
-        """Complete the last record with what the sites have measured."""
+        return read
+
+    def _add_evaluation(self, results: Mapping[str, Result]) -> None:
+        """Add the evaluations of sites to the record of the last completed round."""
         measured = {}
-        for client, (report, _) in sorted(answers.items()):
+        for client, (report, _) in sorted(results.items()):
             sizes = dict(zip(report.splits, report.sizes, strict=True))
             measured[client] = Measured(sizes, report.personalized, report.generalized)
-        found = over_clients(measured, self.metrics)
-        self.records[-1] |= found
-        self._store.put(self.records[-1])
-        results = {client: scores["personalized"] or {} for client, scores in found["clients"].items()}
-        self._chronicle.results = {**self._chronicle.results, **results}
+        evaluation = over_clients(measured, self.metrics)
+        self.records[-1] |= evaluation
+        self._run_directory.put(self.records[-1])
+        metrics = {client: scores["personalized"] or {} for client, scores in evaluation["clients"].items()}
+        self._events.metrics = {**self._events.metrics, **metrics}
 
-    def _report(self) -> None:
+    def _write_report(self) -> None:
         """Write the report of the run."""
-        from idiolect.report.html import write_report  # draws with plotly, which takes its time to load
+        from idiolect.report.html import write_report  # imports plotly, which is slow to load
 
-        lead = self.metrics[0] if self.metrics else None
-        name, better = self.method.name, lead.higher_is_better if lead else False
-        summary = RunSummary(name, self.seed, self.records, lead.name if lead else "loss", better)
+        metric = self.metrics[0] if self.metrics else None
+        name, higher_is_better = self.method.name, metric.higher_is_better if metric else False
+        summary = RunSummary(name, self.seed, self.records, metric.name if metric else "loss", higher_is_better)
         write_report(
             self.directory / "report.html",
-            title=f"{name}, {counted(len(self.memory), 'site')}",
+            title=f"{name}, {pluralize(len(self.clients), 'site')}",
             runs=[summary],
             holdings={},
             groups=None,

@@ -1,4 +1,4 @@
-"""Asking sites and waiting for them: who is late, lost or refused, and when there are too few of them."""
+"""Requests to sites: send, wait, check the replies, and stop waiting when too few sites are left."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from flwr.app import RecordDict
 
 from idiolect.flower.coordinator.clients import Client, Clients
 from idiolect.flower.coordinator.connections import Connections, Reply
-from idiolect.flower.coordinator.events import Events, counted, plain
+from idiolect.flower.coordinator.events import Events, one_line, pluralize
 from idiolect.flower.protocol.arrays import WireError
-from idiolect.flower.protocol.messages import HELLO
+from idiolect.flower.protocol.messages import REGISTER
 
-TRIES = 3
-"""A client's message is sent so often in a round before it is given up for that round."""
+MAX_ATTEMPTS = 3
+"""The same request is sent to a client at most this often in a round."""
 
-BACK = 120.0
-"""Seconds after its start in which a coordinator does without nobody whom it knows and has not seen yet."""
+RECONNECT_TIME = 120.0
+"""After a restart, wait this many seconds for known clients to reconnect."""
 
 T = TypeVar("T")
 
 
 class TooFewSitesError(RuntimeError):
-    """Nothing has moved for too long."""
+    """The run made no progress for too long."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a coordinator waits, and for whom.
+class WaitPolicy:
+    """How many sites and results a coordinator waits for, and how long.
 
     Args:
-        sites: so many must have joined before the first round.
-        quorum: so many results complete a round; None for more than half of the cohort.
-        deadline: seconds that a round may take while enough sites are there.
-        give_up: seconds without progress, after which the coordinator ends with an error.
-        poll: seconds between two looks at what has come.
+        sites: number of sites that must join before the first round.
+        quorum: number of results that complete a round; None for more than half of the cohort.
+        deadline: maximum seconds of a round while enough sites are online.
+        give_up: seconds without progress after which the run ends with an error.
+        poll: seconds between two checks for replies.
     """
 
     sites: int = 2
@@ -47,164 +47,202 @@ class Patience:
     give_up: float = 3600.0
     poll: float = 0.25
 
-    def enough(self, cohort: int) -> int:
-        """Return how many results complete a round of so many clients."""
+    def required_results(self, cohort: int) -> int:
+        """Return the number of results that complete a round of a cohort of this size."""
         return min(cohort, cohort // 2 + 1 if self.quorum is None else self.quorum)
 
 
 class Requests:
-    """Questions to sites and their answers.
+    """Send requests to sites and collect their replies.
 
     Args:
-        board: the lines to them.
-        known: the clients; who introduces himself becomes one.
-        chronicle: what people see.
-        patience: how long to wait.
+        connections: to the sites.
+        clients: clients of the run; a site that registers under a new name is added.
+        events: log and status for people.
+        policy: how long to wait, and for how many.
+
+    Attributes:
+        failures: reason by client, for each client without a result in the last `collect`.
     """
 
-    def __init__(self, board: Connections, known: Clients, chronicle: Events, patience: Patience) -> None:
-        self.board, self.lost = board, dict[str, str]()
-        self._known, self._chronicle, self.patience = known, chronicle, patience
-        self._refused: dict[str, str] = {}
-        self._began = self._moved = time.monotonic()
-        self._most = 0
+    def __init__(self, connections: Connections, clients: Clients, events: Events, policy: WaitPolicy) -> None:
+        self.connections, self.failures = connections, dict[str, str]()
+        self._clients, self._events, self._policy = clients, events, policy
+        self._refusals: dict[str, str] = {}
+        self._started = self._last_progress = time.monotonic()
+        self._most_results = 0
 
-    def gather(self) -> None:
-        """Wait until enough sites have joined to begin."""
-        while len(self._known) < self.patience.sites:
-            self.wait(f"{len(self._known)} of {counted(self.patience.sites, 'site')} joined")
+    def wait_for_sites(self) -> None:
+        """Wait until enough sites have joined for the first round."""
+        while len(self._clients) < self._policy.sites:
+            self.wait(f"{len(self._clients)} of {pluralize(self._policy.sites, 'site')} joined")
 
-    def ask(
+    def collect(
         self,
         clients: Sequence[str],
         kind: str,
         content: Callable[[str], RecordDict],
-        check: Callable[[str, RecordDict], T],
+        read: Callable[[str, RecordDict], T],
     ) -> dict[str, T]:
-        """Return the answers that come before the deadline, checked; `lost` says what became of the others.
+        """Send a request to each client and return the results that arrive before the deadline, by client.
 
-        Who is offline is waited for as long as there are too few answers. A message that is lost with the process that
-        was to answer is sent again, to the same client wherever it is now.
+        While there are too few results, offline clients are waited for. A request that is lost with the site's process
+        is sent again, to the node where the client is then. `failures` gets a reason for each client without a result.
+
+        Args:
+            clients: client names.
+            kind: kind of the request.
+            content: makes the request for a client.
+            read: checks and returns the result in a client's reply; raises `WireError` if the reply is invalid.
         """
-        enough, self.lost = self.patience.enough(len(clients)), {}
-        answers: dict[str, T] = {}
-        tries = dict.fromkeys(clients, 0)
-        end = time.monotonic() + self.patience.deadline
-        while (todo := [c for c in clients if c not in answers and c not in self.lost]) and time.monotonic() < end:
-            self.board.look(every=4 * self.patience.poll)
-            for client in [c for c in todo if self.board.online(c) and not self.board.waits(c)]:
-                if client in self._refused or tries[client] == TRIES:
-                    self._lose(client, self._refused.get(client, f"no result after {TRIES} messages"))
-                else:
-                    tries[client] += 1
-                    self.board.send(client, kind, content(client), max(1.0, end - time.monotonic()))
-            for reply in self._replies():
-                if reply.kind == kind and reply.client in todo and (reply.content is not None or reply.refused):
-                    try:
-                        answers[reply.client] = check(reply.client, _accepted(reply))
-                        self._count(len(answers))
-                    except WireError as error:
-                        self._lose(reply.client, str(error))
-            self.show(
-                f"{len(answers)} of {counted(len(clients), 'result')}, {max(0, end - time.monotonic()):.0f} s left"
-            )
-            left = [c for c in todo if c not in answers and c not in self.lost]
-            if len(answers) >= enough and not any(map(self._may_answer, left)):
-                break
-            if left and len(answers) < enough and not any(map(self.board.online, left)):
-                self.wait(f"{len(answers)} of {counted(enough, 'result')} that a round needs")
-                end = time.monotonic() + self.patience.deadline
-            elif left:
-                time.sleep(self.patience.poll)
-        self.board.forget()
-        for client in todo:
-            if client not in answers and client not in self.lost:
-                late = "past the deadline" if self.board.online(client) else "offline"
-                self._lose(client, self._refused.get(client, late))
-        return answers
+        required, self.failures = self._policy.required_results(len(clients)), {}
+        results: dict[str, T] = {}
+        attempts = dict.fromkeys(clients, 0)
 
-    def wait(self, what: str, looks: int = 1) -> None:
-        """Look who comes.
+        def unfinished() -> list[str]:
+            return [c for c in clients if c not in results and c not in self.failures]
+
+        end = time.monotonic() + self._policy.deadline
+        while (waiting := unfinished()) and time.monotonic() < end:
+            self.connections.refresh(4 * self._policy.poll)
+            self._send(waiting, kind, content, attempts, end)
+            self._receive(waiting, kind, read, results)
+            left = max(0, end - time.monotonic())
+            self.write_status(f"{len(results)} of {pluralize(len(clients), 'result')}, {left:.0f} s left")
+            waiting = unfinished()
+            if len(results) >= required and not any(map(self._may_reply, waiting)):
+                break
+            if waiting and len(results) < required and not any(map(self.connections.is_online, waiting)):
+                self.wait(f"{len(results)} of {pluralize(required, 'required result')}")
+                end = time.monotonic() + self._policy.deadline
+            elif waiting:
+                time.sleep(self._policy.poll)
+        self.connections.drop_pending()
+        for client in unfinished():
+            reason = "deadline passed" if self.connections.is_online(client) else "offline"
+            self._fail(client, self._refusals.get(client, reason))
+        return results
+
+    def wait(self, reason: str, polls: int = 1) -> None:
+        """Wait for sites to join, and say what is missing.
+
+        Args:
+            reason: what is missing.
+            polls: number of poll intervals to wait.
 
         Raises:
-            TooFewSitesError: if nothing has moved for too long.
+            TooFewSitesError: if there has been no progress for too long.
         """
-        for _ in range(looks):
-            left = self.patience.give_up - (time.monotonic() - self._moved)
+        for _ in range(polls):
+            left = self._policy.give_up - (time.monotonic() - self._last_progress)
             if left <= 0:
-                self.show(f"gave up: {what}")
-                raise TooFewSitesError(f"{what}; nothing has moved for {self.patience.give_up:.0f} s")
+                self.write_status(f"gave up: {reason}")
+                raise TooFewSitesError(f"{reason}; no progress for {self._policy.give_up:.0f} s")
             step = 10 if left < 100 else 60
-            self._chronicle.tell(f"waiting: {what}; ends in {step * ceil(left / step)} s")
-            self.show(f"waiting: {what}; ends in {left:.0f} s")
-            self.board.look(every=4 * self.patience.poll)
+            self._events.log(f"waiting: {reason}; giving up in {step * ceil(left / step)} s")
+            self.write_status(f"waiting: {reason}; giving up in {left:.0f} s")
+            self.connections.refresh(4 * self._policy.poll)
             for _ in self._replies():
                 pass
-            time.sleep(self.patience.poll)
+            time.sleep(self._policy.poll)
 
-    def show(self, phase: str) -> None:
-        """Bring the status up to date."""
+    def write_status(self, phase: str) -> None:
+        """Update the status file: the phase, and the state and traffic of each site."""
         sites: dict[str, dict[str, Any]] = {}
-        for client in self._known:
-            line = self.board.lines.get(client)
-            state = (
-                self._refused.get(client)
-                or self.lost.get(client)
-                or ("offline" if not self.board.online(client) else "at work" if self.board.waits(client) else "ready")
-            )
-            sites[client] = {"state": state, "examples": self._known[client].examples}
-            if line:
-                sites[client] |= {"last seen": line.last_seen, "up": line.bytes_up, "down": line.bytes_down}
-        for client in self._refused.keys() - sites.keys():
-            sites[client] = {"state": self._refused[client], "examples": 0}
-        self._chronicle.show(phase, sites)
+        for client in self._clients:
+            sites[client] = {"state": self._state(client), "examples": self._clients[client].examples}
+            if connection := self.connections.by_client.get(client):
+                sites[client] |= {
+                    "last_seen": connection.last_seen,
+                    "bytes_up": connection.bytes_up,
+                    "bytes_down": connection.bytes_down,
+                }
+        for client in self._refusals.keys() - sites.keys():
+            sites[client] = {"state": self._refusals[client], "examples": 0}
+        self._events.write_status(phase, sites)
 
-    def moved(self) -> None:
-        """Take note of progress: a round is over."""
-        self._moved, self._most = time.monotonic(), 0
+    def round_completed(self) -> None:
+        """Record progress: a round is complete."""
+        self._last_progress, self._most_results = time.monotonic(), 0
 
-    def _count(self, answers: int) -> None:
-        """Take note of progress within a round that may be tried several times: more answers than ever."""
-        if answers > self._most:
-            self._moved, self._most = time.monotonic(), answers
+    def _send(
+        self,
+        waiting: Sequence[str],
+        kind: str,
+        content: Callable[[str], RecordDict],
+        attempts: dict[str, int],
+        end: float,
+    ) -> None:
+        """Send the request to each client that is online and has no request pending."""
+        for client in waiting:
+            if not self.connections.is_online(client) or self.connections.is_pending(client):
+                continue
+            if client in self._refusals or attempts[client] == MAX_ATTEMPTS:
+                self._fail(client, self._refusals.get(client, f"no reply to {MAX_ATTEMPTS} requests"))
+            else:
+                attempts[client] += 1
+                self.connections.send(client, kind, content(client), max(1.0, end - time.monotonic()))
+
+    def _receive(
+        self, waiting: Sequence[str], kind: str, read: Callable[[str, RecordDict], T], results: dict[str, T]
+    ) -> None:
+        """Add the results that have arrived; a refusal or an invalid reply is a failure."""
+        for reply in self._replies():
+            failed = reply.content is None and not reply.refused  # the request may be sent again
+            if reply.kind != kind or reply.client not in waiting or failed:
+                continue
+            try:
+                if reply.content is None:
+                    raise WireError(reply.reason)
+                results[reply.client] = read(reply.client, reply.content)
+                self._record_progress(len(results))
+            except WireError as error:
+                self._fail(reply.client, str(error))
+
+    def _record_progress(self, results: int) -> None:
+        """Record progress within a round, which may be repeated: more results than in all attempts before."""
+        if results > self._most_results:
+            self._last_progress, self._most_results = time.monotonic(), results
 
     def _replies(self) -> Iterator[Reply]:
-        """Yield the replies to questions; who introduces himself becomes a client."""
-        for reply in self.board.listen():
-            if reply.kind == HELLO:
-                self._meet(reply)
+        """Yield the replies to requests other than registrations, which are handled here."""
+        for reply in self.connections.receive():
+            if reply.kind == REGISTER:
+                self._register(reply)
             else:
                 if reply.content is None and not reply.refused:
-                    self._chronicle.tell(f"no reply: {reply.why}", reply.client)
+                    self._events.log(f"no reply: {reply.reason}", reply.client)
                 yield reply
 
-    def _meet(self, reply: Reply) -> None:
+    def _register(self, reply: Reply) -> None:
         if reply.content is None:
             if reply.refused and reply.client:
-                self._refused[reply.client] = plain(reply.why)
-            self._chronicle.tell(f"{'refused' if reply.refused else 'no reply'}: {reply.why}", reply.client)
+                self._refusals[reply.client] = one_line(reply.reason)
+            self._events.log(f"{'refused' if reply.refused else 'no reply'}: {reply.reason}", reply.client)
             return
-        told = self.board.lines[reply.client].introduction
-        self._refused.pop(reply.client, None)
-        if reply.client not in self._known:
-            self._moved = time.monotonic()
-            self._known[reply.client] = Client(told.examples)
-        versions = ", ".join(told.versions)
-        self._chronicle.tell(f"here, with {counted(told.examples, 'example')}; {versions}", reply.client)
-        if told.differs:
-            self._chronicle.tell(told.differs, reply.client)
+        registration = self.connections.by_client[reply.client].registration
+        self._refusals.pop(reply.client, None)
+        if reply.client not in self._clients:
+            self._last_progress = time.monotonic()
+            self._clients[reply.client] = Client(registration.examples)
+        versions = ", ".join(registration.versions)
+        self._events.log(f"joined with {pluralize(registration.examples, 'example')}; {versions}", reply.client)
+        if registration.warning:
+            self._events.log(registration.warning, reply.client)
 
-    def _may_answer(self, client: str) -> bool:
-        """Whether a client is here, or may still find its way back to a coordinator that has just begun."""
-        begun = time.monotonic() < self._began + BACK and client not in self.board.lines
-        return self.board.online(client) or (begun and client not in self._refused)
+    def _state(self, client: str) -> str:
+        """Return the state of a client in a word, or the reason of its last failure."""
+        if reason := self._refusals.get(client) or self.failures.get(client):
+            return reason
+        if not self.connections.is_online(client):
+            return "offline"
+        return "working" if self.connections.is_pending(client) else "ready"
 
-    def _lose(self, client: str, why: str) -> None:
-        self.lost[client] = plain(why)
-        self._chronicle.tell(f"no result: {why}", client)
+    def _may_reply(self, client: str) -> bool:
+        """Return whether a client is online, or may still reconnect after a restart of the coordinator."""
+        restarted = time.monotonic() < self._started + RECONNECT_TIME and client not in self.connections.by_client
+        return self.connections.is_online(client) or (restarted and client not in self._refusals)
 
-
-def _accepted(reply: Reply) -> RecordDict:
-    if reply.content is None:
-        raise WireError(reply.why)
-    return reply.content
+    def _fail(self, client: str, reason: str) -> None:
+        self.failures[client] = one_line(reason)
+        self._events.log(f"no result: {reason}", client)

@@ -1,1 +1,1 @@
-"""What a coordinator and a site send each other."""
+"""The protocol between coordinator and site: tensors, messages, and the form of a model."""

@@ -1,4 +1,4 @@
-"""Trees as Flower's records and back: nothing is taken from a message whose form is not known beforehand."""
+"""Convert trees to Flower's records and back; names, dtypes, shapes and sizes are checked before a tensor is made."""
 
 from __future__ import annotations
 
@@ -16,72 +16,71 @@ _MAGIC = np.lib.format.magic(1, 0)
 
 
 class WireError(UsageError):
-    """What is wrong with a message, in one line that names the tensor."""
+    """An invalid message, described in one line that names the tensor or field."""
 
 
-def put(content: RecordDict, kind: str, slots: Mapping[str, Tree]) -> None:
-    """Add trees to a message: one record a part, one array a tensor; a part without tensors is not sent."""
-    for part, tree in slots.items():
+def write_trees(content: RecordDict, kind: str, trees: Mapping[str, Tree]) -> None:
+    """Add trees to a message: one record per part, one array per tensor; a part without tensors is not sent."""
+    for part, tree in trees.items():
         if len(tree):
             content[f"{kind}/{part}"] = ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in tree.items()})
 
 
-def take(content: RecordDict, kind: str, like: Trees) -> Trees:
-    """Return the trees of a message, in the form of `like`: its names, shapes, dtype and device.
-
-    Names, dtypes, shapes and sizes in bytes are compared before a tensor is made.
+def read_trees(content: RecordDict, kind: str, like: Trees) -> Trees:
+    """Return the trees of one kind in a message, with the names, shapes, dtype and device of `like`.
 
     Raises:
-        WireError: if the message holds anything else.
+        WireError: if the trees in the message have other names, dtypes, shapes or sizes.
 
     Example:
         >>> import torch
-        >>> sent, message = {"share": Tree.of({"bias": torch.ones(2)})}, RecordDict()
-        >>> put(message, "slot", sent)
-        >>> take(message, "slot", sent)["share"]["bias"]
+        >>> trees, message = {"share": Tree.of({"bias": torch.ones(2)})}, RecordDict()
+        >>> write_trees(message, "upload", trees)
+        >>> read_trees(message, "upload", trees)["share"]["bias"]
         tensor([1., 1.])
-        >>> take(message, "slot", {"share": Tree.of({"bias": torch.ones(3)})})
+        >>> read_trees(message, "upload", {"share": Tree.of({"bias": torch.ones(3)})})
         Traceback (most recent call last):
-        idiolect.flower.protocol.arrays.WireError: slot/share: bias: expected shape (3,), got (2,)
+        idiolect.flower.protocol.arrays.WireError: upload/share: bias: expected shape (3,), got (2,)
     """
-    wanted = {f"{kind}/{part}": part for part, tree in like.items() if len(tree)}
+    expected = {f"{kind}/{part}": part for part, tree in like.items() if len(tree)}
     found = [key for key in content.array_records if key.startswith(f"{kind}/")]
-    _same("parts", kind, list(wanted), found)
-    taken = {part: _tree(content.array_records[key], like[part], key) for key, part in wanted.items()}
-    return {part: taken.get(part, tree) for part, tree in like.items()}
+    _check_names("parts", kind, list(expected), found)
+    read = {part: _read_tree(content.array_records[key], like[part], key) for key, part in expected.items()}
+    return {part: read.get(part, tree) for part, tree in like.items()}
 
 
-def holds(content: RecordDict, kind: str, part: str) -> bool:
-    """Return whether a message has a part's tree of a kind."""
+def has_tree(content: RecordDict, kind: str, part: str) -> bool:
+    """Return whether a message has a tree of this kind for a part."""
     return f"{kind}/{part}" in content.array_records
 
 
-def nbytes(content: RecordDict) -> int:
+def array_bytes(content: RecordDict) -> int:
     """Return the bytes of all arrays in a message."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
-def _same(what: str, where: str, wanted: list[str], found: list[str]) -> None:
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing or extra:
-        said = [
-            f"{word} {', '.join(f'{name!r:.80}' for name in names[:4])}"
-            for word, names in (("without", missing), ("with", extra))
+def _check_names(what: str, where: str, expected: list[str], found: list[str]) -> None:
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unexpected:
+        differences = [
+            f"{label} {', '.join(f'{name!r:.80}' for name in names[:4])}"
+            for label, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise WireError(f"{where}: the {what} differ: {' and '.join(said)}")
+        raise WireError(f"{where}: the {what} differ: {'; '.join(differences)}")
 
 
-def _tree(record: ArrayRecord, like: Tree, where: str) -> Tree:
+def _read_tree(record: ArrayRecord, like: Tree, where: str) -> Tree:
     dtype = like.flat.cpu().numpy().dtype
-    _same("tensors", where, list(like), list(record))
-    bodies = [_body(record[n], dtype, tuple(shape), f"{where}: {n}") for n, shape in like.layout.shape_of.items()]
-    flat = np.concatenate([np.frombuffer(body, dtype) for body in bodies])
+    _check_names("tensors", where, list(like), list(record))
+    shapes = like.layout.shape_of.items()
+    values = [_read_values(record[n], dtype, tuple(shape), f"{where}: {n}") for n, shape in shapes]
+    flat = np.concatenate([np.frombuffer(array_values, dtype) for array_values in values])
     return Tree(like.layout, like.flat.new_tensor(flat))
 
 
-def _body(array: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...], where: str) -> memoryview:
-    """Return the values of an array as bytes, without a copy; its header is compared, and never evaluated."""
+def _read_values(array: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...], where: str) -> memoryview:
+    """Return the values of an array as bytes, without a copy; its header is compared and never evaluated."""
     if array.dtype != str(dtype):
         raise WireError(f"{where}: expected {dtype}, got {array.dtype!r:.80}")
     if tuple(array.shape) != shape:
@@ -89,8 +88,8 @@ def _body(array: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...], whe
     header = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     start = 10 + int.from_bytes(array.data[8:10], "little")
     if array.data[:8] != _MAGIC or array.data[10:start].strip() != header:
-        raise WireError(f"{where}: its bytes are not what NumPy writes of {dtype} {shape}: {array.data[:99]!r:.150}")
-    body, size = memoryview(array.data)[start:], dtype.itemsize * prod(shape)
-    if len(body) != size:
-        raise WireError(f"{where}: its bytes hold {len(body):,} bytes of values, not {size:,}")
-    return body
+        raise WireError(f"{where}: invalid NumPy header for {dtype} {shape}: {array.data[:99]!r:.150}")
+    values, size = memoryview(array.data)[start:], dtype.itemsize * prod(shape)
+    if len(values) != size:
+        raise WireError(f"{where}: expected {size:,} bytes of values, got {len(values):,}")
+    return values

@@ -1,4 +1,4 @@
-"""What coordinator and site tell each other beside tensors."""
+"""The fields of messages between coordinator and site, beside tensors."""
 
 from __future__ import annotations
 
@@ -14,116 +14,122 @@ from idiolect.core.errors import UsageError
 from idiolect.flower.protocol.arrays import WireError
 
 PROTOCOL = 1
-"""Grows whenever these words change their meaning."""
+"""Version of the protocol; it increases whenever the meaning of a field changes."""
 
-T = TypeVar("T", "Brief", "Introduction", "Report")
+REGISTER, TRAIN, EVALUATE = "query", "train", "evaluate"
+"""Kinds of messages, under Flower's names."""
 
-HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
-"""Kinds of messages, by Flower's names."""
+FIELDS, REFUSED = "fields", "refused"
+"""Records of a message: its fields; or, in place of them, the reason why a site refuses, and its client name."""
+
+T = TypeVar("T", "Instruction", "Registration", "Report")
 
 
-def named(client: str) -> str:
-    """Return a client's name, if it can name a folder.
+def client_name(text: str) -> str:
+    """Return a client name, which is also the name of a folder at the site.
 
     Raises:
-        UsageError: if it cannot.
+        UsageError: if the name is not valid.
     """
-    if not re.fullmatch(r"\w[\w.-]{,99}", client):
-        raise UsageError(f"client {client!r:.80} cannot name a folder: use letters, digits, '_', '-' and '.'")
-    return client
+    if not re.fullmatch(r"\w[\w.-]{,99}", text):
+        raise UsageError(f"invalid client name {text!r:.80}: use letters, digits, '_', '-' and '.'")
+    return text
 
 
-Name = Annotated[str, AfterValidator(named)]
-Played = Annotated[int, Field(ge=0)]
-Examples = Annotated[int, Field(ge=1)]
+ClientName = Annotated[str, AfterValidator(client_name)]
+RoundCount = Annotated[int, Field(ge=0)]
+ExampleCount = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
-class Brief:
-    """What the coordinator says with every message."""
+class Instruction:
+    """The fields of every message from the coordinator."""
 
     run: str
-    """Name of the run, which outlives restarts."""
+    """Name of the run; it stays the same after a restart."""
     method: str
-    """An expression, see `idiolect.registry.expression`."""
+    """The method as an expression, see `idiolect.registry.expression`."""
     training: str
-    """Another."""
+    """The local training as an expression."""
     seed: int
-    round: Played
-    """Rounds played."""
+    round: RoundCount
+    """Completed rounds."""
     lr: float
-    base: Played
-    """The round after which the site's result counted last: it starts from its state of then; 0 for none."""
+    base_round: RoundCount
+    """The last round in which this client's result counted; the site starts from its state after it. 0: none."""
     evaluate: bool
     metrics: list[str]
     protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class Introduction:
-    """What a site says when it is asked who it is."""
+class Registration:
+    """The reply of a site that is asked which client it is."""
 
-    client: Name
-    examples: Examples
+    client: ClientName
+    examples: ExampleCount
     versions: list[str]
-    differs: str = ""
-    """What is different here but harmless, for a person to read."""
+    warning: str = ""
+    """A harmless difference from the coordinator, in words."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a site says of its round."""
+    """The reply of a site that has trained or evaluated."""
 
-    client: Name
-    examples: Examples
+    client: ClientName
+    examples: ExampleCount
     steps: float = 0.0
     loss: float = 0.0
     gradients: int = 0
     seconds: float = 0.0
     splits: list[str] = field(default_factory=list)
-    """What it has measured on, beside training examples."""
-    sizes: list[Examples] = field(default_factory=list)
-    """Examples in each."""
+    """Evaluated splits, without the training split."""
+    sizes: list[ExampleCount] = field(default_factory=list)
+    """Number of examples of each split."""
     personalized: list[float] = field(default_factory=list)
-    """Loss and metrics of each split in turn, under the weights that predict for this client."""
+    """Loss and metrics of each split in turn, with the client's personal model."""
     generalized: list[float] = field(default_factory=list)
-    """The same under the shared model, where there is one."""
+    """The same with the shared model, where there is one."""
 
 
-def say(content: RecordDict, words: Brief | Introduction | Report) -> None:
-    """Add words to a message."""
-    content["words"] = ConfigRecord(asdict(words))
+def write_message(content: RecordDict, message: Instruction | Registration | Report) -> None:
+    """Add the fields of a message."""
+    content[FIELDS] = ConfigRecord(asdict(message))
 
 
-def hear(content: RecordDict, kind: type[T]) -> T:
-    """Return the words of a message.
+def read_message(content: RecordDict, kind: type[T]) -> T:
+    """Return the fields of a message.
 
     Raises:
-        WireError: if they are not of this kind, or of another version.
+        WireError: if fields are missing or invalid, or the protocol version differs.
 
     Example:
-        >>> message = RecordDict()
-        >>> say(message, Report("ward-a", examples=120))
-        >>> hear(message, Report).examples
+        >>> content = RecordDict()
+        >>> write_message(content, Report("ward-a", examples=120))
+        >>> read_message(content, Report).examples
         120
-        >>> hear(message, Introduction)
+        >>> read_message(content, Registration)
         Traceback (most recent call last):
-        idiolect.flower.protocol.arrays.WireError: no Introduction: versions is missing
+        idiolect.flower.protocol.arrays.WireError: invalid Registration: versions is missing
     """
-    told: dict[str, Any] = dict(content.config_records.get("words", {}))
+    found: dict[str, Any] = dict(content.config_records.get(FIELDS, {}))
     names = {f.name for f in fields(kind)}
-    if told.get("protocol", PROTOCOL) != PROTOCOL:
+    if found.get("protocol", PROTOCOL) != PROTOCOL:
         raise WireError(
-            f"protocol {told['protocol']!r:.40} there, {PROTOCOL} here: install the same version of idiolect"
+            f"protocol version {found['protocol']!r:.40} received, {PROTOCOL} expected: "
+            "install the same version of idiolect everywhere"
         )
     try:
-        text = json.dumps({name: value for name, value in told.items() if name in names}, default=repr)
-        found: T = _READERS[kind.__name__].validate_json(text, strict=True)
+        text = json.dumps({name: value for name, value in found.items() if name in names}, default=repr)
+        message: T = _READERS[kind.__name__].validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         problem = "is missing" if first["type"] == "missing" else f"is {first['input']!r:.80}"
-        raise WireError(f"no {kind.__name__}: {'.'.join(map(str, first['loc']))} {problem}") from None
-    return found
+        raise WireError(f"invalid {kind.__name__}: {'.'.join(map(str, first['loc']))} {problem}") from None
+    return message
 
 
-_READERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in (Brief, Introduction, Report)}
+_READERS: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (Instruction, Registration, Report)
+}

@@ -1,1 +1,1 @@
-"""The simulation engine on a cluster of Ray."""
+"""Flower's simulation engine: clients are trained by actors on a Ray cluster."""

@@ -1,1 +1,1 @@
-"""The server's processes, keys and network."""
+"""The server that sites join: its processes, keys and network."""

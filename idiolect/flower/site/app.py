@@ -1,4 +1,4 @@
-"""A site: messages in, the same client round as in a simulation, messages out; what is personal stays in its folder."""
+"""Flower's app of a site: it answers the coordinator's messages; personal state stays in the site's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.data import ClientData
-from idiolect.flower.protocol.messages import EVALUATE, HELLO, TRAIN, Brief, hear, named
+from idiolect.flower.protocol.messages import (
+    EVALUATE,
+    REFUSED,
+    REGISTER,
+    TRAIN,
+    Instruction,
+    client_name,
+    read_message,
+)
 from idiolect.flower.site.session import Session
 from idiolect.flower.site.state import SiteState
 from idiolect.registry.expression import evaluate
@@ -26,14 +34,11 @@ from idiolect.rounds.server_state import ServerState
 from idiolect.rounds.training import Group, Training
 from idiolect.running.validate import prepare
 
-REFUSED = "refused"
-"""The record of a reply that says why there is nothing else in it."""
-
 
 class Site(ClientApp):
-    """Flower's app of a site; see `idiolect.flower.client_app`, which makes it.
+    """Flower's app of a site, created by `idiolect.flower.client_app`.
 
-    It may serve many messages, and keeps model and data meanwhile; or one, as in a process of Flower's own.
+    In a process that stays, it keeps model and data between messages; in Flower's own processes, it answers one.
     """
 
     def __init__(
@@ -45,32 +50,32 @@ class Site(ClientApp):
         parts: Sequence[Callable[..., Part]],
     ) -> None:
         super().__init__()
-        self._make, self._load, self._loss, self._metrics, self._parts = model, data, loss, metrics, parts
-        self._seat: Session | None = None
-        self._sits: tuple[object, ...] = ()
-        for register, kind in ((self.query, HELLO), (self.train, TRAIN), (self.evaluate, EVALUATE)):
+        self._make_model, self._load_data, self._loss, self._metrics, self._parts = model, data, loss, metrics, parts
+        self._session: Session | None = None
+        self._session_key: tuple[object, ...] = ()
+        for register, kind in ((self.query, REGISTER), (self.train, TRAIN), (self.evaluate, EVALUATE)):
             register()(self._handler(kind))
 
     def answer(self, kind: str, content: RecordDict, config: Mapping[str, object]) -> RecordDict:
         """Return the reply to a message.
 
         Args:
-            kind: Flower's name for it: ``"query"``, ``"train"`` or ``"evaluate"``.
-            content: what it holds.
+            kind: kind of the message under Flower's name: ``"query"``, ``"train"`` or ``"evaluate"``.
+            content: its content.
             config: the site's own settings, ``client-id`` and ``state-dir``.
 
         Returns:
-            The reply; a refusal says in one line what does not fit, and nothing of the site has changed then.
+            The reply. A refusal gives its reason in one line; the state of the site is then unchanged.
         """
         try:
-            told = hear(content, Brief)
+            instruction = read_message(content, Instruction)
             with torch.random.fork_rng(devices=[]):
-                seat = self._take_seat(told, config)
-                act = {HELLO: seat.introduce, TRAIN: seat.train, EVALUATE: seat.evaluate}[kind]
-                return act(told, content)
+                session = self._session_for(instruction, config)
+                act = {REGISTER: session.register, TRAIN: session.train, EVALUATE: session.evaluate}[kind]
+                return act(instruction, content)
         except UsageError as error:
-            why, client = " ".join(str(error).split()), str(config.get("client-id", ""))
-            return RecordDict({REFUSED: ConfigRecord({"why": why, "client": client})})
+            reason, client = " ".join(str(error).split()), str(config.get("client-id", ""))
+            return RecordDict({REFUSED: ConfigRecord({"reason": reason, "client": client})})
 
     def _handler(self, kind: str) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
@@ -78,53 +83,59 @@ class Site(ClientApp):
 
         return handle
 
-    def _take_seat(self, told: Brief, config: Mapping[str, object]) -> Session:
-        wanted = (told.run, told.method, told.training, told.seed, *sorted(config.items()))
-        if self._seat is None or self._sits != wanted:
-            if self._seat:
-                self._seat.state.close()
-            self._seat = None
-            self._seat, self._sits = self._new_seat(told, config), wanted
-        return self._seat
+    def _session_for(self, instruction: Instruction, config: Mapping[str, object]) -> Session:
+        """Return the present session if the run and the settings are the same, else a new one."""
+        run = (instruction.run, instruction.method, instruction.training, instruction.seed)
+        key = (*run, *sorted(config.items()))
+        if self._session is None or self._session_key != key:
+            if self._session:
+                self._session.state.close()
+            self._session = None
+            self._session, self._session_key = self._open_session(instruction, config), key
+        return self._session
 
-    def _new_seat(self, told: Brief, config: Mapping[str, object]) -> Session:
-        client, folder = place(config)
-        model = Model(seeded(self._make, told.seed), self._loss)
-        method, training = told_method(told.method, self._parts), told_training(told.training)
-        center = ServerState(model, method, training, rounds=1, participation=1.0, seed=told.seed)
-        given = self._load(client) if inspect.signature(self._load).parameters else self._load()
-        if not isinstance(given, ClientData):
-            raise UsageError(f"data must give a ClientData, it gives a {type(given).__name__}")
-        data = prepare(model, {client: given}, training)[0][client]
-        state = SiteState(folder / client, told.run, center.fresh())
-        return Session(client, center, data, state, self._metrics, config.get("restored") is True)
+    def _open_session(self, instruction: Instruction, config: Mapping[str, object]) -> Session:
+        client, folder = site_settings(config)
+        model = Model(seeded(self._make_model, instruction.seed), self._loss)
+        method = parse_method(instruction.method, self._parts)
+        training = parse_training(instruction.training)
+        server_state = ServerState(model, method, training, rounds=1, participation=1.0, seed=instruction.seed)
+        data = self._load_data(client) if inspect.signature(self._load_data).parameters else self._load_data()
+        if not isinstance(data, ClientData):
+            raise UsageError(f"data must return a ClientData, got {type(data).__name__}")
+        data = prepare(model, {client: data}, training)[0][client]
+        state = SiteState(folder / client, instruction.run, server_state.fresh())
+        return Session(client, server_state, data, state, self._metrics, config.get("restored") is True)
 
 
-def place(config: Mapping[str, object]) -> tuple[str, Path]:
-    """Return a site's client and its folder of states.
+def site_settings(config: Mapping[str, object]) -> tuple[str, Path]:
+    """Return the client name and the folder of states from a site's settings.
 
     Raises:
-        UsageError: if they are not among its settings, or cannot be used.
+        UsageError: if a setting is missing or invalid.
     """
     client, folder = (str(config.get(key, "")) for key in ("client-id", "state-dir"))
     if not (client and folder):
         raise UsageError(
-            "this site has no client-id and state-dir: start it with `idiolect join`, or set them in --node-config"
+            "client-id or state-dir is not set: start the site with `idiolect join`, or set both in --node-config"
         )
-    return named(client), Path(folder).expanduser()
+    return client_name(client), Path(folder).expanduser()
 
 
-def told_method(text: str, parts: Sequence[Callable[..., Part]]) -> Method:
-    """Return the method that a coordinator names; parts that are not idiolect's must have been given to the site."""
+def parse_method(text: str, parts: Sequence[Callable[..., Part]]) -> Method:
+    """Return the method that a coordinator's expression describes.
+
+    Only names of idiolect's methods and parts, and of the site's own `parts`, are looked up.
+    """
     found = evaluate(text, METHODS | {make.__name__: make for make in parts}, "method")
     if not isinstance(found, Method):
-        raise UsageError(f"method: {text[:80]!r} is none")
+        raise UsageError(f"method: {text[:80]!r} is not a method")
     return found
 
 
-def told_training(text: str) -> Training:
-    """Return the local training that a coordinator names."""
+def parse_training(text: str) -> Training:
+    """Return the local training that a coordinator's expression describes."""
     found = evaluate(text, METHODS | OPTIMIZERS | SCHEDULES | {"Training": Training, "Group": Group}, "training")
     if not isinstance(found, Training):
-        raise UsageError(f"training: {text[:80]!r} is none")
+        raise UsageError(f"training: {text[:80]!r} is not a Training")
     return found

@@ -1,15 +1,13 @@
-"""A client's place in one run: what it needs to take part in a round, and its personal state."""
+"""A session: one client in one run, with its model, data and personal state."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
-import torch
 from flwr.app import RecordDict
 
 from idiolect.compute.metrics import Metric
@@ -17,8 +15,9 @@ from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
 from idiolect.data import ClientData
-from idiolect.flower.protocol.arrays import WireError, holds, put, take
-from idiolect.flower.protocol.messages import Brief, Introduction, Report, say
+from idiolect.flower.protocol.arrays import WireError, has_tree, read_trees, write_trees
+from idiolect.flower.protocol.messages import Instruction, Registration, Report, write_message
+from idiolect.flower.protocol.model_form import INITIAL, form_differences, model_form
 from idiolect.flower.site.state import SiteState
 from idiolect.rounds.batches import RngKey, assignment
 from idiolect.rounds.client import Assignment, client_round, deployed
@@ -28,123 +27,121 @@ from idiolect.storage.run_directory import write_tensors
 
 
 class Session:
-    """What a client has in one run.
+    """One client in one run.
 
     Args:
         client: its name.
-        center: the method and the training of the run on this site's model; its server slots give the form of what
-            arrives and are otherwise unused.
+        server_state: method and training of the run on this site's model; its trees only give the layouts of what
+            the site receives.
         data: the client's examples, in the dtype of the model.
-        state: where its memory is.
-        metrics: what is measured beside the loss.
-        restored: go on from the newest state at hand where the one asked for is not there.
+        state: the client's memories on disk.
+        metrics: metrics beside the loss.
+        restored: if the state that the coordinator asks for is missing, continue from the newest one before it.
     """
 
     def __init__(
         self,
         client: str,
-        center: ServerState,
+        server_state: ServerState,
         data: ClientData,
         state: SiteState,
         metrics: Sequence[Metric],
         restored: bool,
     ) -> None:
-        self.client, self.center, self.data, self.state = client, center, data, state
+        self.client, self.server_state, self.data, self.state = client, server_state, data, state
         self.metrics, self.restored = metrics, restored
 
-    def introduce(self, told: Brief, content: RecordDict) -> RecordDict:
-        """Say who this is, if its model is the coordinator's."""
-        mine: dict[str, object] = dict(form_of(self.center))
+    def register(self, instruction: Instruction, content: RecordDict) -> RecordDict:
+        """Return name, number of examples and versions; refuse if model or metrics differ from the coordinator's."""
+        ours = model_form(self.server_state)
         theirs: dict[str, object] = dict(content.config_records.get("model", {}))
-        different = [
-            f"{n} is {theirs.get(n, 'not there')!s} there, {mine.get(n, 'not there')} here"
-            for n in {**theirs, **mine}
-            if n != "initial" and mine.get(n) != theirs.get(n)
-        ]
-        if different:
-            raise WireError(f"the models differ: {'; '.join(different[:3])}")
-        names = [m.name for m in self.metrics]
-        if told.metrics != names:
-            raise WireError(f"the coordinator measures {told.metrics}, this site {names}: give both the same metrics")
-        differs = ""
-        if mine["initial"] != theirs.get("initial"):
-            differs = "its initial weights are not the coordinator's: what is personal starts from its own"
-        versions = [f"{n} {version(n)}" for n in ("idiolect", "flwr", "torch")] + [
-            f"python {platform.python_version()}"
-        ]
-        return _reply(Introduction(self.client, len(self.data.train.y), versions, differs))
+        differences = form_differences(theirs, ours)
+        if differences:
+            raise WireError(f"the models differ: {'; '.join(differences[:3])}")
+        metrics = [m.name for m in self.metrics]
+        if instruction.metrics != metrics:
+            raise WireError(
+                f"the coordinator has the metrics {instruction.metrics}, this site {metrics}: use the same metrics"
+            )
+        warning = ""
+        if ours[INITIAL] != theirs.get(INITIAL):
+            warning = "the initial weights differ from the coordinator's: personal tensors start from the site's own"
+        versions = [f"{n} {version(n)}" for n in ("idiolect", "flwr", "torch")]
+        versions.append(f"python {platform.python_version()}")
+        return _reply(Registration(self.client, len(self.data.train.y), versions, warning))
 
-    def train(self, told: Brief, content: RecordDict) -> RecordDict:
-        """Play one round, and before it measure what the last one has made."""
-        began = time.monotonic()
-        received, base = take(content, "slot", self.center.sent("train")), self._base(told)
-        memory = self._memory(base, content)
-        report = self._measured(told, content, received, memory) if told.evaluate else self._report()
-        center, work = self.center, self._work("train", told, received, memory)
-        outcome = client_round(center.method, center.model, center.training, work)
+    def train(self, instruction: Instruction, content: RecordDict) -> RecordDict:
+        """Train for one round; if asked, first evaluate the models after the last round."""
+        started = time.monotonic()
+        received, base_round = self._received(content), self._base_round(instruction)
+        memory = self._memory(base_round, content)
+        report = self._report()
+        if instruction.evaluate:
+            report = self._evaluated(instruction, content, received, memory)
+        server_state, work = self.server_state, self._assignment("train", instruction, received, memory)
+        outcome = client_round(server_state.method, server_state.model, server_state.training, work)
         flaw = outcome.flaw()
         if flaw:
-            raise UsageError(f"{flaw}; its state stays as it was before this round")
-        self.state.save(told.round + 1, base, outcome.memory)
+            raise UsageError(f"{flaw}; the site keeps its state from before this round")
+        self.state.save(instruction.round + 1, base_round, outcome.memory)
         steps, loss, gradients = float(outcome.steps), float(outcome.loss), int(outcome.gradients)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         reply = _reply(replace(report, steps=steps, loss=loss, gradients=gradients, seconds=seconds))
-        put(reply, "upload", outcome.uploads)
+        write_trees(reply, "upload", outcome.uploads)
         return reply
 
-    def evaluate(self, told: Brief, content: RecordDict) -> RecordDict:
-        """Measure what the rounds have made; nothing is trained."""
-        began = time.monotonic()
-        received = take(content, "slot", self.center.sent("train"))
-        report = self._measured(told, content, received, self._memory(self._base(told), content))
-        return _reply(replace(report, seconds=time.monotonic() - began))
+    def evaluate(self, instruction: Instruction, content: RecordDict) -> RecordDict:
+        """Evaluate the models after the last round, without training."""
+        started = time.monotonic()
+        memory = self._memory(self._base_round(instruction), content)
+        report = self._evaluated(instruction, content, self._received(content), memory)
+        return _reply(replace(report, seconds=time.monotonic() - started))
+
+    def _received(self, content: RecordDict) -> Trees:
+        return read_trees(content, "broadcast", self.server_state.sent("train"))
 
     def _report(self) -> Report:
         return Report(self.client, len(self.data.train.y))
 
-    def _base(self, told: Brief) -> int:
-        """Return the round whose state this one starts from."""
-        return self.state.newest(no_later=told.base) if self.restored else told.base
+    def _base_round(self, instruction: Instruction) -> int:
+        """Return the round after which the state was saved that this round starts from."""
+        return self.state.newest(no_later=instruction.base_round) if self.restored else instruction.base_round
 
-    def _memory(self, base: int, content: RecordDict) -> Trees:
-        """Return the memory after a round, with what the coordinator tells this client alone."""
-        memory = self.state.load(base)
-        letters = {p.name: p.mail(self.center.start) for p in self.center.method.parts if p.confer}
-        known = {name: tree for name, tree in letters.items() if holds(content, "mail", name)}
-        return self.center.told(memory, take(content, "mail", known))
+    def _memory(self, base_round: int, content: RecordDict) -> Trees:
+        """Return the memory after a round, with the messages of the server to this client."""
+        memory = self.state.load(base_round)
+        layouts = {p.name: p.mail(self.server_state.start) for p in self.server_state.method.parts if p.confer}
+        present = {part: tree for part, tree in layouts.items() if has_tree(content, "message", part)}
+        return self.server_state.told(memory, read_trees(content, "message", present))
 
-    def _measured(self, told: Brief, content: RecordDict, received: Trees, memory: Trees) -> Report:
-        """Measure the weights that predict for this client, and keep them for its use."""
-        if holds(content, "deploy", "share"):
-            received = received | take(content, "deploy", {"share": received["share"]})
-        model = self.center.model
-        own = deployed(self.center.method, model, self.center.training, self._work("deploy", told, received, memory))
-        self._keep(own, told)
-        rows = measure(model, model.loss, self.data, own, general(model, received["share"]), self.metrics)
+    def _evaluated(self, instruction: Instruction, content: RecordDict, received: Trees, memory: Trees) -> Report:
+        """Evaluate and save the personal model; evaluate the shared model if there is one."""
+        if has_tree(content, "deploy", "share"):
+            received = received | read_trees(content, "deploy", {"share": received["share"]})
+        server_state, model = self.server_state, self.server_state.model
+        work = self._assignment("deploy", instruction, received, memory)
+        personal = deployed(server_state.method, model, server_state.training, work)
+        self._save_personal_model(personal, instruction)
+        shared = general(model, received["share"])
+        personalized, generalized = measure(model, model.loss, self.data, personal, shared, self.metrics)
         sizes = {split: len(examples.y) for split, examples in held(self.data).items()}
-        measured = replace(self._report(), splits=list(sizes), sizes=list(sizes.values()))
-        return replace(measured, personalized=rows[0], generalized=rows[1])
+        report = replace(self._report(), splits=list(sizes), sizes=list(sizes.values()))
+        return replace(report, personalized=personalized, generalized=generalized)
 
-    def _work(self, purpose: str, told: Brief, received: Trees, memory: Trees) -> Assignment:
-        when = RngKey(told.seed, purpose, self.client, told.round)
-        center = self.center
-        return assignment(center.model, center.training, self.data.train, when, received, memory, told.lr)
+    def _assignment(self, purpose: str, instruction: Instruction, received: Trees, memory: Trees) -> Assignment:
+        key = RngKey(instruction.seed, purpose, self.client, instruction.round)
+        model, training = self.server_state.model, self.server_state.training
+        return assignment(model, training, self.data.train, key, received, memory, instruction.lr)
 
-    def _keep(self, weights: Tree, told: Brief) -> None:
-        """Write this client's model as it would be loaded: the tensors of the module's ``state_dict``."""
-        about = {"client": self.client, "run": told.run, "round": str(told.round), "method": self.center.method.name}
-        write_tensors(self.state.folder / "personal.safetensors", self.center.model.tensors(weights), about, mode=0o600)
-
-
-def form_of(center: ServerState) -> dict[str, str]:
-    """Return what two models must have in common: dtype and shape by name; and ``initial``, a hash of the values."""
-    layout, dtype = center.model.structure.layout, str(center.model.dtype).removeprefix("torch.")
-    values = center.model.initial.flat.cpu().view(torch.uint8).numpy().data
-    shapes = {name: f"{dtype} {tuple(shape)}" for name, shape in layout.shape_of.items()}
-    return {**shapes, "initial": hashlib.sha256(values).hexdigest()}
+    def _save_personal_model(self, weights: Tree, instruction: Instruction) -> None:
+        """Write the tensors of the personal model under the names of the module's ``state_dict``."""
+        about = {"client": self.client, "run": instruction.run, "round": str(instruction.round)}
+        about["method"] = self.server_state.method.name
+        path = self.state.folder / "personal.safetensors"
+        write_tensors(path, self.server_state.model.tensors(weights), about, mode=0o600)
 
 
-def _reply(words: Introduction | Report) -> RecordDict:
+def _reply(message: Registration | Report) -> RecordDict:
     content = RecordDict()
-    say(content, words)
+    write_message(content, message)
     return content

@@ -1,4 +1,4 @@
-"""The process of a site that stays: model, data and state at hand, one message after the other."""
+"""The worker of a site's own process: it answers the relay's messages one after the other."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, RecordDict
 
-from idiolect.flower.protocol.messages import EVALUATE, HELLO, TRAIN
-from idiolect.flower.site.app import REFUSED, Site
+from idiolect.flower.protocol.messages import EVALUATE, FIELDS, REFUSED, REGISTER, TRAIN
+from idiolect.flower.site.app import Site
 from idiolect.flower.site.relay import FAILED, receive, send
 
-_DONE = {HELLO: "said who this is", TRAIN: "trained", EVALUATE: "measured"}
+_DONE = {REGISTER: "registered", TRAIN: "trained", EVALUATE: "evaluated"}
 
 
 class Worker:
-    """Answers messages over a socket, in a thread of its own.
+    """Answer messages over a socket, in a thread of its own.
 
     Args:
-        site: who answers.
+        site: the app that answers.
         config: the site's own settings.
-        path: of the socket; its folder must be one that only its owner can enter.
+        path: path of the socket, in a folder that only its owner can enter.
     """
 
     def __init__(self, site: Site, config: Mapping[str, object], path: Path) -> None:
         self._site, self._config = site, dict(config)
-        self._door = socket.socket(socket.AF_UNIX)
-        self._door.bind(str(path))
-        self._door.listen()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        """Answer no more."""
-        self._door.close()
+        """Accept no more connections."""
+        self._listener.close()
 
     def _serve(self) -> None:
         while True:
             try:
-                line, _ = self._door.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
-            with line:
+            with connection:
                 try:
-                    self._answer(line)
+                    self._answer(connection)
                 except (OSError, ConnectionError) as error:
-                    print(f"idiolect: a message was lost on its way: {error}", file=sys.stderr, flush=True)
+                    print(f"idiolect: a message was lost: {error}", file=sys.stderr, flush=True)
 
-    def _answer(self, line: socket.socket) -> None:
-        kind, content = receive(line)
-        began, done = time.monotonic(), _DONE[kind]
+    def _answer(self, connection: socket.socket) -> None:
+        kind, content = receive(connection)
+        started = time.monotonic()
+        instruction: dict[str, object] = dict(content.config_records.get(FIELDS, {}))
         try:
             reply = self._site.answer(kind, content, self._config)
-            if kind == EVALUATE:
-                done = f"measured; its own model is {self._config['state-dir']}/{self._config['client-id']}/" + (
-                    f"{content.config_records['words']['run']!s}/personal.safetensors"
-                )
+            done = _DONE[kind]
             if REFUSED in reply:
-                done = f"refused: {reply.config_records[REFUSED]['why']!s}"
-        except Exception as error:  # the user's own code may raise anything; the site lives on
+                done = f"refused: {reply.config_records[REFUSED]['reason']!s}"
+            elif kind == EVALUATE:
+                folder = f"{self._config['state-dir']}/{self._config['client-id']}/{instruction['run']!s}"
+                done = f"evaluated; the personal model is {folder}/personal.safetensors"
+        except Exception as error:  # user code may raise anything; the worker continues
             traceback.print_exc()
-            done = f"failed: {type(error).__name__}: {error}"
-            reply = RecordDict({FAILED: ConfigRecord({"why": done.removeprefix("failed: ")})})
-        round_ = content.config_records["words"].get("round", 0) if "words" in content else 0
-        print(f"idiolect: {round_!s} rounds played: {done} ({time.monotonic() - began:.1f} s)", flush=True)
-        send(line, kind, reply)
+            reason = f"{type(error).__name__}: {error}"
+            done, reply = f"failed: {reason}", RecordDict({FAILED: ConfigRecord({"reason": reason})})
+        completed = f"{instruction.get('round', 0)!s} rounds completed"
+        print(f"idiolect: {completed}: {done} ({time.monotonic() - started:.1f} s)", flush=True)
+        send(connection, kind, reply)

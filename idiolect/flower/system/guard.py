@@ -1,6 +1,7 @@
-"""Runs one of Flower's commands, and ends it when whoever started it has gone, however it went.
+"""Run one of Flower's commands and end it when the process that started it has ended.
 
-Run as a file, so that it imports nothing but what the command needs. Standard input is a pipe from the starter.
+This file is run as a script, so it imports nothing but what the command needs. Its standard input is a pipe from the
+process that started it; the pipe closes when that process ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from importlib.metadata import entry_points
 
 def main(name: str, arguments: list[str]) -> None:
     """Run a console script of an installed package in this process."""
-    threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     (command,) = entry_points(group="console_scripts", name=name)
     sys.argv = [name, *arguments]
     command.load()()
 
 
-def _watch() -> None:
+def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A user's file, as the commands for real sites are given it: ``FILE.py`` or ``FILE.py:NAME``."""
+"""Load an app from a user's file, given as ``FILE.py`` or ``FILE.py:NAME``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from idiolect.core.errors import UsageError
 T = TypeVar("T")
 
 
-def place_of(app: str) -> tuple[Path, str]:
-    """Return the file and the name of an app in it, by default ``app``.
+def locate_app(app: str) -> tuple[Path, str]:
+    """Return the file of an app and its name there, by default ``app``.
 
     Raises:
         UsageError: if there is no such file.
@@ -21,22 +21,22 @@ def place_of(app: str) -> tuple[Path, str]:
     file, _, name = app.partition(":")
     path = Path(file).resolve()
     if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"{path} is no Python file: give the one that makes the app")
+        raise UsageError(f"{path} is not a Python file: give the file that creates the app")
     return path, name or "app"
 
 
-def load(app: str, kind: type[T], made: str) -> T:
-    """Return the app that a file makes; the file may import modules beside it.
+def load_app(app: str, kind: type[T], factory: str) -> T:
+    """Run a file and return the app that it creates; the file may import modules from its own folder.
 
     Args:
-        app: where it is.
-        kind: what it must be.
-        made: the function that makes it, for the line of an error.
+        app: ``FILE.py`` or ``FILE.py:NAME``.
+        kind: the required type.
+        factory: the function of `idiolect.flower` that creates such an app, for error messages.
 
     Raises:
-        UsageError: if the file cannot be run, or makes no such app.
+        UsageError: if the file cannot be run, or creates no such app.
     """
-    path, name = place_of(app)
+    path, name = locate_app(app)
     spec = importlib.util.spec_from_file_location("__idiolect__", path)
     assert spec
     assert spec.loader
@@ -45,9 +45,9 @@ def load(app: str, kind: type[T], made: str) -> T:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is somebody's own, and may raise anything
+    except Exception as error:  # user code may raise anything
         raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, kind):
-        raise UsageError(f"{path} has no {name} = idiolect.flower.{made}(...)")
+        raise UsageError(f"{path} has no {name} = idiolect.flower.{factory}(...)")
     return found
