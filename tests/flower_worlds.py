@@ -187,9 +187,10 @@ def assert_same(world, coordinator, federation, clients=None):
     for client in clients or world.clients:
         known = coordinator.clients[client]
         found = world.state(client, known.base_round) if known.base_round else named_tensors(coordinator.fresh())
-        messages = {f"mail to {part}": tree for part, tree in known.messages.items()}
-        memory = named_tensors(federation.memory.get(client))
-        assert_equal(found | named_tensors(messages), memory, f"the memory of {client}")
+        assert_equal(found, named_tensors(federation.memory.get(client)), f"the memory of {client}")
+        if federation.rows:
+            rows = [named_tensors(server.rows.get(client)) for server in (coordinator, federation)]
+            assert_equal(*rows, f"the row of {client}")
         personal = federation.model.tensors(federation.personal(client))
         assert_equal(world.personal(client), personal, f"the personal model of {client}")
 

@@ -56,7 +56,7 @@ def result_of(world, coordinator):
     kept = {f"server/{name}": t for name, t in named_tensors(coordinator.server).items()}
     for name, client in ((name, coordinator.clients[name]) for name in world.clients):
         kept |= {f"{name}/state/{key}": t for key, t in world.state(name, client.base_round).items()}
-        kept |= {f"{name}/message/{key}": t for key, t in named_tensors(client.messages).items()}
+        kept |= {f"{name}/row/{key}": t for key, t in named_tensors(coordinator.rows.get(name)).items()}
         kept |= {f"{name}/personal/{key}": t for key, t in world.personal(name).items()}
     excluded = ("seconds", "bytes_up", "bytes_down")
     return kept, [{k: v for k, v in record.items() if k not in excluded} for record in coordinator.records]

@@ -137,7 +137,7 @@ def halved(factor: float = 0.5) -> Part:
     Args:
         factor: factor of the direction.
     """
-    return Part(idea="half of every direction", direction=lambda direction, at, local, slot: direction * factor)
+    return Part(idea="half of every direction", direction=lambda direction, at, local: direction * factor)
 
 
 def test_a_method_may_use_own_parts_that_the_site_knows(tmp_path):

@@ -234,7 +234,7 @@ class Setup:
     shared: Tree
     """Those of them that are exchanged."""
     population: int = 1
-    """Number of clients."""
+    """Number of clients that the run is set up for. Over Flower more may join later; a site itself sees 1."""
 
 
 @dataclass(frozen=True)

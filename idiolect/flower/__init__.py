@@ -21,7 +21,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.data import ClientData
-from idiolect.engines.sequential import Engine
+from idiolect.engines.base import Engine
 from idiolect.rounds.training import Training
 from idiolect.running.validate import check_run, is_cross_entropy
 

@@ -55,6 +55,11 @@ class ServerState:
         """The names of all clients; a client's place in it never changes."""
         return ("",)
 
+    @property
+    def capacity(self) -> int:
+        """The number of clients that parts prepare for."""
+        return len(self.population)
+
     def place(self, client: str) -> int:
         """Return a client's place in the population."""
         return self.population.index(client)
@@ -63,7 +68,7 @@ class ServerState:
     def setup(self) -> Setup:
         """What the first memories, states and rows are made from."""
         share = self.method.parts[0].server
-        setup = Setup(self.model.structure, self.model.initial, EMPTY, len(self.population))
+        setup = Setup(self.model.structure, self.model.initial, EMPTY, self.capacity)
         return replace(setup, shared=share(setup)) if share else setup
 
     def fresh(self) -> Trees:

@@ -141,17 +141,6 @@ def keep_in_ram(name: str, fresh: Trees) -> Store:
     return RamStore(fresh)
 
 
-class AtHand:
-    """What a worker has of a store: the memory of the one client that it is busy with."""
-
-    def __init__(self, slots: Trees) -> None:
-        self.slots = slots
-
-    def get(self, client: str) -> Trees:
-        """Return it."""
-        return dict(self.slots)
-
-
 def unpack(saved: Mapping[str, Tensor], fresh: Trees) -> Iterator[tuple[str, Trees]]:
     """Iterate over the clients and memories of what `RamStore.save` returned, in the form of `fresh`; views."""
     for row, client in enumerate(json.loads(saved["clients"].numpy().tobytes()) if saved else []):

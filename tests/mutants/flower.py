@@ -11,16 +11,16 @@ MUTANTS = [
     Mutant(
         "sites: a client starts from its state of a round too early",
         "flower/coordinator/coordinator.py",
-        "Client(result.report.examples, self.round, own)",
-        "Client(result.report.examples, self.round - 1, own)",
+        "Client(results[client].report.examples, self.round)",
+        "Client(results[client].report.examples, self.round - 1)",
         ROUNDS,
         "evaluation_follows",
     ),
     Mutant(
         "sites: all clients have the same weight",
         "flower/coordinator/coordinator.py",
-        "Arrival(result.uploads, result.report.examples, steps)",
-        "Arrival(result.uploads, 1, steps)",
+        "Upload(self.place(client), result.uploads, result.report.examples, steps)",
+        "Upload(self.place(client), result.uploads, 1, steps)",
         ROUNDS,
         "evaluation_follows",
     ),
@@ -35,15 +35,15 @@ MUTANTS = [
     Mutant(
         "sites: messages go to another client",
         "flower/coordinator/coordinator.py",
-        "zip(longest_first, in_order, messages, strict=True)",
-        "zip(longest_first, in_order, messages[1:] + messages[:1], strict=True)",
+        "Upload(self.place(client), result.uploads",
+        "Upload(len(self.clients) - 1 - self.place(client), result.uploads",
         ROUNDS,
         "order_of_arrival and PAC",
     ),
     Mutant(
         "sites: messages to single clients are not sent",
         "flower/coordinator/coordinator.py",
-        'write_trees(content, "message", client.messages)',
+        'write_trees(content, "message", self.messages(name))',
         "pass",
         ROUNDS,
         "order_of_arrival and PAC",
@@ -51,8 +51,8 @@ MUTANTS = [
     Mutant(
         "sites: the population is the cohort",
         "flower/coordinator/coordinator.py",
-        "participation, len(population))",
-        "participation, len(cohort))",
+        "len(cohort) / len(self.clients))",
+        "1.0)",
         ROUNDS,
         "rounds_equal and SCAFFOLD",
     ),
@@ -83,23 +83,16 @@ MUTANTS = [
     Mutant(
         "sites: fine-tuning shuffles as training does",
         "flower/site/session.py",
-        'self._assignment("deploy", instruction, received, memory)',
-        'self._assignment("train", instruction, received, memory)',
+        'work = self._assignment("deploy", instruction, content, memory)\n        personal',
+        'work = self._assignment("train", instruction, content, memory)\n        personal',
         ROUNDS,
         "rounds_equal and FT",
     ),
     Mutant(
         "sites: evaluated after training instead of before",
         "flower/site/session.py",
-        "report = self._evaluated(instruction, content, received, memory)\n"
-        '        server_state, work = self.server_state, self._assignment("train", instruction, received, memory)\n'
-        "        outcome = client_round(server_state.method, server_state.model, server_state.training, work)\n",
-        "pass\n"
-        '        server_state, work = self.server_state, self._assignment("train", instruction, received, memory)\n'
-        "        outcome = client_round(server_state.method, server_state.model, server_state.training, work)\n"
-        "        memory = outcome.memory\n"
-        "        if instruction.evaluate:\n"
-        "            report = self._evaluated(instruction, content, received, memory)\n",
+        '        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n',
+        '        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n        memory = outcome.memory\n        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n',
         ROUNDS,
         "rounds_equal and FedBN",
     ),
@@ -199,9 +192,9 @@ MUTANTS = [
     # the coordinator's checkpoint
     Mutant(
         "coordinator: messages are not saved",
-        "flower/coordinator/clients.py",
-        "[c.examples, c.base_round, sorted(c.messages)]",
-        "[c.examples, c.base_round, []]",
+        "storage/checkpoint.py",
+        "({_ROWS: state.rows} if state.rows is not None else {})",
+        "{}",
         FAULTS,
         "messages_to_single_clients",
     ),

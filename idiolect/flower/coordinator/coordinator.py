@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from idiolect.compute.metrics import Metric
-from idiolect.core.types import Arrival, Trees
+from idiolect.core.types import Trees
 from idiolect.flower.coordinator.clients import Client, Clients
 from idiolect.flower.coordinator.connections import Connections
 from idiolect.flower.coordinator.events import Events, pluralize
@@ -25,10 +25,12 @@ from idiolect.flower.protocol.messages import EVALUATE, TRAIN, Instruction, writ
 from idiolect.flower.protocol.model_form import INITIAL, model_form
 from idiolect.flower.system.files import lock_file
 from idiolect.report import RunSummary
+from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
 from idiolect.running.describe import describe, uploads
 from idiolect.running.evaluation import Measured, over_clients
 from idiolect.storage import checkpoint
+from idiolect.storage.memory import RamStore
 from idiolect.storage.run_directory import CONFIG, LOCK, RunDirectory, read_run
 
 
@@ -55,10 +57,22 @@ class Coordinator(ServerState):
     records: list[dict[str, Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.clients = Clients()
         super().__post_init__()
-        self.clients = Clients({p.name: p.mail(self.start) for p in self.method.parts if p.confer})
+        rows = self.fresh_rows()
+        self.rows = RamStore(rows) if rows else None
         self._model_form, self._upload_layouts = model_form(self), uploads(self.method, self.model)
         self._has_shared_model = self.general() is not None
+
+    @property
+    def population(self) -> Sequence[str]:
+        """The clients in the order of their places."""
+        return self.clients.population()
+
+    @property
+    def capacity(self) -> int:
+        """The number of clients that parts prepare for: those that must join before the first round."""
+        return self.wait_policy.sites
 
     @property
     def memory(self) -> Clients:
@@ -127,8 +141,9 @@ class Coordinator(ServerState):
     def _play_round(self) -> None:
         """Play one round; with too few results nothing changes, and the round is repeated."""
         started, lr, traffic = time.monotonic(), self.lr, self._requests.connections.traffic()
-        population = list(self.clients)
-        cohort = self.draw(population)
+        if self.round == 0:
+            self.clients.sort()
+        cohort = self.draw(list(self.clients))
         evaluate = self.round > 0 and self.round % self.evaluate_every == 0
         read = self._reader(self._upload_layouts, evaluate)
         results = self._requests.collect(cohort, TRAIN, self._instructions(evaluate), read)
@@ -139,7 +154,7 @@ class Coordinator(ServerState):
             return
         if evaluate:
             self._add_evaluation(results)
-        reports = [result.report for result in self._aggregate(results, cohort, population)]
+        reports = [result.report for result in self._aggregate(results, cohort)]
         up, down = (now - before for now, before in zip(self._requests.connections.traffic(), traffic, strict=True))
         record = {
             "round": self.round,
@@ -160,21 +175,17 @@ class Coordinator(ServerState):
         count = f"{len(reports)} of {pluralize(len(cohort), 'site')}"
         self._events.log(f"{count}, loss {record['train_loss']:.4g}, {record['seconds']:.1f} s")
 
-    def _aggregate(
-        self, results: Mapping[str, Result], cohort: Sequence[str], population: Sequence[str]
-    ) -> list[Result]:
+    def _aggregate(self, results: Mapping[str, Result], cohort: Sequence[str]) -> list[Result]:
         """Aggregate the uploads of a round in the order of the simulation; return the results in this order."""
         longest_first = sorted(results, key=lambda client: (-results[client].report.examples, client))
-        in_order = [results[client] for client in longest_first]
-        participation = len(cohort) / len(population)
-        messages = self.close(map(self._arrival, in_order), participation, len(population))
-        for client, result, own in zip(longest_first, in_order, messages, strict=True):
-            self.clients[client] = Client(result.report.examples, self.round, own)
-        return in_order
+        self.close((self._upload(client, results[client]) for client in longest_first), len(cohort) / len(self.clients))
+        for client in longest_first:
+            self.clients[client] = Client(results[client].report.examples, self.round)
+        return [results[client] for client in longest_first]
 
-    def _arrival(self, result: Result) -> Arrival:
+    def _upload(self, client: str, result: Result) -> Upload:
         steps = torch.tensor([result.report.steps], dtype=self.model.dtype)
-        return Arrival(result.uploads, result.report.examples, steps)
+        return Upload(self.place(client), result.uploads, result.report.examples, steps)
 
     def _instruction(self, round: int, evaluate: bool) -> Instruction:
         return Instruction(
@@ -206,7 +217,7 @@ class Coordinator(ServerState):
         def message(name: str) -> RecordDict:
             content, client = RecordDict(dict(common)), self.clients[name]
             write_message(content, replace(instruction, base_round=client.base_round))
-            write_trees(content, "message", client.messages)
+            write_trees(content, "message", self.messages(name))
             return content
 
         return message

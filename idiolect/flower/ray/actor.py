@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -16,11 +15,11 @@ from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, layout
 from idiolect.core.types import Trees
 from idiolect.data import ClientData
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score, Sequential
+from idiolect.engines.base import Score, Source
 from idiolect.flower.protocol.arrays import read_trees, write_trees
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
-from idiolect.storage.memory import AtHand
+from idiolect.rounds.batches import RngKey, assignment
+from idiolect.rounds.client import Assignment, Worker
 
 ASSIGNMENT, NUMBERS, FAILED = "assignment", "numbers", "failed"
 """Records of a message: client and round; of a reply: numbers, or the reason for a failure."""
@@ -29,19 +28,28 @@ ClientArrays = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 """A client's inputs and targets by split, as arrays in memory that all actors of a machine share."""
 
 
+class ActorSetup(NamedTuple):
+    """What all actors of a federation have; its trees give the layouts of what messages hold."""
+
+    worker: Worker
+    seed: int
+    received: Trees
+    memory: Trees
+    messages: Trees
+
+
 class Actor(ClientApp):
     """Train and score any client of a federation.
 
     Args:
-        federation: a federation from `without_clients`.
+        setup: what all actors of a federation have.
         data: the examples of every client.
         score: the function that scores a client.
     """
 
-    def __init__(self, federation: Federation, data: Mapping[str, ClientArrays], score: Score | None) -> None:
+    def __init__(self, setup: ActorSetup, data: Mapping[str, ClientArrays], score: Score | None) -> None:
         super().__init__()
-        self._federation, self._data, self._score = federation, data, score
-        self._received, self._memory = federation.sent("train"), federation.memory.get("")
+        self._setup, self._data, self._score = setup, data, score
         self.train()(lambda message, _: Message(self.answer(TRAIN, message.content), reply_to=message))
         self.evaluate()(lambda message, _: Message(self.answer(EVALUATE, message.content), reply_to=message))
 
@@ -49,32 +57,35 @@ class Actor(ClientApp):
         """Return the reply to a message; an exception is returned as a reply too."""
         client = str(content.config_records[ASSIGNMENT]["client"])
         try:
-            self._load_state(client, content)
-            return self._train(client) if kind == TRAIN else self._evaluate(client)
+            data = from_arrays(self._data[client], self._setup.worker.model.device)
+            work = self._assignment(kind, client, data, content)
+            return self._train(work) if kind == TRAIN else self._evaluate(data, work)
         except UsageError as error:
             return RecordDict({FAILED: ConfigRecord({"usage": str(error)})})
         except Exception as error:
             line = " ".join(f"client {client!r} failed in an actor: {type(error).__name__}: {error}".split())
             return RecordDict({FAILED: ConfigRecord({"line": line, "traceback": traceback.format_exc()})})
 
-    def _load_state(self, client: str, content: RecordDict) -> None:
-        """Set the state of the federation, as far as one client needs it, to that in a message."""
-        federation, received = self._federation, read_rows(content, "received", self._received)
-        federation.sent = lambda purpose: received  # type: ignore[method-assign]
-        federation.memory = AtHand(read_rows(content, "memory", self._memory))  # type: ignore[assignment]
-        federation.clients = {client: from_arrays(self._data[client], federation.model.device)}
-        federation.round = int(content.config_records[ASSIGNMENT]["round"])  # type: ignore[arg-type]
+    def _assignment(self, kind: str, client: str, data: ClientData, content: RecordDict) -> Assignment:
+        """Return the inputs of a client's round from a message."""
+        setup, fields = self._setup, content.config_records[ASSIGNMENT]
+        played, lr = int(fields["round"]), float(fields["lr"])  # type: ignore[arg-type]
+        key = RngKey(setup.seed, "train" if kind == TRAIN else "deploy", client, played)
+        layouts = (("received", setup.received), ("memory", setup.memory), ("messages", setup.messages))
+        received, memory, messages = (read_rows(content, name, like) for name, like in layouts)
+        return assignment(setup.worker.model, setup.worker.training, data, key, received, memory, messages, lr)
 
-    def _train(self, client: str) -> RecordDict:
-        outcome = self._federation.train(self._federation.assignment(client, "train"))
+    def _train(self, work: Assignment) -> RecordDict:
+        outcome = self._setup.worker.train(work)
         reply = _numbers([outcome.steps.item(), outcome.loss.item(), outcome.gradients.item()])
         write_rows(reply, "upload", outcome.uploads)
         write_rows(reply, "memory", outcome.memory)
         return reply
 
-    def _evaluate(self, client: str) -> RecordDict:
+    def _evaluate(self, data: ClientData, work: Assignment) -> RecordDict:
         assert self._score
-        return _numbers(self._score(self._federation, client, self._federation.personal(client)))
+        worker = self._setup.worker
+        return _numbers(self._score(worker, data, worker.deploy(work), work.received["share"]))
 
 
 def write_rows(content: RecordDict, kind: str, trees: Trees) -> None:
@@ -92,12 +103,10 @@ def _row(tree: Tree) -> Tree:
     return Tree(layout(("row",), (tree.flat.shape,)), tree.flat)
 
 
-def without_clients(federation: Federation) -> Federation:
-    """Return a copy of a federation without clients, their memories and its engine, to be sent to all actors."""
-    twin = copy.copy(federation)
-    twin.clients, twin.memory = {}, AtHand(federation.memory.get(""))  # type: ignore[assignment]
-    twin.engine = Sequential()
-    return twin
+def setup_of(source: Source) -> ActorSetup:
+    """Return what every actor of a federation has."""
+    memory, messages = source.received(next(iter(source.clients)))
+    return ActorSetup(source.worker, source.seed, source.sent("train"), memory, messages)
 
 
 def to_arrays(data: ClientData) -> ClientArrays:

@@ -11,8 +11,8 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.core.errors import UsageError
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score, Sequential
+from idiolect.engines.base import Score, Source
+from idiolect.engines.sequential import Sequential
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
 from idiolect.flower.ray.actor import ASSIGNMENT, FAILED, NUMBERS, read_rows, write_rows
 from idiolect.rounds.client import Outcome
@@ -54,17 +54,18 @@ class RayEngine(Sequential):
         gpus = f", {self.gpus:g} GPU" if self.gpus else ""
         return f"on Ray actors ({self.cpus:g} CPU{gpus}) by Flower's simulation engine, autograd"
 
-    def train(self, federation: Federation, clients: Sequence[str]) -> Iterator[Outcome]:
+    def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        layouts, memory = uploads(federation.method, federation.model), federation.memory.get("")
-        for reply in self._request_all(federation, clients, TRAIN):
-            steps, loss, gradients = federation.model.initial.flat.new_tensor(_numbers(reply))
+        worker, (memory, _) = source.worker, source.received(next(iter(source.clients)))
+        layouts = uploads(worker.method, worker.model)
+        for reply in self._request_all(source, clients, TRAIN):
+            steps, loss, gradients = worker.model.initial.flat.new_tensor(_numbers(reply))
             uploaded, kept = read_rows(reply, "upload", layouts), read_rows(reply, "memory", memory)
             yield Outcome(uploaded, kept, steps[None], loss, gradients[None])
 
-    def measure(self, federation: Federation, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
+    def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`."""
-        return map(_numbers, self._request_all(federation, clients, EVALUATE, score))
+        return map(_numbers, self._request_all(source, clients, EVALUATE, score))
 
     def close(self) -> None:
         """See `Engine`."""
@@ -73,20 +74,22 @@ class RayEngine(Sequential):
         self._pool = None
 
     def _request_all(
-        self, federation: Federation, clients: Sequence[str], kind: str, score: Score | None = None
+        self, source: Source, clients: Sequence[str], kind: str, score: Score | None = None
     ) -> Iterator[RecordDict]:
         """Send one request per client, a few ahead of the reply that is waited for; yield the replies in order."""
-        pool = self._pool_for(federation)
+        pool = self._pool_for(source)
         common = RecordDict()
-        write_rows(common, "received", federation.sent("train" if kind == TRAIN else "deploy"))
+        write_rows(common, "received", source.sent("train" if kind == TRAIN else "deploy"))
         pending: deque[Future[RecordDict]] = deque()
         try:
             if score is not None:
                 pool.set_score(score)
             for client in clients:
                 content = RecordDict(dict(common))
-                write_rows(content, "memory", federation.memory.get(client))
-                content[ASSIGNMENT] = ConfigRecord({"client": client, "round": federation.round})
+                memory, messages = source.received(client)
+                write_rows(content, "memory", memory)
+                write_rows(content, "messages", messages)
+                content[ASSIGNMENT] = ConfigRecord({"client": client, "round": source.round, "lr": source.lr})
                 pending.append(pool.send(kind, content))
                 if len(pending) > 2 * pool.size:
                     yield _checked(pending.popleft().result())
@@ -96,20 +99,21 @@ class RayEngine(Sequential):
             self.close()
             raise
 
-    def _pool_for(self, federation: Federation) -> Pool:
+    def _pool_for(self, source: Source) -> Pool:
         """Return the pool of actors for a federation; a pool for another federation is closed."""
         from idiolect.flower.ray.pool import Pool  # needs Ray
 
-        device = federation.model.device
+        model = source.worker.model
+        device = model.device
         if (device.type == "cpu") != (self.gpus == 0):
             raise UsageError(
                 f"gpus must be above 0 if and only if the device is a GPU, got gpus={self.gpus:g} on {device}"
             )
-        if federation.model.dtype == torch.bfloat16:
+        if model.dtype == torch.bfloat16:
             raise UsageError("messages cannot hold bfloat16: use a model in float32 with precision='bfloat16'")
-        if not self._pool or self._pool.federation is not federation:
+        if not self._pool or self._pool.source is not source:
             self.close()
-            self._pool = Pool(federation, self.cpus, self.gpus)
+            self._pool = Pool(source, self.cpus, self.gpus)
         return self._pool
 
 

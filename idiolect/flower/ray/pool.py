@@ -18,9 +18,8 @@ from flwr.app.metadata import Metadata
 from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
 from idiolect.core.errors import UsageError
-from idiolect.engines.federation import Federation
-from idiolect.engines.sequential import Score
-from idiolect.flower.ray.actor import ASSIGNMENT, Actor, to_arrays, without_clients
+from idiolect.engines.base import Score, Source
+from idiolect.flower.ray.actor import ASSIGNMENT, Actor, setup_of, to_arrays
 
 MESSAGE_LIFETIME = 1e9
 """Seconds until a message expires: never, in practice."""
@@ -30,14 +29,14 @@ MESSAGE_LIFETIME = 1e9
 class ActorFactory:
     """Make the app of an actor. Flower sends this with every message: references to objects in Ray's store."""
 
-    federation: Any
+    setup: Any
     data: Any
     score: Any
     threads: int
 
     def __call__(self) -> Actor:
         """Return the app of this actor; it is made for the first message, and again if the score changes."""
-        return _actor(self.threads, self.federation, self.data, self.score)
+        return _actor(self.threads, self.setup, self.data, self.score)
 
 
 @lru_cache(maxsize=1)
@@ -53,22 +52,22 @@ class Pool:
     thread of its own, checks for replies ten times a second, and turns exceptions into text.
 
     Args:
-        federation: the federation whose clients the actors train.
+        source: the federation whose clients the actors train.
         cpus: cores of an actor.
         gpus: GPUs of an actor.
 
     Attributes:
-        federation: the same.
+        source: the same.
         size: number of actors.
     """
 
-    def __init__(self, federation: Federation, cpus: float, gpus: float) -> None:
-        self.federation = federation
+    def __init__(self, source: Source, cpus: float, gpus: float) -> None:
+        self.source = source
         self._score: Score | None = None
         with ExitStack() as resources:
             self._backend = _backend(resources, cpus, gpus)
-            data = _store({client: to_arrays(own) for client, own in federation.clients.items()}, "data")
-            rest = _store(without_clients(federation), "the model or the method")
+            data = _store({client: to_arrays(own) for client, own in source.clients.items()}, "data")
+            rest = _store(setup_of(source), "the model or the method")
             self._app = ActorFactory(rest, data, _store(None, ""), max(1, int(cpus)))
             try:
                 self._backend.build(self._app)

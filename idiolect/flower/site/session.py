@@ -20,8 +20,8 @@ from idiolect.flower.protocol.messages import Instruction, Registration, Report,
 from idiolect.flower.protocol.model_form import INITIAL, form_differences, model_form
 from idiolect.flower.site.state import SiteState
 from idiolect.rounds.batches import RngKey, assignment
-from idiolect.rounds.client import Assignment, client_round, deployed
-from idiolect.rounds.server_state import ServerState, general
+from idiolect.rounds.client import Assignment, Worker
+from idiolect.rounds.server_state import ServerState
 from idiolect.running.evaluation import held, measure
 from idiolect.storage.run_directory import write_tensors
 
@@ -50,6 +50,8 @@ class Session:
     ) -> None:
         self.client, self.server_state, self.data, self.state = client, server_state, data, state
         self.metrics, self.restored = metrics, restored
+        model = server_state.model
+        self.worker = Worker(server_state.method, model, model, server_state.training)
 
     def register(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """Return name, number of examples and versions; refuse if model or metrics differ from the coordinator's."""
@@ -73,13 +75,10 @@ class Session:
     def train(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """Train for one round; if asked, first evaluate the models after the last round."""
         started = time.monotonic()
-        received, base_round = self._received(content), self._base_round(instruction)
-        memory = self._memory(base_round, content)
-        report = self._report()
-        if instruction.evaluate:
-            report = self._evaluated(instruction, content, received, memory)
-        server_state, work = self.server_state, self._assignment("train", instruction, received, memory)
-        outcome = client_round(server_state.method, server_state.model, server_state.training, work)
+        base_round = self._base_round(instruction)
+        memory = self.state.load(base_round)
+        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()
+        outcome = self.worker.train(self._assignment("train", instruction, content, memory))
         flaw = outcome.flaw()
         if flaw:
             raise UsageError(f"{flaw}; the site keeps its state from before this round")
@@ -93,12 +92,21 @@ class Session:
     def evaluate(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """Evaluate the models after the last round, without training."""
         started = time.monotonic()
-        memory = self._memory(self._base_round(instruction), content)
-        report = self._evaluated(instruction, content, self._received(content), memory)
+        report = self._evaluated(instruction, content, self.state.load(self._base_round(instruction)))
         return _reply(replace(report, seconds=time.monotonic() - started))
 
-    def _received(self, content: RecordDict) -> Trees:
-        return read_trees(content, "broadcast", self.server_state.sent("train"))
+    def _received(self, purpose: str, content: RecordDict) -> Trees:
+        """Return what the server sends to every client."""
+        received = read_trees(content, "broadcast", self.server_state.sent("train"))
+        if purpose == "deploy" and has_tree(content, "deploy", "share"):
+            received |= read_trees(content, "deploy", {"share": received["share"]})
+        return received
+
+    def _messages(self, content: RecordDict) -> Trees:
+        """Return what the server sends to this client alone; for a part without a message, the first one."""
+        first = self.server_state.first_messages
+        sent = {part: tree for part, tree in first.items() if has_tree(content, "message", part)}
+        return first | read_trees(content, "message", sent)
 
     def _report(self) -> Report:
         return Report(self.client, len(self.data.train.y))
@@ -107,31 +115,21 @@ class Session:
         """Return the round after which the state was saved that this round starts from."""
         return self.state.newest(no_later=instruction.base_round) if self.restored else instruction.base_round
 
-    def _memory(self, base_round: int, content: RecordDict) -> Trees:
-        """Return the memory after a round, with the messages of the server to this client."""
-        memory = self.state.load(base_round)
-        layouts = {p.name: p.mail(self.server_state.start) for p in self.server_state.method.parts if p.confer}
-        present = {part: tree for part, tree in layouts.items() if has_tree(content, "message", part)}
-        return self.server_state.told(memory, read_trees(content, "message", present))
-
-    def _evaluated(self, instruction: Instruction, content: RecordDict, received: Trees, memory: Trees) -> Report:
+    def _evaluated(self, instruction: Instruction, content: RecordDict, memory: Trees) -> Report:
         """Evaluate and save the personal model; evaluate the shared model if there is one."""
-        if has_tree(content, "deploy", "share"):
-            received = received | read_trees(content, "deploy", {"share": received["share"]})
-        server_state, model = self.server_state, self.server_state.model
-        work = self._assignment("deploy", instruction, received, memory)
-        personal = deployed(server_state.method, model, server_state.training, work)
-        self._save_personal_model(personal, instruction)
-        shared = general(model, received["share"])
-        personalized, generalized = measure(model, model.loss, self.data, personal, shared, self.metrics)
+        work = self._assignment("deploy", instruction, content, memory)
+        personal = self.worker.deploy(work)
+        self._save_personal_model(personal.weights, instruction)
+        personalized, generalized = measure(self.worker, self.data, personal, work.received["share"], self.metrics)
         sizes = {split: len(examples.y) for split, examples in held(self.data).items()}
         report = replace(self._report(), splits=list(sizes), sizes=list(sizes.values()))
         return replace(report, personalized=personalized, generalized=generalized)
 
-    def _assignment(self, purpose: str, instruction: Instruction, received: Trees, memory: Trees) -> Assignment:
+    def _assignment(self, purpose: str, instruction: Instruction, content: RecordDict, memory: Trees) -> Assignment:
         key = RngKey(instruction.seed, purpose, self.client, instruction.round)
+        received, messages = self._received(purpose, content), self._messages(content)
         model, training = self.server_state.model, self.server_state.training
-        return assignment(model, training, self.data.train, key, received, memory, instruction.lr)
+        return assignment(model, training, self.data, key, received, memory, messages, instruction.lr)
 
     def _save_personal_model(self, weights: Tree, instruction: Instruction) -> None:
         """Write the tensors of the personal model under the names of the module's ``state_dict``."""
