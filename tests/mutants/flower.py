@@ -91,8 +91,11 @@ MUTANTS = [
     Mutant(
         "sites: evaluated after training instead of before",
         "flower/site/session.py",
-        '        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n',
-        '        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n        memory = outcome.memory\n        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n',
+        "        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n"
+        '        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n',
+        '        outcome = self.worker.train(self._assignment("train", instruction, content, memory))\n'
+        "        memory = outcome.memory\n"
+        "        report = self._evaluated(instruction, content, memory) if instruction.evaluate else self._report()\n",
         ROUNDS,
         "rounds_equal and FedBN",
     ),
