@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from idiolect.cli.experiment import Experiment, build, command, load_pool, run, split_of
+from idiolect.cli.experiment import build, load_pool, run, split_of
+from idiolect.cli.settings import Experiment, command
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Pool, Split, holdings

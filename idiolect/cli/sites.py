@@ -1,0 +1,117 @@
+"""The commands for real sites. Flower and PyTorch are imported by the functions that need them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from idiolect.cli.parser import Command, Parser
+from idiolect.core.errors import UsageError
+
+
+def _need_flower() -> None:
+    from idiolect.flower import need_flower
+
+    need_flower()
+
+
+def _add_keys(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where they go; nothing is overwritten")
+    parser.add_argument("--host", nargs="+", default=[], metavar="NAME", help="names and addresses of the server")
+    parser.add_argument(
+        "--site", nargs="+", default=[], metavar="NAME", help="NAME.key for a site to keep, and NAME.pub"
+    )
+
+
+def _keys(given: argparse.Namespace) -> None:
+    _need_flower()
+    from idiolect.flower.server.keys import fingerprint, make_server, make_site
+    from idiolect.flower.server.launch import private
+
+    if not given.host and not given.site:
+        raise UsageError("say --host NAME for a server, or --site NAME for a site")
+    made = make_server(given.folder, given.host) if given.host else []
+    for name in given.site:
+        made += make_site(given.folder, name)
+    if given.host:
+        made.append(private(given.folder / "sites"))
+    for path in made:
+        print(f"{path}  {fingerprint(path.read_text())}" if path.suffix == ".pub" else path)
+
+
+def _add_serve(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="certificates, sites/NAME.pub, runs; kept private")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000")
+    parser.add_argument("--insecure", action="store_true", help="no encryption, no keys: anyone may join")
+
+
+def _serve(given: argparse.Namespace) -> None:
+    _need_flower()
+    from idiolect.flower.server.serve import serve
+
+    serve(given.folder, given.host, given.port, given.insecure)
+
+
+def _add_join(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE.py", help="makes app = idiolect.flower.client_app(...)")
+    parser.add_argument(
+        "--as", dest="name", required=True, metavar="NAME", help="name of the client, the same each time"
+    )
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="address of the server")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="ca.crt, NAME.key and what is personal (default: NAME)"
+    )
+    parser.add_argument(
+        "--restored", action="store_true", help="after restoring a backup: go on from the newest state there is"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no encryption and no key")
+
+
+def _join(given: argparse.Namespace) -> None:
+    _need_flower()
+    from idiolect.flower.site.join import join
+
+    folder = given.folder or Path(given.name)
+    join(given.file, given.name, given.server, folder, given.insecure, given.restored)
+
+
+def _add_submit(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE.py", help="makes app = idiolect.flower.server_app(...)")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the server")
+
+
+def _submit(given: argparse.Namespace) -> int:
+    _need_flower()
+    from idiolect.flower.coordinator.submit import submit
+
+    return submit(given.file, given.folder)
+
+
+def _add_status(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the server, or of a run")
+
+
+def _status(given: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from idiolect.flower.coordinator.status import status
+
+    status(Console(), given.folder)
+
+
+_JOIN = "FILE.py --as NAME --server HOST:PORT [--folder FOLDER]\n                     [--restored] [--insecure]"
+COMMANDS = (
+    Command("keys", "Make keys and certificates.", "FOLDER [--host NAME ...] [--site NAME ...]", _add_keys, _keys),
+    Command(
+        "serve",
+        "Run the server that sites join.",
+        "FOLDER [--host ADDRESS] [--port N] [--insecure]",
+        _add_serve,
+        _serve,
+    ),
+    Command("join", "Take part as a site.", _JOIN, _add_join, _join),
+    Command("submit", "Start or resume a run on the server of this machine.", "FILE.py FOLDER", _add_submit, _submit),
+    Command("status", "Show the state of a running federation.", "FOLDER", _add_status, _status),
+)
+"""Each command, in the order in which they are used."""
