@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, Step
     from idiolect.rounds.training import Group, Training
     from idiolect.running.fit import fit
+    from idiolect.running.options import Machine, Output
     from idiolect.running.run import Run
 
     __version__: str
@@ -28,8 +29,10 @@ __all__ = [
     "Cosine",
     "Exponential",
     "Group",
+    "Machine",
     "Method",
     "Metric",
+    "Output",
     "Part",
     "Run",
     "Step",
@@ -65,6 +68,7 @@ _HOME = {
     "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "Step"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
+    "idiolect.running.options": ("Machine", "Output"),
     "idiolect.running.run": ("Run",),
 }
 

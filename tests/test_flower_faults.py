@@ -249,7 +249,8 @@ def test_a_directory_of_another_run_is_refused_with_what_differs(tmp_path):
         other.play()
     assert contents(tmp_path / "run") == before
     fit_here = tmp_path / "simulation"
-    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, directory=fit_here / "run", report=False, engine="sequential")
+    machine, output = idiolect.Machine(engine="sequential"), idiolect.Output(fit_here / "run", report=False)
+    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, machine=machine, output=output)
     with pytest.raises(UsageError, match=r"started with other settings: run was None, is "):
         World(fit_here, METHOD, rounds=1).play()
 

@@ -132,7 +132,8 @@ def simulated(coordinator: str, rounds: int = ROUNDS) -> dict[str, dict[str, tor
     told = importlib.import_module(Path(coordinator).stem)
     torch.manual_seed(0)  # as every site and the coordinator do, from the run's seed
     net, clients = make_network(), {name: load_my_data(name) for name in SITES}
-    run = idiolect.fit(net, clients, told.method, rounds=rounds, training=told.training, engine="sequential")
+    machine = idiolect.Machine(engine="sequential")
+    run = idiolect.fit(net, clients, told.method, rounds=rounds, training=told.training, machine=machine)
     return {name: run.personal(name).state_dict() for name in SITES}
 
 

@@ -19,6 +19,7 @@ from idiolect.engines.sequential import Engine
 from idiolect.registry import names
 from idiolect.rounds.training import Training
 from idiolect.running.fit import fit
+from idiolect.running.options import Machine, Output
 from idiolect.running.run import Run
 
 
@@ -118,6 +119,9 @@ def run(
         report: draw report.html into the directory.
         engine: what the experiment's engine stands for, where that is none of `idiolect.engines.choose`.
     """
+    machine = Machine(engine or experiment.engine, experiment.device, experiment.precision)
+    about = {"command": command(experiment, "run")}
+    output = Output(experiment.directory, experiment.resume, report, progress, about)
     setup = build(experiment, pool)
     return fit(
         setup.model,
@@ -129,12 +133,6 @@ def run(
         training=setup.training,
         loss=setup.loss,
         evaluate_every=experiment.evaluate_every,
-        directory=experiment.directory,
-        resume=experiment.resume,
-        report=report,
-        progress=progress,
-        about={"command": command(experiment, "run")},
-        engine=engine or experiment.engine,
-        device=experiment.device,
-        precision=experiment.precision,
+        machine=machine,
+        output=output,
     )

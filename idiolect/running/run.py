@@ -6,9 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,11 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
-from idiolect.running.describe import describe
 from idiolect.running.new_client import Rule, admit
+from idiolect.running.run_report import summary_of, write_run_report
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass
@@ -84,6 +86,8 @@ class Run:
 
     def table(self) -> pl.DataFrame:
         """Return one row per evaluated round: the leading metric over clients on test examples, and bytes."""
+        import polars as pl
+
         rows = []
         for record in (r for r in self.records if "personalized" in r):
             own = record["personalized"]["test"][self.lead]
@@ -105,23 +109,19 @@ class Run:
 
     def summary(self, label: str | None = None) -> RunSummary:
         """Return what tables and reports of several runs are drawn from."""
-        better = self.metrics[0].higher_is_better if self.metrics else False
-        name = label or self.federation.method.name
-        return RunSummary(name, self.federation.seed, self.records, self.lead, better)
+        return summary_of(label or self.federation.method.name, self.federation.seed, self.records, self.metrics)
 
     def report(self, path: str | Path) -> None:
         """Write the run as one HTML file that needs nothing else."""
-        from idiolect.report.html import write_report  # draws with plotly, which takes its time to load
-
-        method = self.federation.method
-        write_report(
+        federation = self.federation
+        write_run_report(
             path,
-            title=f"{method.name}, {len(self.federation.clients)} clients",
-            runs=[self.summary()],
+            federation.method,
+            federation.model,
+            self.summary(),
+            clients=f"{len(federation.clients)} clients",
+            config=self.config(),
             holdings=self.holdings(),
-            groups=None,
-            facts={name: str(value) for name, value in self.config().items()},
-            describe={method.name: describe(method, self.federation.model)},
         )
 
     def holdings(self) -> dict[str, dict[str, int]]:
