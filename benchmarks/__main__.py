@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=("fedavg", "fedfsa"), default=["fedavg", "fedfsa"])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each, after one of warm-up")
     parser.add_argument("--only", nargs="+", help="runners to take; all that are there by default")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="RUNNER:SETTING", help='such as "ours:one by one"')
+    parser.add_argument("--skip", nargs="+", default=[], metavar="RUNNER:SETTING", help='such as "ours:sequential"')
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="threads, or processes")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=CHECKOUT", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON")
@@ -65,7 +65,7 @@ def settings(cores: int) -> Iterator[tuple[str, str]]:
     threads, processes = f"{cores} threads", f"{cores} processes"
     yield from (("bare", s) for s in ("1 thread", threads, processes))
     yield "naive", "default threads"
-    yield from (("ours", s) for s in ("one by one", "stacks of 10", threads, processes))
+    yield from (("ours", s) for s in ("sequential", "stacks of 10", threads, processes))
     yield from (("pfllib", s) for s in ("1 thread", threads))
     yield from (("fedfsa", s) for s in ("1 thread", threads))
     yield from (("pflresearch", s) for s in ("1 thread", processes))

@@ -24,7 +24,7 @@ from idiolect.rounds.training import Training
 def engine(setting: str, cohort: int) -> Engine:
     if setting == "gpu":
         return Stacked(min(cohort, 100))
-    if setting == "one by one":
+    if setting == "sequential":
         return Sequential()
     made, number = setting.rsplit(" ", 1) if setting.startswith("stacks of") else setting.split(" ", 1)[::-1]
     return {"threads": Threads, "processes": Processes, "stacks of": Stacked}[made](int(number))

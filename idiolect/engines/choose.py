@@ -51,7 +51,7 @@ def choose(
             f"no engine {asked!r}{hint}; there are {known}, and idiolect.flower.simulation() for a cluster"
         )
     if asked == "sequential":
-        return Sequential(), "one by one, by autograd"
+        return Sequential(), "sequentially, by autograd"
     largest = max(clients.values(), key=lambda data: len(data.train.y))
     batch = _first_batch(largest, training)
     gpu, why_not = model.device.type != "cpu", ""
@@ -62,14 +62,14 @@ def choose(
             return Stacked(width), f"in stacks of {width}"
         why_not = f" (cannot be stacked: {why_not})"
     if gpu:
-        return Sequential(), f"one by one, by autograd{why_not}"
+        return Sequential(), f"sequentially, by autograd{why_not}"
     draws = drawing(model, batch)
     workers = max(1, min(cores(), cohort))
     how = _how(model)
     if draws and not FORK:
         return (
             Sequential(),
-            f"one by one, by autograd ({draws} draws random numbers, and this system has no fork){why_not}",
+            f"sequentially, by autograd ({draws} draws random numbers, and this system has no fork){why_not}",
         )
     if asked == "processes" and not FORK:
         raise UsageError("engine 'processes' needs fork, which this system has not: take 'threads'")

@@ -17,7 +17,7 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
-from idiolect.running.new_client import Rule, admit
+from idiolect.running.new_client import Rule, new_client
 from idiolect.running.run_report import summary_of, write_run_report
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Run:
             model = self.federation.model
             return model.module(self.federation.personal(client)).to(model.home)
 
-    def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
-        """Return a model for a client that never trained; see `idiolect.running.new_client.admit`."""
-        return admit(self.federation, rule, x, weighting)
+    def new_client(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
+        """Return a model for a client that never trained; see `idiolect.running.new_client.new_client`."""
+        return new_client(self.federation, rule, x, weighting)
 
     def memory(self, client: str) -> dict[str, dict[str, Tensor]]:
         """Return what a client remembers: tensors by name, by part."""

@@ -4,7 +4,7 @@ from mutants.planted import Mutant
 
 ORACLES, LAWS = "tests/test_oracles_dual.py", "tests/test_laws_dual.py"
 DYNAMIC, CONSISTENT, SERVER, SHARP = (
-    f"parts/{name}.py" for name in ("dynamic", "consistent", "server_sam", "sharpness")
+    f"parts/_{name}.py" for name in ("dynamic", "consistent_sam", "server_sam", "sharpness")
 )
 
 MUTANTS = [
