@@ -204,7 +204,13 @@ def test_every_part_has_a_planted_bug():
 
 def test_one_version():
     newest = re.search(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
-    assert newest == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version("idiolect")
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert (
+        newest
+        == cited
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        == version("idiolect")
+    )
 
 
 def test_nothing_is_left_to_do():
