@@ -70,11 +70,11 @@ def training_of(experiment: Experiment) -> Training:
 
 
 def build(experiment: Experiment, pool: Pool | None = None) -> Setup:
-    """Return an experiment's clients, model, method, training and loss.
+    """Return the clients, model, method, training and loss of an experiment.
 
     Args:
         experiment: the settings.
-        pool: its data, if they are loaded already.
+        pool: its data, if loaded already.
 
     Raises:
         UsageError: one line, if a setting cannot be.
@@ -117,7 +117,7 @@ def run(
         pool: its data, if they are loaded already.
         progress: show a progress bar.
         report: draw report.html into the directory.
-        engine: what the experiment's engine stands for, where that is none of `idiolect.engines.choose`.
+        engine: takes the place of `experiment.engine`; for engines such as Flower's.
     """
     machine = Machine(engine or experiment.engine, experiment.device, experiment.precision)
     about = {"command": command(experiment, "run")}

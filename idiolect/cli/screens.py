@@ -67,7 +67,7 @@ def data_sets(console: Console, data_dir: Path | None) -> None:
 
 
 def data_set(console: Console, experiment: Experiment) -> None:
-    """Show a data set's size and shape, and who holds what under a split and shift."""
+    """Show a data set's size and shape, and the clients under a split and a shift."""
     pool = load_pool(experiment)
     outputs = "a number" if pool.classes is None else f"{len(pool.classes)} classes"
     shape = " x ".join(map(str, pool.x.shape[1:]))
@@ -82,7 +82,7 @@ def data_set(console: Console, experiment: Experiment) -> None:
 
 
 def _held(pool: Pool, clients: Mapping[str, ClientData], width: int) -> Table:
-    """Return the heat map of who holds what, as a table; labels are columns as far as they fit."""
+    """Return a table of examples per client and label; labels are columns if they fit."""
     shown = dict(list(clients.items())[:MOST_CLIENTS])
     names = [name if name.strip() else repr(name) for name in pool.classes or ()]
     counts = holdings(shown) if names else {}

@@ -39,14 +39,14 @@ METHODS: dict[str, object] = {
 """Methods and parts, and the scopes and `Method` that occur in their arguments and reprs."""
 
 SPLITS = _of(data, "Iid", "Dirichlet", "DirichletEqual", "Pathological", "QuantitySkew", "ByDomain", "ByClient")
-"""How examples are divided among clients."""
+"""Divisions of examples among clients."""
 
 SHIFTS = {
     name: found
     for name, found in _of(data, *data.__all__).items()
     if isinstance(found, type) and issubclass(found, Shift) and found is not Shift
 }
-"""How clients' data differ on top of the split."""
+"""Differences between clients' data, on top of the split."""
 
 MODELS = _of(models, "small_cnn", "mlp", "digit_model", "fedfsa_cnn", "next_character")
 """Networks for classes; `mlp` also predicts a number."""

@@ -51,7 +51,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
 
 
 class Measured(NamedTuple):
-    """What was measured of one client."""
+    """Measurements of one client."""
 
     sizes: Mapping[str, int]
     """Split to its number of examples."""

@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Output:
-    """What a run writes to disk and shows on the screen.
+    """Files and messages of a run.
 
     Args:
         directory: folder for the run: config, metrics (one line a round), tensors, report. None writes nothing.

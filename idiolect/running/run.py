@@ -1,4 +1,4 @@
-"""A run: what happened in each round, and the models that came of it."""
+"""A run: a record of each round, and the models trained."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What `fit` returns, and what a hook sees after each round.
+    """A run, finished or under way: `fit` returns it, and passes it to `on_round` after each round.
 
     Attributes:
         federation: the state: server, memories, round.
-        metrics: what is measured beside the loss.
-        notes: what was said before training, such as clients left out.
-        about: more facts for the config that is written, such as the command.
+        metrics: measured besides the loss; the first leads the tables.
+        notes: messages from before training, such as clients left out.
+        about: more entries for config.json, such as the command.
         records: one mapping per round, as written to metrics.jsonl.
     """
 
@@ -108,7 +108,7 @@ class Run:
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def summary(self, label: str | None = None) -> RunSummary:
-        """Return what tables and reports of several runs are drawn from."""
+        """Return the data for tables and reports of several runs."""
         return summary_of(label or self.federation.method.name, self.federation.seed, self.records, self.metrics)
 
     def report(self, path: str | Path) -> None:

@@ -14,7 +14,7 @@ from idiolect.running.describe import describe
 
 
 def summary_of(label: str, seed: int, records: Sequence[Record], metrics: Sequence[Metric]) -> RunSummary:
-    """Return what tables and reports of several runs are drawn from; the first metric leads, else the loss.
+    """Return the data of one run for tables and reports; the first metric leads, else the loss.
 
     Example:
         >>> summary_of("FedAvg", 0, [], []).metric
