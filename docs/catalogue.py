@@ -1,8 +1,9 @@
-"""Write docs/methods.md, the catalogue, from the cards and docstrings of the package."""
+"""Write the catalogue, docs/methods.md and the file of `idiolect methods`, from the cards and docstrings."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from idiolect.models import small_cnn
 from idiolect.running.describe import cost
 
 PAGE = Path(__file__).with_name("methods.md")
+FILE = Path(methods.__file__).with_name("catalog.json")
 HEAD = """\
 # Catalogue
 
@@ -39,15 +41,37 @@ def catalogue() -> str:
     return "\n".join([HEAD, "## Methods\n", _index(), _costs(), *entries, "## Parts\n", *ideas])
 
 
-def _index() -> str:
-    order = get_args(Problem)
+def entries() -> str:
+    """Return the file that `idiolect methods` reads: one method a line, by problem; sizes are in models."""
+    model = Model(small_cnn((1, 8, 8), 10))
+    whole = cost(methods.fedavg(), model).sends
     rows = []
-    for name in sorted(methods.__all__, key=lambda name: order.index(card_of(getattr(methods, name)).problem)):
+    for name in _by_problem():
+        make = getattr(methods, name)
+        card, found = card_of(make), cost(make(), model)
+        row = {"name": name, "title": card.title, "year": card.year, "problem": card.problem}
+        row |= {"gradients": found.gradients, "down": round(found.receives / whole, 2)}
+        row |= {"up": round(found.sends / whole, 2), "idea": _idea(make)}
+        rows.append(json.dumps(row, ensure_ascii=False))
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def _by_problem() -> list[str]:
+    order = get_args(Problem)
+    return sorted(methods.__all__, key=lambda name: order.index(card_of(getattr(methods, name)).problem))
+
+
+def _idea(make: Callable[..., object]) -> str:
+    return (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
+
+
+def _index() -> str:
+    rows = []
+    for name in _by_problem():
         make = getattr(methods, name)
         card, made = card_of(make), make()
-        idea = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
         links = " + ".join(f"[{p.name}](#{p.name})" for p in made.parts)
-        rows.append(f"| [{card.title}](#{name}) | {card.year} | {card.problem} | {idea} | {links} |")
+        rows.append(f"| [{card.title}](#{name}) | {card.year} | {card.problem} | {_idea(make)} | {links} |")
     return "\n".join(["| | year | for | what it does | parts |", "| --- | --- | --- | --- | --- |", *rows, ""])
 
 
@@ -105,3 +129,4 @@ def _formula(found: re.Match[str]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(catalogue(), encoding="utf-8")
+    FILE.write_text(entries(), encoding="utf-8")

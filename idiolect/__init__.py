@@ -1,16 +1,25 @@
-"""Personalized federated learning for PyTorch: a method is a composition of small parts."""
+"""Personalized federated learning for PyTorch: a method is a composition of small parts.
 
-from idiolect import methods, models, parts
-from idiolect.compute.metrics import Metric, accuracy
-from idiolect.core import scope
-from idiolect.core.errors import UsageError
-from idiolect.core.method import Method
-from idiolect.core.part import Part, part
-from idiolect.data import ClientData, federate, load
-from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
-from idiolect.rounds.training import Group, Training
-from idiolect.running.fit import fit
-from idiolect.running.run import Run
+A name is imported when it is first used, so that `import idiolect` does not load PyTorch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idiolect import data, flower, methods, models, parts
+    from idiolect.compute.metrics import Metric, accuracy
+    from idiolect.core import scope
+    from idiolect.core.errors import UsageError
+    from idiolect.core.method import Method
+    from idiolect.core.part import Part, part
+    from idiolect.data import ClientData, federate, load
+    from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
+    from idiolect.rounds.training import Group, Training
+    from idiolect.running.fit import fit
+    from idiolect.running.options import Machine, Output
+    from idiolect.running.run import Run
+
+    __version__: str
 
 __all__ = [
     "SGD",
@@ -20,16 +29,20 @@ __all__ = [
     "Cosine",
     "Exponential",
     "Group",
+    "Machine",
     "Method",
     "Metric",
+    "Output",
     "Part",
     "Run",
     "StepDecay",
     "Training",
     "UsageError",
     "accuracy",
+    "data",
     "federate",
     "fit",
+    "flower",
     "load",
     "methods",
     "models",
@@ -37,3 +50,48 @@ __all__ = [
     "parts",
     "scope",
 ]
+
+_MODULES = {
+    "data": "idiolect.data",
+    "flower": "idiolect.flower",
+    "methods": "idiolect.methods",
+    "models": "idiolect.models",
+    "parts": "idiolect.parts",
+    "scope": "idiolect.core.scope",
+}
+_HOME = {
+    "idiolect.compute.metrics": ("Metric", "accuracy"),
+    "idiolect.core.errors": ("UsageError",),
+    "idiolect.core.method": ("Method",),
+    "idiolect.core.part": ("Part", "part"),
+    "idiolect.data": ("ClientData", "federate", "load"),
+    "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "Step"),
+    "idiolect.rounds.training": ("Group", "Training"),
+    "idiolect.running.fit": ("fit",),
+    "idiolect.running.options": ("Machine", "Output"),
+    "idiolect.running.run": ("Run",),
+}
+
+if not TYPE_CHECKING:  # for a type checker there are the names above, and no others
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used (PEP 562)."""
+        from importlib import import_module
+
+        if name in _MODULES:
+            found = import_module(_MODULES[name])
+        elif name == "__version__":
+            from importlib.metadata import version
+
+            found = version("idiolect")
+        else:
+            home = next((module for module, names in _HOME.items() if name in names), None)
+            if home is None:
+                raise AttributeError(f"module 'idiolect' has no attribute {name!r}")
+            found = getattr(import_module(home), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        """Return the public names, imported or not."""
+        return sorted({*globals(), *__all__, "__version__"})

@@ -18,7 +18,7 @@ pytest.importorskip("flwr")
 from flower_grid import Clock, FakeGrid, Killed
 
 import idiolect
-from idiolect import SGD, ClientData, Training, fit
+from idiolect import SGD, ClientData, Machine, Training, fit
 from idiolect.compute.autograd import Model, seeded
 from idiolect.engines.federation import Federation
 from idiolect.engines.sequential import Sequential
@@ -115,7 +115,7 @@ class World:
         """Return the run of `idiolect.fit`; the results of (completed rounds, client) in `absent` do not count."""
         settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
         settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
-        return fit(tiny(), self.clients, self.method, engine=Without(absent), memory="ram", **settings)
+        return fit(tiny(), self.clients, self.method, machine=Machine(Without(absent), memory="ram"), **settings)
 
     def federation(self, absent=()):
         """Return the federation of `simulated` before its first round."""

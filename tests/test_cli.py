@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from idiolect import methods
+from idiolect.cli import catalog
 from idiolect.cli import main as cli
-from idiolect.cli.experiment import Experiment
+from idiolect.cli.settings import GROUPS, Experiment
 from idiolect.storage.run_directory import RunDirectory, read_run
 
 QUICK = ("--clients", "3", "--size", "16", "--rounds", "2", "--lr", "0.1")
@@ -48,8 +51,10 @@ def test_compare_reads_methods_and_seeds_from_the_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["rnu"], "invalid choice: 'rnu'"),
+        ([], "which command? see idiolect --help"),
+        (["--nothing"], "unknown argument --nothing; see idiolect --help"),
+        (["rnu"], "unknown command 'rnu' (did you mean run?); see idiolect --help"),
+        (["methods", "more"], "unknown argument more; see idiolect methods --help"),
         (["run", "--local-epoch", "3"], "unknown argument --local-epoch (did you mean --local-epochs?)"),
         (["run", "--rounds"], "argument --rounds: expected one argument"),
         (["run", "--rounds", "many"], "rounds = 'many' is not a whole number"),
@@ -83,7 +88,7 @@ def test_a_typo_in_a_file_names_the_file(tmp_path, capsys):
     assert capsys.readouterr().err == "idiolect: x.toml: unknown key local_epoch (did you mean local_epochs?)\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["compare", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help_fits_80_columns(arguments, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -93,7 +98,7 @@ def test_help_fits_80_columns(arguments, capsys):
 
 
 def test_help_shows_every_setting_with_its_default(capsys):
-    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(Experiment.model_fields)
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(Experiment.model_fields)
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -101,6 +106,47 @@ def test_help_shows_every_setting_with_its_default(capsys):
         assert f"--{name.replace('_', '-')}" in text
         if field.default is not None and field.default is not False:
             assert f"(default: {field.default})" in text
+
+
+def test_help_lists_every_command_on_one_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name:10} {command.about}" in lines
+
+
+HEAVY = ("flwr", "numpy", "plotly", "polars", "pydantic", "rich", "scipy", "sklearn", "torch")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (None, []),
+        (["--version"], []),
+        (["--help"], []),
+        (["methods"], ["rich"]),
+        (["keys", "--help"], []),
+        (["run", "--help"], ["pydantic"]),
+        (["run", "--rounds", "many"], ["pydantic"]),
+        (["rnu"], []),
+    ],
+    ids=str,
+)
+def test_what_trains_nothing_starts_without_pytorch(arguments, needed):
+    """The modules are counted in a process of its own; None only imports the package."""
+    code = "import contextlib, sys, idiolect, idiolect.__main__\n"
+    if arguments is not None:
+        code += f"with contextlib.suppress(SystemExit): idiolect.__main__.main({arguments})\n"
+    code += f"print('loaded', *[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1].split()[1:] == needed
+
+
+def test_a_public_name_is_imported_when_it_is_used():
+    code = "import sys, idiolect; before = 'torch' in sys.modules; idiolect.fit; print(before, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_version(capsys):
@@ -112,6 +158,7 @@ def test_version(capsys):
 def test_methods_lists_the_catalogue(capsys):
     assert cli.main(["methods"]) == 0
     text = capsys.readouterr().out
+    assert [entry["name"] for entry in catalog.read()] == sorted(methods.__all__, key=text.index)
     assert all(re.search(rf"^ *{name} ", text, re.MULTILINE) for name in methods.__all__)
     assert max(map(len, text.splitlines())) <= 80
 
@@ -201,7 +248,7 @@ def test_a_crash_that_is_no_usage_error_keeps_its_traceback(monkeypatch):
     def broken(_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli.screens, "methods", broken)
+    monkeypatch.setattr(catalog, "show", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["methods"])
 

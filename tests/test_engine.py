@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import idiolect
-from idiolect import ClientData, Metric, Training, UsageError, methods, scope
+from idiolect import ClientData, Metric, Output, Training, UsageError, methods, scope
 from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import accuracy, evaluate
 from idiolect.rounds.batches import Shuffled
@@ -175,7 +175,7 @@ def test_metrics_and_losses_of_the_user():
 
 
 def test_run_directory_and_exact_resume(tmp_path):
-    whole = quick(methods.fedfsa(), rounds=4, directory=tmp_path / "whole", participation=0.5)
+    whole = quick(methods.fedfsa(), rounds=4, output=Output(tmp_path / "whole"), participation=0.5)
 
     class Stopped(Exception):
         pass
@@ -184,10 +184,10 @@ def test_run_directory_and_exact_resume(tmp_path):
         if record["round"] == 3:
             raise Stopped
 
-    settings = {"rounds": 4, "participation": 0.5, "directory": tmp_path / "cut", "evaluate_every": 2}
+    settings, again = {"rounds": 4, "participation": 0.5, "evaluate_every": 2}, Output(tmp_path / "cut", resume=True)
     with pytest.raises(Stopped):
-        quick(methods.fedfsa(), on_round=stop, **settings)
-    resumed = quick(methods.fedfsa(), resume=True, **settings)
+        quick(methods.fedfsa(), on_round=stop, output=Output(tmp_path / "cut"), **settings)
+    resumed = quick(methods.fedfsa(), output=again, **settings)
     same_state(whole.federation, resumed.federation)
     config, records = read_run(tmp_path / "cut")
     assert [r["round"] for r in records] == [1, 2, 3, 4]
@@ -196,16 +196,16 @@ def test_run_directory_and_exact_resume(tmp_path):
     files = {f.name for f in (tmp_path / "cut").iterdir()}
     assert files >= {"config.json", "metrics.jsonl", "shared.safetensors", "personal.safetensors", "report.html"}
     with pytest.raises(UsageError, match="started with other settings: seed was 0, is 1"):
-        quick(methods.fedfsa(), resume=True, seed=1, **settings)
+        quick(methods.fedfsa(), seed=1, output=again, **settings)
     with pytest.raises(UsageError, match="already holds a run"):
-        quick(methods.fedfsa(), **settings)
+        quick(methods.fedfsa(), output=Output(tmp_path / "cut"), **settings)
 
 
 BAD = {
     "rounds must be at least 1": {"rounds": 0},
+    "rounds must be a whole number, got '3'": {"rounds": "3"},
     "participation is the share of clients": {"participation": 1.5},
     "evaluate_every must be at least 1": {"evaluate_every": 0},
-    "resume needs the directory": {"resume": True},
 }
 
 
@@ -263,7 +263,7 @@ def test_empty_clients_are_left_out_and_said():
         (lambda: quick(methods.fedavg(), training=Training(batch_size=1)), "batch_size=1 with batch normalization"),
         (lambda: idiolect.Method((idiolect.parts.sam(0.1),)), "first part must be share"),
         (lambda: methods.fedsam() + idiolect.parts.sam(0.2), "occurs twice"),
-        (lambda: quick(idiolect.Method((idiolect.parts._share(scope.named("fc9")),))), "no layer or tensor 'fc9'"),
+        (lambda: quick(idiolect.Method((idiolect.parts.share(scope.named("fc9")),))), "no layer or tensor 'fc9'"),
     ],
 )
 def test_bad_methods_are_one_line(act, line):
@@ -435,14 +435,13 @@ def test_models_and_losses_that_do_not_fit_are_one_line(model, change, line):
 
 
 def test_resume_notices_other_initial_weights(tmp_path):
-    settings = {"rounds": 2, "directory": tmp_path / "run"}
-    quick(methods.fedavg(), **settings)
+    quick(methods.fedavg(), rounds=2, output=Output(tmp_path / "run"))
     with pytest.raises(UsageError, match="other settings: initial was"):
         idiolect.fit(
             network(seed=5),
             population(),
             methods.fedavg(),
-            resume=True,
+            rounds=2,
             training=Training(lr=0.1, batch_size=8),
-            **settings,
+            output=Output(tmp_path / "run", resume=True),
         )

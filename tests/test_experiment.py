@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from idiolect.cli import compare as comparing
 from idiolect.cli.compare import compare, labels
-from idiolect.cli.experiment import Experiment, build, check, command, load_pool, read_toml, run, shift_of, split_of
-from idiolect.cli.main import _experiment, _parse
+from idiolect.cli.experiment import build, load_pool, run, shift_of, split_of
+from idiolect.cli.main import parse
+from idiolect.cli.settings import Experiment, check, command, experiment_of, read_toml
 from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Contrast, Dirichlet, Iid, Pathological, Rotation
 from idiolect.rounds.optim import SGD, Adam, Cosine
@@ -123,7 +124,7 @@ def test_a_command_gives_back_its_experiment():
         split="dirichlet(0.3)", test="official", val=0.1, batch_size="all", data_dir="a b", directory="out", resume=True
     )
     line = shlex.split(command(asked, "run", places=True))
-    assert _experiment(_parse(line[1:])) == asked
+    assert experiment_of(parse(line[1:])) == asked
 
 
 @pytest.mark.parametrize(

@@ -249,9 +249,8 @@ def test_a_directory_of_another_run_is_refused_and_the_differences_are_named(tmp
         other.play()
     assert contents(tmp_path / "run") == before
     simulation = tmp_path / "simulation"
-    idiolect.fit(
-        tiny(), world.clients, METHOD, rounds=1, directory=simulation / "run", report=False, engine="sequential"
-    )
+    machine, output = idiolect.Machine(engine="sequential"), idiolect.Output(simulation / "run", report=False)
+    idiolect.fit(tiny(), world.clients, METHOD, rounds=1, machine=machine, output=output)
     with pytest.raises(UsageError, match=r"started with other settings: run was None, is "):
         World(simulation, METHOD, rounds=1).play()
 

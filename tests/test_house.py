@@ -7,6 +7,7 @@ import statistics
 import tomllib
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,41 @@ def test_nothing_runs_code_from_a_file():
 )
 def test_what_is_forbidden_is_found(line):
     assert forbidden(ast.parse(line))
+
+
+def submodules(file):
+    """Return the names of the modules and packages in the folder of an `__init__`."""
+    folder = file.removesuffix("__init__.py")
+    inside = {other.removeprefix(folder) for other in SOURCES if other.startswith(folder) and other != file}
+    return {path.partition("/")[0].removesuffix(".py") for path in inside}
+
+
+def bound(tree):
+    """Return the names that a module binds to something else than a module of its own package."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and not f"{node.module}".endswith(".core") and node.module != "idiolect":
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+PACKAGES = [file for file in TREES if file.endswith("__init__.py")]
+
+
+@pytest.mark.parametrize("file", PACKAGES)
+def test_a_package_exports_nothing_by_the_name_of_a_module(file):
+    """Else `import idiolect.x as x` would give a function, or not, by what was imported before."""
+    assert bound(TREES[file]) & submodules(file) == set()
+
+
+def test_a_module_is_what_its_name_gives():
+    absent = "idiolect/flower/ray/pool" if find_spec("flwr") else "idiolect/flower/"
+    for file in (file for file in SOURCES if not file.startswith(absent) and not file.endswith("__main__.py")):
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module, (parent, _, leaf) = import_module(name), name.rpartition(".")
+        assert not parent or getattr(import_module(parent), leaf) is module, name
 
 
 def documented(tree):
@@ -168,7 +204,13 @@ def test_every_part_has_a_planted_bug():
 
 def test_one_version():
     newest = re.search(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
-    assert newest == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version("idiolect")
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert (
+        newest
+        == cited
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        == version("idiolect")
+    )
 
 
 def test_nothing_is_left_to_do():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import idiolect
-from idiolect import methods
+from idiolect import Machine, Output, methods
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import EMPTY, Tree
 from idiolect.storage import checkpoint
@@ -245,11 +245,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, step):
     same_state(resumed, once)
 
 
-def run(folder, memory="disk", **settings):
+def run(folder, memory="disk", resume=False):
+    machine, output = Machine(memory=memory), Output(folder, resume, report=False)
     return idiolect.fit(
-        network(), population(), methods.fedbn(), rounds=12, participation=0.5, directory=folder, memory=memory,
-        report=False, **settings,
-    )  # fmt: skip
+        network(), population(), methods.fedbn(), rounds=12, participation=0.5, machine=machine, output=output
+    )
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_as_undisturbed(tmp_path):

@@ -13,7 +13,7 @@ from idiolect.core.types import Query
 from idiolect.engines.stacked import Stacked
 from idiolect.rounds.training import Training
 from idiolect.running.evaluation import evaluate_all
-from idiolect.running.new_client import admit
+from idiolect.running.new_client import new_client
 from idiolect.testing.worlds import RAGGED, examples, federation, population
 
 
@@ -75,7 +75,7 @@ def test_a_new_client_begins_with_private_tensors_as_they_were():
     made = federation(methods.fedbn() + lift())
     made.play()
     assert all(made.memory.get(c)["share"]["own.shift"].abs().min() > 0 for c in made.memory)
-    assert torch.equal(admit(made, "average").own.shift, torch.zeros(3).double())
+    assert torch.equal(new_client(made, "average").own.shift, torch.zeros(3).double())
 
 
 @part

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import idiolect
-from idiolect import methods
+from idiolect import Machine, Output, methods
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.core.types import Batch
@@ -158,12 +158,12 @@ def test_a_model_that_cannot_be_stacked_is_named_by_its_layer():
 
 
 def test_fit_says_which_engine_it_took(tmp_path):
-    run = idiolect.fit(net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="stacked")
+    given, stacked = (net(), clients(), methods.fedavg()), Machine("stacked")
+    run = idiolect.fit(*given, rounds=1, machine=stacked, output=Output(tmp_path / "a"))
     assert "clients are trained in stacks of 4" in run.notes
+    again = Output(tmp_path / "a", resume=True)
     with pytest.raises(UsageError, match="gradients was 'autograd, width 4', is 'autograd, width 1'"):
-        idiolect.fit(
-            net(), clients(), methods.fedavg(), rounds=1, directory=tmp_path / "a", engine="sequential", resume=True
-        )
+        idiolect.fit(*given, rounds=1, machine=Machine("sequential"), output=again)
 
 
 class Launches(TorchDispatchMode):

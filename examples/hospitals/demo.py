@@ -132,8 +132,8 @@ def simulate(coordinator: str, rounds: int = ROUNDS) -> dict[str, dict[str, torc
     settings = importlib.import_module(Path(coordinator).stem)
     torch.manual_seed(0)  # the run's seed, which every site and the coordinator use
     network, clients = make_network(), {name: load_my_data(name) for name in SITES}
-    training = {"rounds": rounds, "training": settings.training, "engine": "sequential"}
-    run = idiolect.fit(network, clients, settings.method, **training)
+    machine = idiolect.Machine(engine="sequential")
+    run = idiolect.fit(network, clients, settings.method, rounds=rounds, training=settings.training, machine=machine)
     return {name: run.personal(name).state_dict() for name in SITES}
 
 

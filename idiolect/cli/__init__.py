@@ -1,1 +1,4 @@
-"""The command line."""
+"""The command line.
+
+PyTorch is loaded by experiment, compare, train and screens, which are imported by the commands that need them.
+"""

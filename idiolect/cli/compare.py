@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from idiolect.cli.experiment import Experiment, build, command, load_pool, run, split_of
+from idiolect.cli.experiment import build, load_pool, run, split_of
+from idiolect.cli.settings import Experiment, command
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Pool, Split, holdings
@@ -18,7 +19,7 @@ from idiolect.running.describe import describe
 from idiolect.storage.run_directory import read_run
 
 MOST_GROUPS = 12
-"""More clients than this are not listed one by one in the report's table of groups."""
+"""With more clients than this, the report has no table of groups."""
 
 
 def compare(
@@ -33,7 +34,7 @@ def compare(
 
     For one seed all methods have the same clients, initial weights and cohorts. With `experiment.directory`
     each run is written to its own directory in it, and the comparison as comparison.md, comparison.json and
-    report.html. With `experiment.resume` what is finished is kept and the rest is done.
+    report.html. With `experiment.resume` finished runs are kept and the others are continued.
 
     Args:
         experiment: the settings; its own method and seed are not used.
@@ -79,7 +80,7 @@ def compare(
 
 
 def labels(methods: Sequence[str]) -> list[str]:
-    """Name methods as the field knows them, or by their expression where two would have one name.
+    """Return the methods' names, or their expressions where two have the same name.
 
     Raises:
         UsageError: if an expression is no method or occurs twice.
@@ -97,7 +98,7 @@ def labels(methods: Sequence[str]) -> list[str]:
 
 
 def _parts(experiment: Experiment, pool: Pool, text: str) -> list[dict[str, str]]:
-    """Return the table of a method's parts, which also refuses one that does not fit the model."""
+    """Return the table of a method's parts; a method that does not fit the model is refused here."""
     setup = build(experiment.model_copy(update={"method": text}), pool)
     return describe(setup.method, Model(setup.model, setup.loss))
 
@@ -147,7 +148,7 @@ def _write(
 
 
 def _groups(split: Split, clients: list[str]) -> dict[str, str] | None:
-    """Return each client's domain or site, where the split knows one and the clients are few."""
+    """Return each client's domain or site, if the split is by one and there are few clients."""
     if not isinstance(split, ByClient | ByDomain) or len(clients) > MOST_GROUPS:
         return None
     several = isinstance(split, ByDomain) and split.clients_per_domain > 1
@@ -155,7 +156,7 @@ def _groups(split: Split, clients: list[str]) -> dict[str, str] | None:
 
 
 def _facts(folder: Path) -> dict[str, str]:
-    """Return what all runs of a comparison have in common, from what the first of them wrote."""
+    """Return the settings and versions that all runs of a comparison share, read from the first of them."""
     card = read_run(next(file.parent for file in sorted(folder.glob("*/config.json"))))[0]
     own = {"method", "seed", "command"}
     settings = {name: str(value) for name, value in card["config"].items() if name not in own}

@@ -1,4 +1,4 @@
-"""What the command line shows besides results: the catalogue, one method, the data."""
+"""The screens of ``describe`` and ``data``: one method, the data sets, the clients of one data set."""
 
 from __future__ import annotations
 
@@ -7,51 +7,24 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from idiolect import methods as catalogue
-from idiolect.cli.experiment import Experiment, build, load_pool, model_of, shift_of, split_of
+from idiolect.cli.catalog import table
+from idiolect.cli.experiment import build, load_pool, model_of, shift_of, split_of
+from idiolect.cli.settings import Experiment
 from idiolect.compute.autograd import Model
-from idiolect.core.card import Problem, card_of
-from idiolect.core.method import Method
+from idiolect.core.card import card_of
 from idiolect.data import ClientData, Pool, holdings
 from idiolect.data.sources import SOURCES
-from idiolect.models import small_cnn
 from idiolect.registry.names import method_of
-from idiolect.running.describe import chosen, cost, describe
+from idiolect.running.describe import chosen, describe
 
 MOST_CLIENTS = 40
 """More clients than this are not all shown in the terminal."""
-
-
-def methods(console: Console) -> None:
-    """List the catalogue by problem, with what a method costs a client in a round."""
-    model = Model(small_cnn((1, 8, 8), 10))
-    whole = cost(catalogue.fedavg(), model).sends
-    table = _table("method", "year", "gradients", "down", "up", "what it does")
-    by_problem: dict[str, list[tuple[str, Callable[..., Method]]]] = {}
-    for name in catalogue.__all__:
-        make = getattr(catalogue, name)
-        by_problem.setdefault(card_of(make).problem, []).append((name, make))
-    for problem in (p for p in get_args(Problem) if p in by_problem):
-        table.add_row(Text(problem, style="bold"))
-        for name, make in by_problem[problem]:
-            of = cost(make(), model)
-            idea = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
-            sizes = (f"{size / whole:.2f}" for size in (of.receives, of.sends))
-            table.add_row(f"  {name}", str(card_of(make).year), str(of.gradients), *sizes, idea)
-        table.add_section()
-    console.print(table)
-    console.print(
-        "\ngradients: per local step; down, up: what a client receives and sends in a round, in models "
-        "(of the network that digits gets by default)"
-    )
-    console.print("idiolect describe METHOD tells more; parts are added with +: 'fedbn + sam(0.05)'")
 
 
 def describe_method(console: Console, text: str, experiment: Experiment) -> None:
@@ -73,10 +46,10 @@ def describe_method(console: Console, text: str, experiment: Experiment) -> None
         _prose(console, part.make)
     console.print(f"\nOn {experiment.model or 'the default network'} for {pool.name}:\n", highlight=False)
     shown = ("part", "keeps", "receives", "sends", "extra gradients a step")
-    table = _table(*shown)
+    listed = table(*shown)
     for row in rows:
-        table.add_row(*(row[header] for header in shown))
-    console.print(table)
+        listed.add_row(*(row[header] for header in shown))
+    console.print(listed)
     for scope, names in chosen(method, model).items():
         console.print(f"\n{scope}: {', '.join(names) or 'no tensor'}", highlight=False)
 
@@ -84,17 +57,17 @@ def describe_method(console: Console, text: str, experiment: Experiment) -> None
 def data_sets(console: Console, data_dir: Path | None) -> None:
     """List the named sets, and whether they are in the data folder."""
     folder = data_dir or (Path(os.environ["IDIOLECT_DATA"]) if os.environ.get("IDIOLECT_DATA") else None)
-    table = _table("name", "found")
+    listed = table("name", "found")
     for name, (_, file) in SOURCES.items():
         there = not file or (folder is not None and (folder / file).is_file())
-        table.add_row(name, ("yes" if file else "yes, in scikit-learn") if there else f"no: {file}")
-    console.print(table)
+        listed.add_row(name, ("yes" if file else "yes, in scikit-learn") if there else f"no: {file}")
+    console.print(listed)
     where = f"looked in {folder}" if folder else "no data folder: set --data-dir or IDIOLECT_DATA"
     console.print(f"\n{where}; also hf:NAME (Hugging Face) and your own .csv, .parquet or .npz", soft_wrap=True)
 
 
 def data_set(console: Console, experiment: Experiment) -> None:
-    """Show a data set's size and shape, and who holds what under a split and shift."""
+    """Show a data set's size and shape, and the clients under a split and a shift."""
     pool = load_pool(experiment)
     outputs = "a number" if pool.classes is None else f"{len(pool.classes)} classes"
     shape = " x ".join(map(str, pool.x.shape[1:]))
@@ -109,17 +82,17 @@ def data_set(console: Console, experiment: Experiment) -> None:
 
 
 def _held(pool: Pool, clients: Mapping[str, ClientData], width: int) -> Table:
-    """Return the heat map of who holds what, as a table; labels are columns as far as they fit."""
+    """Return a table of examples per client and label; labels are columns if they fit."""
     shown = dict(list(clients.items())[:MOST_CLIENTS])
     names = [name if name.strip() else repr(name) for name in pool.classes or ()]
     counts = holdings(shown) if names else {}
     most = max((n for held in counts.values() for n in held.values()), default=1)
     cell = max(len(str(most)), *map(len, names)) + 1 if names else 0
     fits = bool(names) and max(map(len, shown)) + 16 + cell * len(names) <= width
-    table = _table("client", "train", "test", *([] if fits or not names else ["labels", "largest label"]))
+    listed = table("client", "train", "test", *([] if fits or not names else ["labels", "largest label"]))
     for header in names if fits else ():
-        table.add_column(header, justify="right", min_width=cell)
-    table.padding = (0, 0) if fits else (0, 1)
+        listed.add_column(header, justify="right", min_width=cell)
+    listed.padding = (0, 0) if fits else (0, 1)
     for client, data in shown.items():
         train, test = (len(part.y) if part else 0 for part in (data.train, data.test))
         row: list[str | Text] = [f"{client} ", f"{train:>5}", f"{test:>5} "]
@@ -129,8 +102,8 @@ def _held(pool: Pool, clients: Mapping[str, ClientData], width: int) -> Table:
         elif held:
             label, largest = max(held.items(), key=lambda pair: pair[1])
             row += [str(len(held)), f"{names[label]} {100 * largest / train:.0f}%"]
-        table.add_row(*row)
-    return table
+        listed.add_row(*row)
+    return listed
 
 
 def _shade(count: int, most: int, width: int) -> Text:
@@ -158,14 +131,7 @@ def _arguments(make: Callable[..., object]) -> Table:
     """Return the arguments of a function, their defaults, and what its docstring says of them."""
     said = re.split(r"\n    (\w+): ", (inspect.getdoc(make) or "").partition("Args:")[2].split("\n\n")[0])
     words = dict(zip(said[1::2], said[2::2], strict=True))
-    table = _table("argument", "default", "meaning")
+    listed = table("argument", "default", "meaning")
     for name, argument in inspect.signature(make).parameters.items():
-        table.add_row(name, repr(argument.default), " ".join(words.get(name, "").split()))
-    return table
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
-    for position, header in enumerate(headers):
-        table.add_column(header, overflow="fold", no_wrap=position == 0)
-    return table
+        listed.add_row(name, repr(argument.default), " ".join(words.get(name, "").split()))
+    return listed

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
@@ -69,6 +68,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def read_sheet(path: Path, side: int = 32) -> NDArray[np.uint8]:
     """Cut a sheet of square color images into (n, side, side, 3), row by row."""
+    from PIL import Image
+
     with reading(path), Image.open(path) as sheet:
         if sheet.width % side or sheet.height % side:
             raise UsageError(f"cannot read {path}: {sheet.size} pixels are no sheet of {side} x {side} images")

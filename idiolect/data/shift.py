@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
@@ -138,6 +137,8 @@ class Rotation(ImageShift):
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
     """Turn images (n, channels, height, width) counter-clockwise about their center."""
+    from scipy import ndimage
+
     turned = ndimage.rotate(x.numpy(), degrees, axes=(2, 3), reshape=False, order=1, mode="nearest")
     return torch.from_numpy(turned)
 
@@ -156,6 +157,8 @@ class Blur(ImageShift):
 
     def draw(self, rng: np.random.Generator, channels: int) -> Callable[[Tensor], Tensor]:
         """Draw the client's width; see :meth:`FeatureShift.draw`."""
+        from scipy import ndimage
+
         width = rng.uniform(0, self.sigma)
         return lambda x: torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, 0, width, width)))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +14,9 @@ from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import read_npz
 from idiolect.data.partition import Names
 from idiolect.data.pool import Pool
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -55,6 +57,8 @@ def read_table(path: str | Path, label: str = "label", client: str | None = None
         raise UsageError(f"there is no file {path}; check the path")
     if path.suffix == ".npz":
         return _from_arrays(path)
+    import polars as pl
+
     try:
         frame = pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as problem:
@@ -64,6 +68,8 @@ def read_table(path: str | Path, label: str = "label", client: str | None = None
 
 def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = None) -> Pool:
     """Make a pool of a table; see :func:`read_table`."""
+    import polars as pl
+
     client = "client" if client is None and "client" in frame.columns else client
     for column in (label, client):
         if column is not None and column not in frame.columns:
@@ -86,6 +92,8 @@ def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = 
 
 
 def _plain(column: pl.Series) -> NDArray[Any]:
+    import polars as pl
+
     kind = column.dtype
     if (kind.is_numeric() and not kind.is_decimal()) or kind == pl.Boolean:
         return column.to_numpy()

@@ -16,7 +16,7 @@ class Sequential:
     width = 1
 
     def __repr__(self) -> str:
-        return "sequentially, autograd"
+        return "sequentially, by autograd"
 
     def learner(self, model: Model) -> Learner:
         """Return the model itself."""

@@ -163,7 +163,8 @@ def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
 
     Example:
         >>> engine = idiolect.flower.simulation(cpus=2)  # doctest: +SKIP
-        >>> run = idiolect.fit(model, clients, method, rounds=50, engine=engine)  # doctest: +SKIP
+        >>> machine = idiolect.Machine(engine=engine)  # doctest: +SKIP
+        >>> run = idiolect.fit(model, clients, method, rounds=50, machine=machine)  # doctest: +SKIP
     """
     if not (find_spec("flwr") and find_spec("ray")):
         raise UsageError("the engine 'flower' needs Flower's simulation engine: pip install 'idiolect[ray]'")

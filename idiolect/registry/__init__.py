@@ -1,1 +1,1 @@
-"""What a name in a setting stands for."""
+"""Names and expressions in settings, and the objects that they stand for."""

@@ -1,4 +1,4 @@
-"""What a user names as ``package.module:name``, looked for in the current directory first."""
+"""Import of a user's own ``package.module:name``, looked for in the current directory first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idiolect.core.errors import UsageError, did_you_mean
 
 
 def load(module: str, name: str, what: str) -> object:
-    """Import a user's module and return what it calls `name`.
+    """Import a user's module and return the function or value `name` of it.
 
     Args:
         module: its dotted name.

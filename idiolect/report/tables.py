@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from idiolect.core.errors import UsageError
 from idiolect.report.metrics import Choice, Record, evaluated, select
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 NOTHING = "—"
-OPTIMIZTIC = "best on test (optimistic)"
+OPTIMISTIC = "best on test (optimistic)"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _cells(row: Mapping[str, Any], metric: str) -> dict[str, str]:
         f"personalized ± std over {row['std_over']}": number(row["personalized"], metric) + spread,
         "worst decile": number(row["worst_decile"], metric),
         "best by val": number(row["best_by_val"], metric),
-        OPTIMIZTIC: number(row["best_on_test"], metric),
+        OPTIMISTIC: number(row["best_on_test"], metric),
         "generalized": number(row["generalized"], metric),
         "up/down per client and round": _traffic(row["bytes_up"], row["bytes_down"]),
         "gradients per client and round": NOTHING if row["gradients"] is None else _significant(row["gradients"], 3),
@@ -150,7 +150,7 @@ def comparison(runs: Sequence[RunSummary]) -> Table:
         >>> comparison([RunSummary("FedBN", seed=0, records=[record])]).row_count
         1
     """
-    rows = [{k: v for k, v in row.items() if k != OPTIMIZTIC} for row in comparison_cells(runs)]
+    rows = [{k: v for k, v in row.items() if k != OPTIMISTIC} for row in comparison_cells(runs)]
     return _table(f"{title(runs[0].metric)}, last evaluated round", rows)
 
 
@@ -279,6 +279,10 @@ def _in_unit(count: float, size: float, unit: str) -> str:
 
 def _table(name: str, rows: Sequence[Mapping[str, str]]) -> Table:
     """Return a table of text: names to the left, numbers to the right under headers folded to their width."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=name, box=box.SIMPLE_HEAD, padding=0, show_edge=False, title_justify="left")
     for position, header in enumerate(rows[0] if rows else ()):
         width = max(len(part) for part in [*header.split(), *(row[header] for row in rows)])

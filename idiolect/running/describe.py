@@ -18,7 +18,7 @@ from idiolect.rounds.training import Training
 
 
 class Cost(NamedTuple):
-    """What a method costs a client in a round, in values (four bytes each in float32)."""
+    """The cost of a method for a client in a round, in values (four bytes each in float32)."""
 
     keeps: int
     receives: int

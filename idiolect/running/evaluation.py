@@ -8,17 +8,31 @@ from typing import Any, NamedTuple
 
 import torch
 
+from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
-from idiolect.compute.metrics import CHUNK, Metric, evaluate
+from idiolect.compute.metrics import CHUNK, Metric, accuracy, evaluate
 from idiolect.core.tree import Tree, pick
 from idiolect.data import ClientData, Examples
 from idiolect.engines.federation import Federation
 from idiolect.report import summarize
 from idiolect.rounds.client import Deployed, Worker
 from idiolect.rounds.server_state import general
+from idiolect.running.validate import is_cross_entropy
 
 Scores = dict[str, dict[str, float]]
 """Split to metric to number, of one client."""
+
+
+def default_metrics(loss: Loss) -> tuple[Metric, ...]:
+    """Return what is measured besides the loss if nothing is said: accuracy for cross-entropy, else nothing.
+
+    Example:
+        >>> [metric.name for metric in default_metrics(torch.nn.functional.cross_entropy)]
+        ['accuracy']
+        >>> default_metrics(torch.nn.functional.mse_loss)
+        ()
+    """
+    return (accuracy,) if is_cross_entropy(loss) else ()
 
 
 def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str, Any]:
@@ -39,7 +53,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
 
 
 class Measured(NamedTuple):
-    """What was measured of one client."""
+    """Measurements of one client."""
 
     sizes: Mapping[str, int]
     """Split to its number of examples."""

@@ -6,85 +6,67 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from idiolect.compute.autograd import Loss, Model
-from idiolect.compute.metrics import Metric, accuracy
-from idiolect.core.errors import UsageError
+from idiolect.compute.metrics import Metric
 from idiolect.core.method import Method
 from idiolect.data import ClientData
-from idiolect.engines.base import Engine
 from idiolect.engines.choose import choose
 from idiolect.engines.federation import Federation
 from idiolect.rounds.training import Training
-from idiolect.running.evaluation import evaluate_all
-from idiolect.running.progress import Progress
+from idiolect.running.arguments import check_types, explained
+from idiolect.running.evaluation import default_metrics, evaluate_all
+from idiolect.running.options import Machine, Output
 from idiolect.running.run import Run
-from idiolect.running.validate import check_parts, check_run, device_of, is_cross_entropy, precision_of, prepare
-from idiolect.storage import checkpoint, disk
+from idiolect.running.validate import check_parts, check_run, device_of, prepare
+from idiolect.storage import checkpoint
+from idiolect.storage.disk import store_for
 from idiolect.storage.memory import RamStore
 from idiolect.storage.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from idiolect.running.progress import Progress
 
+
+@explained
 def fit(
     model: nn.Module,
     clients: Mapping[str, ClientData],
     method: Method,
     *,
     rounds: int,
-    participation: float = 1.0,
-    seed: int = 0,
     training: Training = Training(),
+    seed: int = 0,
+    participation: float = 1.0,
     loss: Loss = F.cross_entropy,
     metrics: Sequence[Metric] | None = None,
     evaluate_every: int = 1,
+    machine: Machine = Machine(),
+    output: Output = Output(),
     on_round: Callable[[Run, Mapping[str, Any]], None] | None = None,
-    directory: str | Path | None = None,
-    resume: bool = False,
-    report: bool = True,
-    progress: bool = False,
-    about: Mapping[str, Any] | None = None,
-    engine: str | Engine = "auto",
-    device: str = "auto",
-    precision: Literal["full", "bfloat16"] = "full",
-    memory: disk.Kind = "auto",
 ) -> Run:
     """Train a personal model for every client.
 
     Args:
-        model: any module; its current weights are the initial weights, and it is not changed. Everything runs
-            in its dtype.
+        model: any module; its weights are the initial weights, and it is not changed. Everything runs in its dtype.
         clients: each client's examples, by the client's name.
         method: from `idiolect.methods`, or parts of your own choice.
-        rounds: how many rounds.
-        participation: share of the clients that takes part in a round, in (0, 1]; at least one does.
-        seed: decides cohorts, the order of examples and dropout. The same seed gives the same bits.
-        training: how a client trains in a round.
+        rounds: number of rounds.
+        training: how a client trains in a round: learning rate, epochs, batch size, optimizer.
+        seed: decides which clients take part, the order of examples and dropout. The same seed gives the same bits.
+        participation: share of the clients that take part in a round, in (0, 1]; at least one does.
         loss: (output, target) to the mean over the batch.
-        metrics: what is measured beside the loss; the first leads the tables. By default accuracy where the loss
-            is cross-entropy, and the loss alone otherwise.
+        metrics: what is measured besides the loss; the first leads the tables. By default accuracy for
+            cross-entropy, and nothing for other losses.
         evaluate_every: rounds between evaluations of all clients; the last round is always evaluated.
+        machine: engine, device, precision, and where the clients' memories are kept.
+        output: directory, resume, report, progress bar.
         on_round: called after each round with the run and the round's record.
-        directory: where the run is written: config, one line of metrics a round, tensors, report. None writes
-            nothing.
-        resume: go on with the run in `directory`, which must have been started with the same settings.
-        report: draw report.html into the directory at the end.
-        progress: show a progress bar with the time left.
-        about: more facts for the config that is written (where the data come from, say).
-        engine: how clients are trained, see `idiolect.engines.choose`: ``"auto"``, ``"sequential"``, ``"threads"``,
-            ``"processes"``, ``"stacked"``, or one of your own making, such as ``Stacked(16)``. All give the same
-            results but for rounding; what was chosen is among the run's notes and in its config.
-        device: where everything runs, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one, else where
-            the model is. Models that come out are where the given one is.
-        precision: ``"bfloat16"`` runs forward passes in mixed precision, see docs/performance.md for what it costs.
-        memory: where the clients' memories are between rounds: "ram", "disk" (the folder `memory` in the directory,
-            or a temporary one; as many clients as the disk holds), or "auto", which is disk where they would take
-            more than an eighth of the RAM of the machine or its container.
 
     Returns:
         The run: tables, personal models, shared weights.
@@ -106,41 +88,55 @@ def fit(
         >>> run.personal("b")(torch.zeros(1, 3)).shape
         torch.Size([1, 2])
     """
+    check_types(model, clients, method, metrics, {"training": training, "machine": machine, "output": output})
     check_run(rounds, participation, evaluate_every)
     with torch.random.fork_rng(devices=[]):
-        wrapped = Model(model, loss, device_of(device, model), precision_of(precision))
+        wrapped = Model(model, loss, device_of(machine.device, model), machine.precision == "bfloat16")
         kept, notes = prepare(wrapped, clients, training)
         wrapped = wrapped.extended(method.attach)
-        if metrics is None:
-            metrics = (accuracy,) if is_cross_entropy(loss) else ()
+        engine = machine.engine
         if isinstance(engine, str):
-            chosen, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
+            engine, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
         else:
-            chosen, note = engine, repr(engine)
+            note = repr(engine)
         own = ", ".join(p.name for p in method.parts if p.objective)
         by_autograd = f", with the loss of {own} by autograd" if own and "explicit kernels" in note else ""
         notes.append(f"clients are trained {note}{by_autograd}")
-        keep = partial(disk.store_for, memory, directory, len(kept))
-        federation = Federation(wrapped, method, training, rounds, participation, seed, kept, chosen, keep)
+        keep = partial(store_for, machine.memory, output.directory, len(kept))
+        federation = Federation(wrapped, method, training, rounds, participation, seed, kept, engine, keep)
         check_parts(federation)
-        run = Run(federation, tuple(metrics), notes, dict(about or {}))
-        store = _open(run, directory, resume)
-        bar_of = Progress(f"{method.name}, seed {seed}", rounds, run.round, run.lead) if progress else nullcontext()
-        with closing(chosen), bar_of as bar:
-            while run.round < rounds:
-                due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
-                record = _play(run, due)
-                if store:
-                    store.append(record)
-                    if due:
-                        checkpoint.save(store, federation)
-                if on_round:
-                    on_round(run, record)
-                if bar:
-                    bar.advance(record)
-        if store:
-            _finish(run, store, report)
+        measured = default_metrics(loss) if metrics is None else tuple(metrics)
+        run = Run(federation, measured, notes, dict(output.about or {}))
+        with closing(engine):
+            _play_all(run, evaluate_every, output, on_round)
     return run
+
+
+def _play_all(
+    run: Run, evaluate_every: int, output: Output, on_round: Callable[[Run, Mapping[str, Any]], None] | None
+) -> None:
+    """Play the rounds that are left, write each, and finish the run."""
+    store, rounds = _open(run, output), run.federation.rounds
+    with _bar(run, rounds) if output.progress else nullcontext() as bar:
+        while run.round < rounds:
+            due = (run.round + 1) % evaluate_every == 0 or run.round + 1 == rounds
+            record = _play(run, due)
+            if store:
+                store.append(record)
+                if due:
+                    checkpoint.save(store, run.federation)
+            if on_round:
+                on_round(run, record)
+            if bar:
+                bar.advance(record)
+    if store:
+        _finish(run, store, output.report)
+
+
+def _bar(run: Run, rounds: int) -> Progress:
+    from idiolect.running.progress import Progress  # draws with rich, which takes time to load
+
+    return Progress(f"{run.federation.method.name}, seed {run.federation.seed}", rounds, run.round, run.lead)
 
 
 def _play(run: Run, evaluating: bool) -> dict[str, Any]:
@@ -169,13 +165,11 @@ def _play(run: Run, evaluating: bool) -> dict[str, Any]:
     return record
 
 
-def _open(run: Run, directory: str | Path | None, resume: bool) -> RunDirectory | None:
-    if directory is None:
-        if resume:
-            raise UsageError("resume needs the directory of the run to go on with")
+def _open(run: Run, output: Output) -> RunDirectory | None:
+    if output.directory is None:
         return None
-    store = RunDirectory(directory, resume=resume)
-    if resume:
+    store = RunDirectory(output.directory, resume=output.resume)
+    if output.resume:
         run.records[:] = checkpoint.restore(store, run.federation, run.config())
     else:
         store.write_config(run.config())

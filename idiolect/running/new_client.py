@@ -19,7 +19,7 @@ from idiolect.engines.federation import Federation
 Rule = Literal["pooled", "average", "reestimate"]
 
 
-def admit(
+def new_client(
     federation: Federation, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples"
 ) -> nn.Module:
     r"""Return a model for a client that never trained. The federation is not changed.
@@ -60,7 +60,7 @@ def admit(
         >>> net = nn.Sequential(nn.BatchNorm1d(1, momentum=1.0), nn.Linear(1, 2))
         >>> run = idiolect.fit(net, clients, idiolect.methods.fedbn(), rounds=1)
         >>> for rule, x in (("average", None), ("pooled", None), ("reestimate", torch.tensor([[20.0], [22.0]]))):
-        ...     norm = admit(run.federation, rule, x)[0]
+        ...     norm = new_client(run.federation, rule, x)[0]
         ...     print(rule, norm.running_mean.item(), norm.running_var.item())
         average 5.0 2.0
         pooled 5.0 27.0
@@ -69,12 +69,12 @@ def admit(
     Reference: Li et al., ICLR 2021 (FedBN); Li et al., Pattern Recognition 2018 (AdaBN: the re-estimate).
     """
     rules, weightings = ("pooled", "average", "reestimate"), ("samples", "uniform")
-    require(rule in rules, f"admit: rule is one of {', '.join(map(repr, rules))}, not {rule!r}")
-    require(weighting in weightings, f"admit: weighting is 'samples' or 'uniform', not {weighting!r}")
+    require(rule in rules, f"new_client: rule is one of {', '.join(map(repr, rules))}, not {rule!r}")
+    require(weighting in weightings, f"new_client: weighting is 'samples' or 'uniform', not {weighting!r}")
     if rule == "reestimate":
         x = _checked(federation, x)
     else:
-        require(x is None, f"admit: rule {rule!r} reads no examples; leave x out, or take rule='reestimate'")
+        require(x is None, f"new_client: rule {rule!r} reads no examples; leave x out, or take rule='reestimate'")
     model, shared = federation.model, federation.server["share"]
     weights = combine(model.structure.layout, model.initial, shared, _merged(federation, rule, weighting))
     if x is not None:
@@ -89,10 +89,10 @@ def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:
     alone = sorted(personal - structure.owned_by(_BatchNorm))
     if alone:
         raise UsageError(
-            f"admit: {alone[0]} is personal and not of batch normalization; "
+            f"new_client: {alone[0]} is personal and not of batch normalization; "
             f"a new client of {federation.method.name} has to train first"
         )
-    require(bool(known), "admit: no client has trained yet; play a round first")
+    require(bool(known), "new_client: no client has trained yet; play a round first")
     given = personal | structure.names("counter")  # what is private begins as it did for everybody
     memories = [pick(federation.memory.get(client)["share"], given) for client in known]
     rows = Tree(memories[0].layout, torch.stack([memory.flat.double() for memory in memories]))
@@ -116,15 +116,17 @@ def _checked(federation: Federation, x: Tensor | None) -> Tensor:
     """Return a new client's examples in the form of the others', or say what is wrong with them."""
     like = next(iter(federation.clients.values())).train.x
     if not _running(federation.model):
-        raise UsageError("admit: no batch normalization with running statistics to re-estimate; take rule='average'")
+        raise UsageError(
+            "new_client: no batch normalization with running statistics to re-estimate; take rule='average'"
+        )
     wanted = f"give its examples as one {like.dtype} tensor of shape (n, {str(tuple(like.shape[1:]))[1:]}, n above 1"
     if not isinstance(x, Tensor):
-        raise UsageError(f"admit: rule 'reestimate' needs x of the new client, not {type(x).__name__}; {wanted}")
+        raise UsageError(f"new_client: rule 'reestimate' needs x of the new client, not {type(x).__name__}; {wanted}")
     fits = x.dim() == like.dim() and x.shape[1:] == like.shape[1:] and len(x) > 1
     if not fits or x.is_floating_point() != like.is_floating_point():
-        raise UsageError(f"admit: x is {x.dtype} of shape {tuple(x.shape)}; {wanted}")
+        raise UsageError(f"new_client: x is {x.dtype} of shape {tuple(x.shape)}; {wanted}")
     x = x.to(like)
     if not torch.isfinite(x).all():
         row = int(torch.isfinite(x).logical_not().nonzero()[0, 0])
-        raise UsageError(f"admit: x has a value that is not finite in row {row}; remove the example or fill it in")
+        raise UsageError(f"new_client: x has a value that is not finite in row {row}; remove the example or fill it in")
     return x

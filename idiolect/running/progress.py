@@ -1,4 +1,4 @@
-"""How far a run is, and how long it will take."""
+"""The progress bar of a run: rounds played, last score, time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: what happened in each round, and the models that came of it."""
+"""A run: a record of each round, and the models trained."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,11 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
-from idiolect.running.describe import describe
-from idiolect.running.new_client import Rule, admit
+from idiolect.running.new_client import Rule, new_client
+from idiolect.running.run_report import summary_of, write_run_report
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MOST_VALUES = 16
 """Tensors of a memory with more values than this are not shown."""
@@ -27,13 +29,13 @@ MOST_VALUES = 16
 
 @dataclass
 class Run:
-    """What `fit` returns, and what a hook sees after each round.
+    """A run, finished or under way: `fit` returns it, and passes it to `on_round` after each round.
 
     Attributes:
         federation: the state: server, memories, round.
-        metrics: what is measured beside the loss.
-        notes: what was said before training, such as clients left out.
-        about: more facts for the config that is written, such as the command.
+        metrics: measured besides the loss; the first leads the tables.
+        notes: messages from before training, such as clients left out.
+        about: more entries for config.json, such as the command.
         records: one mapping per round, as written to metrics.jsonl.
     """
 
@@ -64,9 +66,9 @@ class Run:
             model = self.federation.model
             return model.module(self.federation.personal(client)).to(model.home)
 
-    def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
-        """Return a model for a client that never trained; see `idiolect.running.new_client.admit`."""
-        return admit(self.federation, rule, x, weighting)
+    def new_client(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
+        """Return a model for a client that never trained; see `idiolect.running.new_client.new_client`."""
+        return new_client(self.federation, rule, x, weighting)
 
     def memory(self, client: str) -> dict[str, dict[str, Tensor]]:
         """Return what a client remembers: tensors by name, by part."""
@@ -97,6 +99,8 @@ class Run:
 
     def table(self) -> pl.DataFrame:
         """Return one row per evaluated round: the leading metric over clients on test examples, and bytes."""
+        import polars as pl
+
         rows = []
         for record in (r for r in self.records if "personalized" in r):
             own = record["personalized"]["test"][self.lead]
@@ -117,24 +121,20 @@ class Run:
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def summary(self, label: str | None = None) -> RunSummary:
-        """Return what tables and reports of several runs are drawn from."""
-        better = self.metrics[0].higher_is_better if self.metrics else False
-        name = label or self.federation.method.name
-        return RunSummary(name, self.federation.seed, self.records, self.lead, better)
+        """Return the data for tables and reports of several runs."""
+        return summary_of(label or self.federation.method.name, self.federation.seed, self.records, self.metrics)
 
     def report(self, path: str | Path) -> None:
         """Write the run as one HTML file that needs nothing else."""
-        from idiolect.report.html import write_report  # draws with plotly, which takes its time to load
-
-        method = self.federation.method
-        write_report(
+        federation = self.federation
+        write_run_report(
             path,
-            title=f"{method.name}, {len(self.federation.clients)} clients",
-            runs=[self.summary()],
+            federation.method,
+            federation.model,
+            self.summary(),
+            clients=f"{len(federation.clients)} clients",
+            config=self.config(),
             holdings=self.holdings(),
-            groups=None,
-            facts={name: str(value) for name, value in self.config().items()},
-            describe={method.name: describe(method, self.federation.model)},
         )
 
     def holdings(self) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before any training."""
+"""Checks of a run before any training: clients, model, loss, device and numbers must fit together."""
 
 from __future__ import annotations
 
@@ -81,7 +81,14 @@ def is_cross_entropy(loss: Loss) -> bool:
 
 
 def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
-    """Refuse a run that cannot be."""
+    """Refuse numbers that are out of range.
+
+    Raises:
+        UsageError: one line.
+    """
+    for name, number in (("rounds", rounds), ("evaluate_every", evaluate_every)):
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise UsageError(f"{name} must be a whole number, got {number!r}")
     if rounds < 1:
         raise UsageError(f"rounds must be at least 1, got {rounds}")
     if not 0 < participation <= 1:
@@ -90,7 +97,7 @@ def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
         raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
 
 
-def device_of(asked: str, model: nn.Module) -> torch.device:
+def device_of(asked: str | torch.device, model: nn.Module) -> torch.device:
     """Return where a run takes place: what is asked for, or a GPU if there is one, or where the model is.
 
     Raises:
@@ -103,13 +110,6 @@ def device_of(asked: str, model: nn.Module) -> torch.device:
         return torch.zeros(0, device=asked).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {asked!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
-
-
-def precision_of(asked: str) -> bool:
-    """Return whether to run in mixed precision."""
-    if asked not in ("full", "bfloat16"):
-        raise UsageError(f"precision is 'full' or 'bfloat16', not {asked!r}")
-    return asked == "bfloat16"
 
 
 def _to(model: Model, data: ClientData) -> ClientData:

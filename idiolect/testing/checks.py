@@ -65,7 +65,7 @@ def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa
 
 
 def check_engines_agree(method: Method) -> None:
-    """Stacks of any width, and any number of workers, give what clients one by one give, whatever their sizes."""
+    """Stacks of any width and any number of workers give the results of the sequential engine, for any client sizes."""
     clients = population(RAGGED)
     alone = played(method, clients=clients)
     for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):

@@ -212,7 +212,7 @@ MUTANTS = [
         "private_tensors_alone",
     ),
     Mutant(
-        "admit: the mean of private tensors",
+        "new client: the mean of private tensors",
         "running/new_client.py",
         'pick(federation.memory.get(client)["share"], given)',
         'federation.memory.get(client)["share"]',

@@ -11,7 +11,7 @@ from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.models import small_cnn
 from idiolect.rounds.training import Training
-from idiolect.running.new_client import admit
+from idiolect.running.new_client import new_client
 from idiolect.storage.memory import RamStore
 from idiolect.testing.oracles.averaging import pooled_statistics
 from idiolect.testing.worlds import SIZES, examples, federation
@@ -29,7 +29,7 @@ def played(method, rounds=2, **how):
 
 
 def given(made, rule, x=X, **how):
-    return admit(made, rule, x if rule == "reestimate" else None, **how).state_dict()
+    return new_client(made, rule, x if rule == "reestimate" else None, **how).state_dict()
 
 
 def same(ours, theirs, names=None):
@@ -62,7 +62,7 @@ def test_means_over_the_clients_that_trained(make, weighting):
 
 def test_defaults():
     made = played(methods.fedbn())
-    same(admit(made).state_dict(), given(made, "pooled", weighting="samples"))
+    same(new_client(made).state_dict(), given(made, "pooled", weighting="samples"))
 
 
 def test_pooled_variance_counts_the_spread_of_means():
@@ -118,7 +118,7 @@ def test_reestimated_statistics_by_hand():
 
 def test_reestimate_changes_the_statistics_alone():
     made, x = deep()
-    reestimated, average = admit(made, "reestimate", x), admit(made, "average")
+    reestimated, average = new_client(made, "reestimate", x), new_client(made, "average")
     moved = {n for n, t in reestimated.state_dict().items() if not torch.equal(t, average.state_dict()[n])}
     assert moved == {f"{layer}.{leaf}" for layer in (1, 5) for leaf in ("running_mean", "running_var")}
     assert (reestimated[1].momentum, reestimated[5].momentum) == (0.1, None)
@@ -143,7 +143,7 @@ def test_the_federation_is_left_as_it_was(rule):
     rows = [*made.server.values(), *(t for c in SIZES for t in made.memory.get(c).values()), made.model.initial]
     before, dice = [row.flat.clone() for row in rows], torch.get_rng_state()
     with torch.no_grad():
-        for tensor in admit(made, rule, X if rule == "reestimate" else None).state_dict().values():
+        for tensor in new_client(made, rule, X if rule == "reestimate" else None).state_dict().values():
             tensor.zero_()
     assert all(torch.equal(row.flat, copy) for row, copy in zip(rows, before, strict=True))
     assert torch.equal(torch.get_rng_state(), dice)
@@ -168,7 +168,7 @@ def test_small_spread_far_from_zero():
     clients = {c: ClientData(train=([[m - 0.25], [m + 0.25]], [0, 1])) for c, m in levels.items()}
     made = Federation(Model(net), methods.fedbn(), Training(), 1, 1.0, 0, clients)
     made.play()
-    norm = admit(made)[0]
+    norm = new_client(made)[0]
     assert norm.running_mean.item() == 10003
     assert norm.running_var.item() == pytest.approx(0.125 + 4, abs=1e-6)
 
@@ -205,7 +205,7 @@ def test_one_line_for_what_cannot_be(method, net, rounds, arguments, line):
     for _ in range(rounds):
         made.play()
     with pytest.raises(idiolect.UsageError, match=line) as caught:
-        admit(made, **arguments)
+        new_client(made, **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -222,7 +222,7 @@ def test_one_line_for_what_cannot_be(method, net, rounds, arguments, line):
 )
 def test_one_line_for_examples_that_cannot_be_used(x, line):
     with pytest.raises(idiolect.UsageError, match=line):
-        admit(played(methods.fedbn(), 1), "reestimate", x)
+        new_client(played(methods.fedbn(), 1), "reestimate", x)
 
 
 def test_examples_are_read_in_the_dtype_of_the_run():
@@ -251,7 +251,7 @@ def test_a_new_hospital_on_digits():
     )
     right = {}
     for rule in RULES:
-        model = admit(run.federation, rule, new.train.x if rule == "reestimate" else None)
+        model = new_client(run.federation, rule, new.train.x if rule == "reestimate" else None)
         right[rule] = (model(new.test.x).argmax(dim=1) == new.test.y).double().mean().item()
     known = run.records[-1]["personalized"]["test"]["accuracy"]["mean"]
     assert known > 0.9
