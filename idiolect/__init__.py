@@ -65,7 +65,7 @@ _HOME = {
     "idiolect.core.method": ("Method",),
     "idiolect.core.part": ("Part", "part"),
     "idiolect.data": ("ClientData", "federate", "load"),
-    "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "Step"),
+    "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "StepDecay"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
     "idiolect.running.options": ("Machine", "Output"),

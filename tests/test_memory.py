@@ -315,11 +315,11 @@ def whole(tmp_path_factory):
 def test_which_store_and_resume_with_the_other(tmp_path, monkeypatch):
     fresh = {"share": Tree.of({"w": torch.zeros(250)})}
     monkeypatch.setattr("idiolect.storage.disk.ram", lambda: 800_000)
-    assert isinstance(store_for("auto", None, 100, fresh), RamStore)
-    assert isinstance(store_for("auto", None, 101, fresh), DiskStore)
-    assert isinstance(store_for("ram", None, 101, fresh), RamStore)
+    assert isinstance(store_for("auto", None, 100, "memory", fresh), RamStore)
+    assert isinstance(store_for("auto", None, 101, "memory", fresh), DiskStore)
+    assert isinstance(store_for("ram", None, 101, "memory", fresh), RamStore)
     with pytest.raises(UsageError, match="memory is 'auto', 'ram' or 'disk', got 'tape'"):
-        store_for("tape", None, 1, fresh)
+        store_for("tape", None, 1, "memory", fresh)
     monkeypatch.undo()
     whole = run(tmp_path / "ram", memory="ram")
     on_disk = run(tmp_path / "disk")

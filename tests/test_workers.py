@@ -92,10 +92,10 @@ def test_no_process_outlives_its_engine():
     engine = Processes(2)
     run = made(net(), engine)
     run.play()
-    children = [w.process for w in engine._crew._workers]
+    children = [w.process for w in engine._pool._workers]
     assert all(child.is_alive() for child in children)
     run.play()
-    assert [w.process for w in engine._crew._workers] == children  # forked once
+    assert [w.process for w in engine._pool._workers] == children  # forked once
     engine.close()
     assert not any(child.is_alive() for child in children)
 
@@ -249,7 +249,7 @@ def test_a_step_of_a_worker_fetches_no_memory_from_the_kernel():
 
 def taken(engine):
     """Return the bytes this process and its workers take; what they share counts once."""
-    pids = [os.getpid(), *(w.process.pid for w in engine._crew._workers)]
+    pids = [os.getpid(), *(w.process.pid for w in engine._pool._workers)]
     texts = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
     return sum(1024 * int(next(line.split()[1] for line in t.splitlines() if line.startswith("Pss:"))) for t in texts)
 

@@ -104,7 +104,7 @@ _JOIN = "FILE.py --as NAME --server HOST:PORT [--folder FOLDER]\n               
 COMMANDS = (
     Command(
         "keys",
-        "Create certificates for a server, or a key for a site.",
+        "Create certificates and keys.",
         "FOLDER [--host NAME ...] [--site NAME ...]",
         _add_keys,
         _keys,

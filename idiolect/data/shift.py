@@ -213,7 +213,7 @@ class Color(ImageShift):
     Example:
         >>> gray = ClientData((torch.zeros(1, 3, 1, 1), [0]))
         >>> Color(0.5).apply(gray, "north").train.x.flatten()
-        tensor([ 0.3015, -0.1380, -0.4221])
+        tensor([ 0.1603,  0.3558, -0.2515])
     """
 
     amount: float
