@@ -1,5 +1,6 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts._adapted_statistics import adapted_statistics
 from idiolect.parts._adaptive_mix import adaptive_mix
 from idiolect.parts._aligned_features import aligned_features
 from idiolect.parts._attention import attention
@@ -15,6 +16,7 @@ from idiolect.parts._estimated_sam import estimated_sam
 from idiolect.parts._feature_alignment import feature_alignment
 from idiolect.parts._finetune import finetune
 from idiolect.parts._fisher_weights import fisher_weights
+from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
 from idiolect.parts._model_contrast import model_contrast
@@ -36,6 +38,7 @@ from idiolect.parts._similar_bodies import similar_bodies
 from idiolect.parts._split import freeze, head_first
 
 __all__ = [
+    "adapted_statistics",
     "adaptive_mix",
     "adaptive_sam",
     "aligned_features",
@@ -55,6 +58,7 @@ __all__ = [
     "fisher_weights",
     "flexible_sam",
     "freeze",
+    "head_ensemble",
     "head_first",
     "meta_gradient",
     "mixed_heads",

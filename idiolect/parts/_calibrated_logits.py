@@ -16,12 +16,12 @@ ABSENT = 1e-8
 """What a class without examples counts as, so that no shift is infinite."""
 
 
-def _shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local], Objective]:
+def _shifted(names: Scope, shift: Callable[[Tensor], Tensor], added: int = 0) -> Callable[[Local], Objective]:
     """Return an objective on outputs to which a function of the client's counts of classes is added."""
 
     def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
-        counts = local.counts(found.classes).clamp(min=ABSENT)
+        counts = (local.counts(found.classes) + added).clamp(min=ABSENT)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             return inner(seen._replace(outputs=seen.outputs + facts["shift"]), y)
@@ -61,7 +61,7 @@ def calibrated_logits(tau: float, names: Scope = head) -> Part:
 
 
 @part
-def balanced_softmax(names: Scope = head) -> Part:
+def balanced_softmax(names: Scope = head, added: int = 0) -> Part:
     r"""Train as if the client had as many examples of each class.
 
     .. math::  L = -\log \frac{n_y e^{f_y}}{\sum_c n_c e^{f_c}}
@@ -70,16 +70,18 @@ def balanced_softmax(names: Scope = head) -> Part:
 
     Args:
         names: the linear layer whose outputs the loss is given.
+        added: how many examples each class counts beside those the client has, at least 0. FedTHE's authors add 1.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
-    Raises:    UsageError: if targets are not class labels.
+    Raises:    UsageError: if `added` is negative, or targets are not class labels.
 
     Example:
         >>> balanced_softmax()
-        balanced_softmax(names=head)
+        balanced_softmax(names=head, added=0)
 
     Reference: Ren et al., NeurIPS 2020; in federated learning Chen and Chao, FedRoD, ICLR 2022.
-    Differs:   a class that is absent counts as 1e-8 examples instead of none.
+    Differs:   a class without any counts as 1e-8 examples.
     """
-    return Part(objective=_shifted(names, lambda counts: counts.log()))
+    require(added >= 0, f"balanced_softmax: added must be at least 0, got {added}")
+    return Part(objective=_shifted(names, lambda counts: counts.log(), added))
