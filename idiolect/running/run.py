@@ -18,6 +18,7 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
+from idiolect.running.adapting import Adapting
 from idiolect.running.describe import describe
 from idiolect.running.new_client import Rule, admit
 
@@ -56,13 +57,17 @@ class Run:
     def personal(self, client: str) -> nn.Module:
         """Return the module that predicts for a client: a copy of its own, in evaluation mode.
 
+        If a part of the method is transductive it is an `Adapting`, which adapts to each batch it is given.
+
         Raises:
             UsageError: if there is no such client.
         """
         self._known(client)
         with torch.random.fork_rng(devices=[]):
-            model = self.federation.model
-            return model.module(self.federation.personal(client)).to(model.home)
+            model, own = self.federation.model, self.federation.deployed(client)
+            if own.adapt:
+                return Adapting(model, own.weights, own.adapt)
+            return model.module(own.weights).to(model.home)
 
     def admit(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
         """Return a model for a client that never trained; see `idiolect.running.new_client.admit`."""
@@ -117,9 +122,11 @@ class Run:
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def summary(self, label: str | None = None) -> RunSummary:
-        """Return what tables and reports of several runs are drawn from."""
+        """Return what tables and reports of several runs are drawn from; the label says if it is transductive."""
         better = self.metrics[0].higher_is_better if self.metrics else False
         name = label or self.federation.method.name
+        if self.federation.method.transductive:
+            name += " (transductive)"
         return RunSummary(name, self.federation.seed, self.records, self.lead, better)
 
     def report(self, path: str | Path) -> None:
@@ -164,6 +171,7 @@ class Run:
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            **({"transductive": list(federation.method.transductive)} if federation.method.transductive else {}),
             **self.about,
         }
 
