@@ -28,7 +28,8 @@ X = examples("to predict", 9)[0]
 
 
 def fitted(method, **how):
-    return idiolect.fit(network(), population(), method, rounds=2, engine="sequential", **how)
+    training = idiolect.Training(lr=0.3, local_epochs=3)
+    return idiolect.fit(network(), population(), method, rounds=2, training=training, engine="sequential", **how)
 
 
 @pytest.fixture(scope="module", params=[methods.adabn(), methods.fedthe(), BOTH], ids=lambda m: m.name)
@@ -75,10 +76,14 @@ def test_what_adapts_are_the_weights_that_the_model_holds(run):
         assert torch.equal(ada(X), dan(X))
 
 
-def test_results_are_those_of_the_test_inputs_together(run):
+def test_results_are_those_of_the_test_inputs_together(run, monkeypatch):
+    """However few examples other evaluations take at once."""
+    monkeypatch.setattr("idiolect.running.evaluation.CHUNK", 2)
+    clients = evaluate_all(run.federation, [accuracy])["clients"]
+    assert clients == run.records[-1]["clients"]
     for client, data in run.federation.clients.items():
         outputs = run.personal(client)(data.test.x)
-        found = run.records[-1]["clients"][client]
+        found = clients[client]
         assert found["personalized"]["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, data.test.y).item())
         if found["generalized"]:
             plain = run.federation.model.predict(run.federation.general(), data.test.x)
