@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -298,22 +299,36 @@ class Model:
                 own[name].copy_(tensor)
         return module
 
-    def statistics(self, weights: Tree, x: Tensor) -> Tree:
-        """Return the running statistics of batch normalization that these inputs alone would give.
+    def statistics(self, weights: Tree, x: Tensor, correction: int = 0) -> Tree:
+        """Return mean and variance of what each layer of batch normalization is given, where x is one batch.
 
-        All inputs go through the model as one batch, in evaluation mode but for batch normalization: each layer
-        normalizes by the batch, and its statistics are the batch's mean and, as PyTorch has it, unbiased variance.
+        All inputs go through the model together, in evaluation mode but for batch normalization, which normalizes by
+        them. A layer that is called several times has the mean over its calls, one that is not called is left out.
+
+        Args:
+            weights: the whole row, (P,).
+            x: (b, ...) inputs, at least two.
+            correction: 0 divides the variance by the number n of values, as a layer does that normalizes by a batch;
+                1 by n - 1, as PyTorch does for running variances.
+
+        Returns:
+            A tree with the names of running means and variances.
         """
-        module = self.module(weights)
-        for layer in module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.reset_running_stats()
-                layer.momentum = None  # a layer that is called several times keeps the mean over its calls
+        module, seen = self.module(weights), dict[str, list[Tensor]]()
+
+        def note(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+            over = [axis for axis in range(given[0].dim()) if axis != 1]
+            moments = torch.var_mean(given[0], over, correction=correction)
+            for leaf, moment in zip(("running_var", "running_mean"), moments, strict=True):
+                seen.setdefault(f"{name}.{leaf}" if name else leaf, []).append(moment)
+
+        for name, layer in module.named_modules():
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats:
                 layer.train()
+                layer.register_forward_pre_hook(partial(note, name))
         with torch.no_grad():
             module(x.clone())
-        names = self.structure.owned_by(_BatchNorm) & self.structure.names("statistic")
-        return Tree.of({name: tensor for name, tensor in module.named_buffers() if name in names})
+        return Tree.of({name: torch.stack(calls).mean(dim=0) for name, calls in seen.items()})
 
     def lost_buffers(self, x: Tensor) -> list[str]:
         """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""

@@ -47,7 +47,7 @@ class Learner(Protocol):
         ...
 
     def statistics(self, weights: Tree, x: Tensor) -> Tree:
-        """Return the running statistics of batch normalization that these inputs alone would give."""
+        """Return mean and variance of what each layer of batch normalization is given, where x is one batch."""
         ...
 
     @property

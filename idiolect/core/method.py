@@ -55,6 +55,11 @@ class Method:
         """What the parts attach to a model, in their order."""
         return [p.attach for p in self.parts if p.attach]
 
+    @property
+    def transductive(self) -> tuple[str, ...]:
+        """The parts that read the unlabelled inputs to predict."""
+        return tuple(p.name for p in self.parts if p.transductive)
+
     def __add__(self, part: Part) -> Method:
         if not isinstance(part, Part):
             return NotImplemented

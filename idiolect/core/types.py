@@ -213,6 +213,14 @@ class TotalQuery(Protocol):
         ...
 
 
+class EachQuery(Protocol):
+    """Values of each of a client's training examples, or of each of one client's unlabelled inputs."""
+
+    def __call__(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
+        """Return the values of a query, in evaluation mode; of inputs it is given targets ``(b, 0)`` without values."""
+        ...
+
+
 class Whole(Protocol):
     """The mean loss over all of a client's examples, normalized by running statistics.
 
@@ -258,10 +266,11 @@ class Local:
         train: local training for parts that need a second one.
         total: weights and a query -> its sums over all of the client's examples of a split.
         each: weights and a query -> its values for each training example, ``(..., n, *shape)`` in the order of a
-            pass; in a stack, zeros follow where a client has fewer than n.
+            pass; in a stack, zeros follow where a client has fewer than n. Also for unlabelled inputs, in their order.
         counts: number of classes C -> (..., C) how many training examples the client has of each.
         whole: the loss of all examples of a split at once, and its gradient.
-        statistics: weights and unlabelled inputs -> the running statistics that the inputs alone would give.
+        statistics: weights and unlabelled inputs, at least two -> mean and (biased) variance of what each layer of
+            batch normalization is given, where the inputs are one batch, by the names of its running statistics.
         memory: what this part keeps on the client between rounds; it never leaves the client.
         received: this part's server state, as it was sent.
         message: what the server sent to this client alone for this part.
@@ -281,7 +290,7 @@ class Local:
     grad: GradFn
     train: Train
     total: TotalQuery
-    each: Callable[[Tree, Query], Tree]
+    each: EachQuery
     counts: Callable[[int], Tensor]
     whole: Whole
     statistics: Callable[[Tree, Tensor], Tree]

@@ -60,7 +60,7 @@ class Stacked:
 
     def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
         """See `Engine`; weights that adapt to the inputs are found client by client."""
-        if any(part.transductive for part in source.worker.method.parts):
+        if source.worker.method.transductive:
             yield from Sequential().measure(source, clients, score)
             return
 

@@ -5,16 +5,17 @@ from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
-from idiolect.methods.features import fedas, feddbe, knnper
+from idiolect.methods.features import fedas, feddbe, fedthe, knnper
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
-from idiolect.methods.normalization import bn_only, fedbn, silobn
+from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
 from idiolect.methods.sharpness import fedasam, fedfsa, fedlesam, fedsam, mofedsam, sam_on
 from idiolect.methods.split import fedbabu, fedper, fedrep, lg_fedavg
 
 __all__ = [
+    "adabn",
     "apfl",
     "bn_only",
     "ditto",
@@ -49,6 +50,7 @@ __all__ = [
     "fedsam",
     "fedsmoo",
     "fedspeed",
+    "fedthe",
     "fedyogi",
     "ifca",
     "knnper",

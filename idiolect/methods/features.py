@@ -5,7 +5,15 @@ from __future__ import annotations
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, everything, head
-from idiolect.parts import domain_bias, feature_alignment, fisher_weights, nearest_neighbors, share
+from idiolect.parts import (
+    balanced_softmax,
+    domain_bias,
+    feature_alignment,
+    fisher_weights,
+    head_ensemble,
+    nearest_neighbors,
+    share,
+)
 
 
 @carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
@@ -51,3 +59,28 @@ def fedas(names: Scope = head, epochs: int = 1, lr: float | None = None) -> Meth
         lr: learning rate of these; None takes the round's.
     """
     return Method((share(~names), feature_alignment(epochs, lr, names), fisher_weights()), "FedAS")
+
+
+@carded("FedTHE", 2023, "label skew", "Jiang and Lin, ICLR 2023")
+def fedthe(
+    epochs: int = 1,
+    steps: int = 20,
+    lr: float = 0.1,
+    momentum: float = 0.1,
+    alone: float = 0.1,
+    weighting: Weighting = "samples",
+) -> Method:
+    """A shared model that treats classes alike, and a head of each client's own, weighed anew for each test input.
+
+    Meant for test inputs that differ from the training examples. Predictions use the unlabelled test inputs.
+
+    Args:
+        epochs: passes that train a client's own head before it trains or predicts.
+        steps: that find an input's weights; 0 weighs both heads equally.
+        lr: of these steps; the authors take ten times the learning rate of the own head.
+        momentum: weight of an input in the running mean of features.
+        alone: weight of the input's own features against that mean; at 1 it is predicted as it would be alone.
+        weighting: mean over clients by training examples, or uniform (the authors').
+    """
+    parts = (share(everything), balanced_softmax(added=1), head_ensemble(epochs, steps, lr, momentum, alone))
+    return Method(parts, "FedTHE", weighting)

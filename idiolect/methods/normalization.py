@@ -7,8 +7,8 @@ from typing import Literal
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.part import require
-from idiolect.core.scope import batch_norm, statistics, weights
-from idiolect.parts import share
+from idiolect.core.scope import batch_norm, everything, statistics, weights
+from idiolect.parts import adapted_statistics, share
 
 
 @carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
@@ -53,3 +53,15 @@ def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Wei
     scopes = {"all": batch_norm, "affine": batch_norm & weights, "statistics": statistics}
     require(what in scopes, f"bn_only: what is 'all', 'affine' or 'statistics', not {what!r}")
     return Method((share(scopes[what], variance="pooled"),), "BN-only", weighting)
+
+
+@carded("AdaBN", 2018, "feature shift", "Li et al., Pattern Recognition 2018")
+def adabn(weighting: Weighting = "samples") -> Method:
+    """FedAvg; to predict, a client normalizes by the mean and variance of the inputs that it is to predict.
+
+    Predictions use the unlabelled test inputs. The same after FedBN is ``fedbn() + adapted_statistics()``.
+
+    Args:
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), adapted_statistics()), "AdaBN", weighting)

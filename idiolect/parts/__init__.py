@@ -1,5 +1,6 @@
 """The ideas that methods are composed of."""
 
+from idiolect.parts._adapted_statistics import adapted_statistics
 from idiolect.parts._adaptive_mix import adaptive_mix
 from idiolect.parts._adaptive_sam import adaptive_sam
 from idiolect.parts._aligned_features import aligned_features
@@ -19,6 +20,7 @@ from idiolect.parts._finetune import finetune
 from idiolect.parts._fisher_weights import fisher_weights
 from idiolect.parts._flexible_sam import flexible_sam
 from idiolect.parts._freeze import freeze
+from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
@@ -42,6 +44,7 @@ from idiolect.parts._share import share
 from idiolect.parts._similar_bodies import similar_bodies
 
 __all__ = [
+    "adapted_statistics",
     "adaptive_mix",
     "adaptive_sam",
     "aligned_features",
@@ -61,6 +64,7 @@ __all__ = [
     "fisher_weights",
     "flexible_sam",
     "freeze",
+    "head_ensemble",
     "head_first",
     "meta_gradient",
     "mixed_heads",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from idiolect.core.part import Part, part
+from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
 from idiolect.parts.common.logits import shifted
 
 
 @part
-def balanced_softmax(names: Scope = head) -> Part:
+def balanced_softmax(names: Scope = head, added: int = 0) -> Part:
     r"""Train as if the client had as many examples of each class.
 
     .. math::  L = -\log \frac{n_y e^{f_y}}{\sum_c n_c e^{f_c}}
@@ -17,16 +17,18 @@ def balanced_softmax(names: Scope = head) -> Part:
 
     Args:
         names: the linear layer whose outputs the loss is given.
+        added: how many examples each class counts beside those the client has, at least 0. FedTHE's authors add 1.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
-    Raises:    UsageError: if targets are not class labels.
+    Raises:    UsageError: if `added` is negative, or targets are not class labels.
 
     Example:
         >>> balanced_softmax()
-        balanced_softmax(names=head)
+        balanced_softmax(names=head, added=0)
 
     Reference: Ren et al., NeurIPS 2020; in federated learning Chen and Chao, FedRoD, ICLR 2022.
     Differs:   a class that is absent counts as 1e-8 examples instead of none.
     """
-    return Part(objective=shifted(names, lambda counts: counts.log()))
+    require(added >= 0, f"balanced_softmax: added must be at least 0, got {added}")
+    return Part(objective=shifted(names, lambda counts: counts.log(), added))

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from idiolect.core.part import Part, part, require
 from idiolect.core.rng import uniform_hash
 from idiolect.core.scope import Scope, head
-from idiolect.core.tree import Tree, combine, layout
+from idiolect.core.tree import Tree, layout
 from idiolect.core.types import Local, Pass, Query
-from idiolect.parts.common.classes import classifier, equip
+from idiolect.parts.common.classes import classifier, equip, filled
 
 NAME = "nearest_neighbors"
 
@@ -103,9 +103,7 @@ def nearest_neighbors(
             (found.tensor(f"{NAME}.features"), found.tensor(f"{NAME}.labels")),
             (torch.Size((capacity, width)), torch.Size((capacity,))),
         )
-        store = Tree(where, torch.cat([features.flatten(-2), label], dim=-1))
-        shapes = {**weights.layout.shape_of, **where.shape_of}
-        return combine(layout(tuple(shapes), tuple(shapes.values())), weights, store)
+        return filled(weights, Tree(where, torch.cat([features.flatten(-2), label], dim=-1)))
 
     return Part(attach=attach, deploy=deploy)
 

@@ -66,12 +66,12 @@ class Deployed(NamedTuple):
     """The weights that predict for a client."""
 
     weights: Tree
-    adapt: Callable[[Tensor], Tree] | None = None
-    """Unlabelled inputs to the weights that predict for these; None where the inputs change nothing."""
+    adapt: Callable[[Tree, Tensor], Tree] | None = None
+    """Weights and unlabelled inputs to the weights that predict for these; None where the inputs change nothing."""
 
     def at(self, inputs: Tensor) -> Tree:
         """Return the weights that predict for these inputs."""
-        return self.adapt(inputs) if self.adapt else self.weights
+        return self.adapt(self.weights, inputs) if self.adapt else self.weights
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,13 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
         if not part.transductive:
             weights = deploy(view, _whole(part, model, weights))
     late = [item for item in deploying if item[0].transductive]
+    if late and weights.layout is not model.structure.layout:
+        raise UsageError(f"{late[0][0].name} reads the inputs to predict: no other part can fill buffers before it")
 
-    def adapt(inputs: Tensor) -> Tree:
-        adapted = weights
+    def adapt(weights: Tree, inputs: Tensor) -> Tree:
         for part, deploy, view in late:
-            adapted = deploy(replace(view, inputs=inputs), _whole(part, model, adapted))
-        return adapted
+            weights = deploy(replace(view, inputs=inputs), _whole(part, model, weights))
+        return weights
 
     return Deployed(weights, adapt if late else None)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from idiolect.compute.learner import Learner
+from idiolect.compute.metrics import CHUNK
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
 from idiolect.core.tree import Tree, layout, pick, stacked, vectors
-from idiolect.core.types import ClientRows, Gradient, Lockstep, Query, Split, Step, Stream
+from idiolect.core.types import Batch, ClientRows, Gradient, Lockstep, Query, Split, Step, Stream
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Queries:
             total = total + self.model.observe(weights, step, query)
         return _arranged(total, stream.order, back=True)
 
-    def each(self, weights: Tree, query: Query) -> Tree:
+    def each(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
         """Return what a query sees of each example, and zeros after a client's last; no row where there are none."""
+        if inputs is not None:
+            return self._each_input(weights, query, inputs)
         weights, alone, taken = stacked(weights, self.lead), not self.lead, [0] * self.none.numel()
         pieces: list[tuple[slice, slice, Tree]] = []
         for step in self.streams["train"].epochs(1):
@@ -65,6 +68,15 @@ class Queries:
                 whole[name][rows, examples] = tensor
         where = layout(tuple(whole), tuple(t.shape[1:] for t in whole.values()))
         return Tree(where, torch.cat([t.reshape(*self.lead, t[0].numel()) for t in whole.values()], dim=-1))
+
+    def _each_input(self, weights: Tree, query: Query, inputs: Tensor) -> Tree:
+        """Return what a query sees of each unlabelled input of one client."""
+        pieces = []
+        for x in torch.split(inputs, CHUNK):
+            shapes = {name: (len(x), *shape) for name, shape in query.shapes.items()}
+            step = Batch(x, self.none.new_zeros(len(x), 0))
+            pieces.append(self.model.observe(weights, step, query._replace(shapes=shapes)))
+        return Tree.of({name: torch.cat([piece[name] for piece in pieces]) for name in query.shapes})
 
     def counts(self, classes: int) -> Tensor:
         """Return how many examples of each class there are, ``(..., classes)``, in the dtype of the weights.

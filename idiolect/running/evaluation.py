@@ -40,7 +40,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
 
     Returns:
         The keys ``personalized``, ``generalized`` (None where no complete shared model exists) and ``clients`` of
-        a round's record.
+        a round's record; also ``transductive``, the parts that read the unlabelled inputs, where there are any.
     """
     names, shared = ["loss", *(m.name for m in metrics)], federation.general() is not None
     found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
@@ -49,7 +49,8 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
         sizes = {split: len(examples.y) for split, examples in held(data).items()}
         half = len(sizes) * len(names)
         measured[client] = Measured(sizes, numbers[:half], numbers[half:] if shared else [])
-    return over_clients(measured, metrics)
+    read = list(federation.method.transductive)
+    return over_clients(measured, metrics) | ({"transductive": read} if read else {})
 
 
 class Measured(NamedTuple):

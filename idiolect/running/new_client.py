@@ -78,7 +78,7 @@ def new_client(
     model, shared = federation.model, federation.server["share"]
     weights = combine(model.structure.layout, model.initial, shared, _merged(federation, rule, weighting))
     if x is not None:
-        weights = overlay(weights, model.statistics(weights, x))
+        weights = overlay(weights, model.statistics(weights, x, correction=1))
     return model.module(weights).to(model.home)
 
 

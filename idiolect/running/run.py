@@ -17,6 +17,7 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
+from idiolect.running.adapting import Adapting
 from idiolect.running.new_client import Rule, new_client
 from idiolect.running.run_report import summary_of, write_run_report
 
@@ -58,13 +59,17 @@ class Run:
     def personal(self, client: str) -> nn.Module:
         """Return the module that predicts for a client: a copy of its own, in evaluation mode.
 
+        If a part of the method is transductive it is an `Adapting`, which adapts to each batch it is given.
+
         Raises:
             UsageError: if there is no such client.
         """
         self._known(client)
         with torch.random.fork_rng(devices=[]):
-            model = self.federation.model
-            return model.module(self.federation.personal(client)).to(model.home)
+            model, own = self.federation.model, self.federation.deployed(client)
+            if own.adapt:
+                return Adapting(model, own.weights, own.adapt)
+            return model.module(own.weights).to(model.home)
 
     def new_client(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
         """Return a model for a client that never trained; see `idiolect.running.new_client.new_client`."""
@@ -121,8 +126,11 @@ class Run:
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def summary(self, label: str | None = None) -> RunSummary:
-        """Return the data for tables and reports of several runs."""
-        return summary_of(label or self.federation.method.name, self.federation.seed, self.records, self.metrics)
+        """Return the data for tables and reports of several runs; the label says if predictions are transductive."""
+        name = label or self.federation.method.name
+        if self.federation.method.transductive:
+            name += " (transductive)"
+        return summary_of(name, self.federation.seed, self.records, self.metrics)
 
     def report(self, path: str | Path) -> None:
         """Write the run as one HTML file that needs nothing else."""
@@ -164,6 +172,7 @@ class Run:
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            **({"transductive": list(federation.method.transductive)} if federation.method.transductive else {}),
             **self.about,
         }
 

@@ -65,20 +65,25 @@ def played(method: Method, rounds: int = 3, **world: Any) -> Federation:  # noqa
 
 
 def check_engines_agree(method: Method) -> None:
-    """Stacks of any width and any number of workers give the results of the sequential engine, for any client sizes."""
+    """Stacks of any width and any number of workers give the results of the sequential engine, for any client sizes.
+
+    Also the weights that predict for a client's test inputs, where these change anything.
+    """
     clients = population(RAGGED)
     alone = played(method, clients=clients)
     for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):
         other = played(method, clients=clients, engine=engine)
         same_state(alone, other, 1e-12)
         for client, values in zip(clients, engine.measure(other, list(clients), _values), strict=True):
-            own = torch.tensor(values, dtype=torch.float64)
-            assert (own - alone.personal(client).flat).abs().max() <= 1e-12, (engine, client)
+            found = torch.tensor(values, dtype=torch.float64)
+            expected = _values(alone.worker, clients[client], alone.deployed(client), alone.server["share"])
+            assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12, (engine, client)
         engine.close()
 
 
 def _values(worker: Worker, data: ClientData, own: Deployed, shared: Tree) -> list[float]:
-    found: list[float] = own.weights.flat.tolist()
+    assert data.test
+    found: list[float] = torch.cat([own.weights.flat, own.at(data.test.x).flat]).tolist()
     return found
 
 
@@ -88,7 +93,7 @@ def check_client_order(method: Method) -> None:
 
 
 def check_nothing_is_changed(method: Method) -> None:
-    """A round changes neither what was broadcast, nor memories, nor the model."""
+    """A round and its predictions change neither what was broadcast, nor memories, nor the model, nor the inputs."""
     made = played(method, rounds=1)
     work = made.assignment("ada", "train")
     server = made.server
@@ -97,7 +102,12 @@ def check_nothing_is_changed(method: Method) -> None:
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
     made.close([Upload(0, out.uploads, 3, out.steps)], 1.0)
-    made.personal("ada")
+    inputs, own = examples("unseen", 7)[0], made.deployed("ada")
+    weights, x = own.weights.clone(), inputs.clone()
+    adapted = own.at(inputs).clone()
+    assert torch.equal(own.at(inputs).flat, adapted.flat)
+    assert torch.equal(own.weights.flat, weights.flat)
+    assert torch.equal(inputs, x)
     for trees, flats in zip(given, before, strict=True):
         assert all(torch.equal(trees[p].flat, flat) for p, flat in flats.items())
     assert torch.equal(made.model.initial.flat, initial.flat)
@@ -202,11 +212,13 @@ def check_identical_clients(method: Method) -> None:
 
 
 def check_one_example(method: Method) -> None:
-    """A client with one example, and a cohort of one client, train and stay finite."""
+    """A client with one example, and a cohort of one client, train and stay finite; so does one input to predict."""
     made = federation(method, clients=population({"one": 1, "nine": 9}), participation=0.5)
     seen = {client for _ in range(6) for client in made.play().cohort}
     assert seen == {"one", "nine"}
-    assert torch.isfinite(made.personal("one").flat).all()
+    own = made.deployed("one")
+    assert torch.isfinite(own.weights.flat).all()
+    assert torch.isfinite(made.learner.predict(own.at(examples("one", 1)[0]), examples("one", 1)[0])).all()
 
 
 def check_neutral(method: Method) -> None:

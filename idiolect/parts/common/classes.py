@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope, layer_of
 from idiolect.core.structure import ModelStructure, Private, structure_of
+from idiolect.core.tree import Tree, combine, layout
 
 
 class Classifier(NamedTuple):
@@ -63,6 +64,12 @@ def equip(module: nn.Module, names: Scope, name: str) -> tuple[nn.Linear, Privat
     own = Private()
     layer.add_module(name, own)
     return layer, own
+
+
+def filled(weights: Tree, store: Tree) -> Tree:
+    """Return weights with buffers in another shape than theirs: those that are filled to predict."""
+    shapes = {**weights.layout.shape_of, **store.layout.shape_of}
+    return combine(layout(tuple(shapes), tuple(shapes.values())), weights, store)
 
 
 def of_class(y: Tensor, classes: int) -> Tensor:

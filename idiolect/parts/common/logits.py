@@ -15,12 +15,12 @@ ABSENT = 1e-8
 """Count of a class without examples, so that no shift is infinite."""
 
 
-def shifted(names: Scope, shift: Callable[[Tensor], Tensor]) -> Callable[[Local], Objective]:
+def shifted(names: Scope, shift: Callable[[Tensor], Tensor], added: int = 0) -> Callable[[Local], Objective]:
     """Return an objective on outputs to which a function of the client's counts of classes is added."""
 
     def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)
-        counts = local.counts(found.classes).clamp(min=ABSENT)
+        counts = (local.counts(found.classes) + added).clamp(min=ABSENT)
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             return inner(seen._replace(outputs=seen.outputs + facts["shift"]), y)
