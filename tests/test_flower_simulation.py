@@ -22,6 +22,7 @@ pytest.importorskip("flwr")
 import idiolect.flower
 from idiolect import UsageError, methods
 from idiolect.cli import main as cli
+from idiolect.cli import train
 from idiolect.compute.autograd import Model
 from idiolect.core.tree import Tree
 from idiolect.data import ClientData
@@ -225,7 +226,7 @@ def test_the_command_line_makes_the_engine(monkeypatch, tmp_path, verb, text, cp
         raise UsageError("enough")
 
     monkeypatch.setattr(idiolect.flower, "find_spec", lambda name: object())
-    monkeypatch.setattr(cli, verb, stop)
+    monkeypatch.setattr(train, verb, stop)
     assert cli.main([verb, "--engine", text, "--directory", str(tmp_path / "run")]) == 2
     assert [engine and engine.cpus for engine in given] == [cpus]
 
