@@ -95,18 +95,24 @@ CATALOGUE = [
     methods.fedbn() + parts.consistent_sam(0.1) + parts.server_sam(0.1) + parts.dynamic(0.3),
     methods.sam_on(rho=0.3),
     methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalization),
+    # even results
+    methods.qfedavg(q=2.0),
+    methods.qfedavg(q=0.5, weighting="uniform"),
+    methods.fedbn() + parts.sam(0.1) + parts.loss_weights(q=2.0),
 ]
 
 
 RANDOM_LAYERS = "each client draws its layers: equal clients may perturb different ones"
 SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 STEPS = "the server goes on from the mean by a step of its own"
+SHORTER = "the server shortens moves that are long for their loss"
 DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
     RANDOM: {check_identical_clients: RANDOM_LAYERS},
     **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
+    **{m: {check_identical_clients: SHORTER} for m in CATALOGUE if "loss_weights" in names(m)},
     NOISY: {check_identical_clients: "each client draws its own noise"},
     **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
 }

@@ -5,6 +5,7 @@ from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
+from idiolect.methods.fairness import qfedavg
 from idiolect.methods.features import fedas, feddbe, knnper
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
@@ -59,6 +60,7 @@ __all__ = [
     "per_fedavg",
     "pfedme",
     "pfedsim",
+    "qfedavg",
     "sam_on",
     "scaffold",
     "silobn",
