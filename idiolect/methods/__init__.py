@@ -7,6 +7,7 @@ from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.fairness import qfedavg
 from idiolect.methods.features import fedas, feddbe, knnper
+from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalization import bn_only, fedbn, silobn
@@ -58,6 +59,7 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedhn",
     "pfedme",
     "pfedsim",
     "qfedavg",

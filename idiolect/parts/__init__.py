@@ -15,6 +15,7 @@ from idiolect.parts._estimated_sam import estimated_sam
 from idiolect.parts._feature_alignment import feature_alignment
 from idiolect.parts._finetune import finetune
 from idiolect.parts._fisher_weights import fisher_weights
+from idiolect.parts._hypernetwork import hypernetwork
 from idiolect.parts._loss_weights import loss_weights
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
@@ -57,6 +58,7 @@ __all__ = [
     "flexible_sam",
     "freeze",
     "head_first",
+    "hypernetwork",
     "loss_weights",
     "meta_gradient",
     "mixed_heads",
