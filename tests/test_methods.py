@@ -13,6 +13,8 @@ def names(method):
 NOISY = methods.fedcr(strength=0.02, samples=2)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 FEDAMP, FEDPAC = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7)
+PFEDHN = methods.pfedhn(lr=0.1, width=5)
+NORMS = methods.fedbn() + parts.sam(0.1) + parts.hypernetwork(scope.batch_norm, lr=0.1, width=5)
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -101,18 +103,31 @@ CATALOGUE = [
     methods.fedthe(),
     methods.fedbn() + parts.sam(0.1) + parts.adapted_statistics() + parts.head_ensemble(epochs=2, steps=5),
     methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalization),
+    # even results, and weights that a network of the server generates
+    methods.qfedavg(q=2.0),
+    methods.qfedavg(q=0.5, weighting="uniform"),
+    methods.fedbn() + parts.sam(0.1) + parts.loss_weights(q=2.0),
+    PFEDHN,
+    methods.pfedhn(~scope.head, lr=0.1, clip=0.05, width=5),
+    NORMS,
 ]
 
 
 RANDOM_LAYERS = "each client draws its layers: equal clients may perturb different ones"
 SENT = "the server compares and mixes whole models: sending the personal one is what the method does"
 STEPS = "the server goes on from the mean by a step of its own"
+SHORTER = "the server shortens moves that are long for their loss"
+MOVES = "the server learns from how each generated tensor moved: sending that is what the method does"
+OWN = "each client is given tensors of its own, whatever its examples"
 DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
     RANDOM: {check_identical_clients: RANDOM_LAYERS},
     **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
+    **{m: {check_identical_clients: SHORTER} for m in CATALOGUE if "loss_weights" in names(m)},
+    **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOGUE if "hypernetwork" in names(m)},
+    NORMS: {check_nothing_personal_is_sent: MOVES, check_identical_clients: OWN},
     NOISY: {check_identical_clients: "each client draws its own noise"},
     **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
 }

@@ -11,7 +11,9 @@ from idiolect.core.method import Method
 from idiolect.core.part import bind
 
 P = ParamSpec("P")
-Problem = Literal["baseline", "label skew", "feature shift", "concept shift", "communication", "convergence"]
+Problem = Literal[
+    "baseline", "label skew", "feature shift", "concept shift", "communication", "convergence", "fairness"
+]
 
 
 @dataclass(frozen=True)

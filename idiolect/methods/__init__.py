@@ -5,7 +5,9 @@ from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
+from idiolect.methods.fairness import qfedavg
 from idiolect.methods.features import fedas, feddbe, fedthe, knnper
+from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
@@ -59,8 +61,10 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedhn",
     "pfedme",
     "pfedsim",
+    "qfedavg",
     "sam_on",
     "scaffold",
     "silobn",

@@ -22,6 +22,8 @@ from idiolect.parts._flexible_sam import flexible_sam
 from idiolect.parts._freeze import freeze
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
+from idiolect.parts._hypernetwork import hypernetwork
+from idiolect.parts._loss_weights import loss_weights
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
 from idiolect.parts._model_contrast import model_contrast
@@ -66,6 +68,8 @@ __all__ = [
     "freeze",
     "head_ensemble",
     "head_first",
+    "hypernetwork",
+    "loss_weights",
     "meta_gradient",
     "mixed_heads",
     "model_contrast",

@@ -1,0 +1,169 @@
+"""A network of the server that makes each client's weights."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.rng import derive, normal_hash, uniform_hash
+from idiolect.core.scope import Scope, everything
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Layout, Tree, clipping, overlay, pick, vectors
+from idiolect.core.types import Central, Local, Setup, Update
+
+HIDDEN = 3
+"""Hidden layers after the first."""
+
+
+@part
+def hypernetwork(
+    names: Scope = everything,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-3,
+    clip: float | None = 50.0,
+    width: int = 100,
+    seed: int = 0,
+) -> Part:
+    r"""Generate each client's weights on the server, by a network from a vector that stands for the client.
+
+    .. math::  \theta_i = h(v_i; \varphi), \qquad  \Delta_i = \theta_i^{t+} - \theta_i, \qquad
+               G = -\nabla_{\varphi, v}\, \frac{1}{|S_t|} \sum_{i \in S_t} \langle h(v_i; \varphi), \Delta_i \rangle
+
+    The client trains from :math:`\theta_i`, and the server takes one step of SGD with momentum along G, at the
+    :math:`\varphi` and :math:`v` that generated: the move :math:`\Delta_i` stands for the gradient of the client's
+    loss. Clients count equally. A client predicts with :math:`h(v_i; \varphi)`, also one that never trained.
+
+    :math:`h` is a linear layer, three times ReLU and a linear layer, and a linear layer to all generated values.
+    :math:`v_i` has :math:`\lfloor 1 + N / 4 \rfloor` values for N clients. Both start as PyTorch starts linear layers
+    and embeddings. A client that is absent keeps its vector and the momentum of it.
+
+    Args:
+        names: what is generated: the trainable tensors among them; `share` must not exchange these. What is left out
+            is for `share`; ``~head`` leaves clients their heads. Statistics are never generated.
+        lr: learning rate of the server's step, above 0.
+        momentum: of the server's step, in [0, 1).
+        weight_decay: of :math:`\varphi`, at least 0.
+        clip: bound on the norm of G over all tensors together, above 0; None is no bound.
+        width: of the layers of h, at least 1. h has about `width` times as many values as it generates.
+        seed: of the first :math:`\varphi` and :math:`v`.
+
+    Memory:    none; the server keeps h, the vectors and their momentum to itself.
+    Sends:     :math:`\Delta_i`.      Receives: :math:`\theta_i`, for this client alone.
+    Cost:      the bytes of what is generated, both ways; on the server a pass through h for each client, and one
+        back; it holds all moves of a round. No extra gradient.
+    Raises:    UsageError: if an argument is out of range, nothing is to be generated, or it is exchanged as well.
+
+    Example:
+        >>> hypernetwork(lr=0.05).arguments[1]
+        ('lr', 0.05)
+
+    Reference: Shamsian et al., pFedHN, ICML 2021.
+    Differs:   one client trains per step in the paper, with which a cohort of one agrees; of more, G is the mean, and
+        does not depend on their order. The paper prints the move with the other sign; here, as in the authors' code,
+        the step is descent. In the code momentum and weight decay also move the vectors of clients that are absent;
+        here a vector has no decay, and moves when its client takes part. The code trains on fifty mini-batches a
+        round, each the first of a new pass; here on those of the local epochs.
+    """
+    require(lr > 0, f"hypernetwork: lr must be above 0, got {lr}")
+    require(0 <= momentum < 1, f"hypernetwork: momentum must be in [0, 1), got {momentum}")
+    require(weight_decay >= 0, f"hypernetwork: weight_decay must be at least 0, got {weight_decay}")
+    require(clip is None or clip > 0, f"hypernetwork: clip must be above 0, or None, got {clip}")
+    require(width >= 1, f"hypernetwork: width must be at least 1, got {width}")
+
+    def generated(structure: ModelStructure) -> Layout:
+        return structure.trainable.only(names(structure) & structure.exchangeable)
+
+    def server(setup: Setup) -> Tree:
+        made = generated(setup.structure)
+        require(made.total > 0, f"hypernetwork: no trainable tensor among {names}")
+        twice = next((name for name in made.names if name in setup.shared), None)
+        require(twice is None, f"hypernetwork: {twice} is generated and exchanged as well: leave it out of share")
+        network = first_network(_vector_size(setup), width, made.total, seed, setup.weights.flat)
+        still = {f"momentum/{name}": torch.zeros_like(tensor) for name, tensor in network.items()}
+        return Tree.of({**network, **still})
+
+    def rows(setup: Setup) -> Tree:
+        zeros = setup.weights.flat.new_zeros(_vector_size(setup))
+        return vectors(learned=zeros, momentum=zeros)
+
+    def client_vectors(central: Central) -> Tensor:
+        learned = central.rows["learned"]
+        seeds = [derive(seed, "client vector", place) for place in central.clients]
+        drawn = normal_hash(torch.tensor(seeds, device=learned.device), learned.shape[-1], learned.dtype)
+        return drawn.view_as(learned) + learned
+
+    def message(central: Central) -> Tree:
+        with torch.no_grad():
+            return Tree(generated(central.structure), generate(_network(central.state), client_vectors(central)))
+
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        return overlay(weights, local.message), local.memory
+
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        return local.memory, pick(local.end, local.message) - local.message
+
+    def aggregate(central: Central, moves: Tree) -> Update:
+        phi, moving = _network(central.state), central.state.flat.chunk(2)[1]
+        with torch.enable_grad():
+            phi = Tree(phi.layout, phi.flat.detach().requires_grad_())
+            own = client_vectors(central).requires_grad_()
+            along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()
+            slope, pull = torch.autograd.grad(-along, (phi.flat, own))
+        if clip is not None:
+            shorter = clipping(vectors(slope=slope, pull=pull.flatten()), clip)
+            slope, pull = slope * shorter, pull * shorter
+        before = phi.flat.detach()
+        moving = momentum * moving + slope + weight_decay * before
+        own_moving = momentum * central.rows["momentum"] + pull
+        return Update(
+            state=Tree(central.state.layout, torch.cat([before - lr * moving, moving])),
+            rows=vectors(learned=central.rows["learned"] - lr * own_moving, momentum=own_moving),
+        )
+
+    return Part(
+        server=server,
+        rows=rows,
+        message=message,
+        begin=begin,
+        finish=finish,
+        aggregate=aggregate,
+        individual=True,
+        server_only=True,
+    )
+
+
+def generate(network: Tree, vector: Tensor) -> Tensor:
+    """Return what a network, weights and biases in the order of its layers, makes of vectors ``(..., inputs)``."""
+    layers = list(zip(network.tensors[::2], network.tensors[1::2], strict=True))
+    (weight, bias), *hidden, last = layers
+    found = F.linear(vector, weight, bias)
+    for weight, bias in hidden:
+        found = F.linear(torch.relu(found), weight, bias)
+    return F.linear(found, *last)
+
+
+def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor) -> Tree:
+    """Return a network as PyTorch starts linear layers: uniform within one over the root of a layer's inputs."""
+    sizes = [inputs, *[width] * (HIDDEN + 1), outputs]
+    tensors = {}
+    for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        for leaf, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
+            key = torch.tensor(derive(seed, "hypernetwork", k, leaf), device=like.device)
+            uniform = uniform_hash(key, math.prod(shape), like.dtype)
+            tensors[f"layer {k}/{leaf}"] = ((2 * uniform - 1) / fan_in**0.5).view(shape)
+    return Tree.of(tensors)
+
+
+def _network(state: Tree) -> Tree:
+    """Return the network in the server's state, without its momentum; a view."""
+    return pick(state, frozenset(name for name in state if not name.startswith("momentum/")))
+
+
+def _vector_size(setup: Setup) -> int:
+    return 1 + setup.population // 4
