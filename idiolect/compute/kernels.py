@@ -137,7 +137,7 @@ class Kernels:
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(self._one, logs, y, None, 1, -100, total)
             return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
-        torch.default_generator.manual_seed(batch.key)  # for a loss that draws, as in `Model`
+        torch.default_generator.manual_seed(batch.key)  # for a loss that draws random numbers, as in `Model`
         with torch.inference_mode(False), torch.enable_grad():
             leaf = outputs.clone().requires_grad_()
             loss = self._loss(leaf.clone(), y.clone())  # a loss may change its inputs in place

@@ -127,7 +127,7 @@ class _Convolution(Layer):
         self.summed = [0, 2, 3] if self.images else [0, 2]
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
-        if self.images:  # `contiguous` takes one channel to be in any order already
+        if self.images:  # with one channel, `contiguous` keeps any memory format
             last = torch.channels_last
             x = x.clone(memory_format=last) if x.shape[1] == 1 else x.contiguous(memory_format=last)
         bias = own[1] if self.weights == 2 else None

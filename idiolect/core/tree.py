@@ -253,7 +253,7 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
         [0.0, 0.0, 1.0]
     """
     for top in tops:
-        _places(top.layout, base.layout)  # or it raises
+        _places(top.layout, base.layout)  # raises if a name or shape differs
     return combine(base.layout, base, *tops)
 
 

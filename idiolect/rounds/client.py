@@ -100,7 +100,7 @@ class Worker:
 
 
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
-    """Train one client for one round. The inputs are not changed."""
+    """Train one client, or a stack of clients, for one round. The inputs are not changed."""
     model = Counted(model, work.received["share"].flat.new_zeros(*work.seed.shape, 1))
     weights, memory, local = _begin(method, model, training, work)
     views = {p.name: _view(p, local, memory, work) for p in method.parts}
