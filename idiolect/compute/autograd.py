@@ -1,4 +1,4 @@
-"""A module as pure functions of a tree: its gradient, its predictions."""
+"""A module as pure functions of a tree: gradient, predictions and queries, by autograd."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> () mean over the batch."""
 
 Forward = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""Weights to the loss, and the buffers after the pass."""
+"""Weights -> the loss, and the buffers after the pass."""
 
 
 class Model:
-    """A user's module, read but never changed.
+    """A user's module and its loss, as pure functions. The module is not changed.
 
     Args:
         module: any `torch.nn.Module`; its current weights are the initial weights.
         loss: (output, target) -> scalar mean over the batch.
-        device: where everything runs; None for where the module is.
-        mixed: run forward passes in bfloat16 where PyTorch's autocast holds it safe; weights stay as they are.
+        device: device of all computation; None for that of the module.
+        mixed: run forward passes in bfloat16 where PyTorch's autocast considers it safe; weights keep their dtype.
 
     Attributes:
-        home: where the user's module is.
-        training: its copy of the module, in training mode.
+        home: device of the user's module.
+        training: a copy of the module, in training mode.
 
     Example:
         >>> model = Model(nn.Linear(2, 1), F.mse_loss)
@@ -67,28 +67,28 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating dtype everything runs in."""
+        """Floating dtype of all weights and inputs."""
         return self.initial.flat.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return self.initial.flat.device
 
     @property
     def way(self) -> str:
-        """How gradients are made, for the record."""
+        """How gradients are computed, for the record of a run."""
         return "autograd in bfloat16" if self.mixed else "autograd"
 
     @property
     def descend(self) -> None:
-        """The reference has no shorter way to a plain step than its gradient."""
+        """None: the reference has no faster plain step than its gradient."""
         return None
 
     def extended(self, attach: Sequence[Callable[[nn.Module], None]]) -> Model:
-        """Return the model of a module to which the parts of a method have attached what they need.
+        """Return the model after the parts of a method have attached their modules.
 
-        What stands in the module already is not attached again.
+        What is attached already is not attached again.
         """
         if not attach:
             return self
@@ -110,25 +110,25 @@ class Model:
         only: Container[str] | None = None,
         objectives: Sequence[Objective] = (),
     ) -> Gradient:
-        """Differentiate the mean loss of a batch in training mode; statistics come out as a new tree.
+        """Return the gradient of the mean loss of a batch in training mode, and statistics as a new tree.
 
         Args:
             weights: the whole row; a stack of rows for a step of a stack.
             step: the examples.
-            only: differentiate in these weights alone, which costs less when they are the last layers.
+            only: differentiate in these weights only, which costs less when they are the last layers.
             objectives: losses of parts, the first outermost.
 
-        A batch of one client goes through ordinary autograd, which takes any module; a stack through
-        `torch.func`, which refuses some.
+        A batch of one client uses ordinary autograd, which takes any module; a stack uses `torch.func`, which does
+        not take some modules.
         """
         if isinstance(step, Lockstep):
             return self._in_step(weights, step, only, objectives)
         self._seed(step.key)
-        row = weights.clone()  # a forward may work in place on what it is given
+        row = weights.clone()  # a forward pass may change its inputs in place
         trainable, forward = self._forward(row, step.x.clone(), step.y.clone(), step.frozen, only, objectives)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
-        unused = only is not None and not loss.requires_grad  # the forward does not use these weights
+        unused = only is not None and not loss.requires_grad  # the forward pass does not use these weights
         found = (
             tuple(map(torch.zeros_like, leaves.values()))
             if unused
@@ -139,7 +139,7 @@ class Model:
     def _in_step(
         self, weights: Tree, step: Lockstep, only: Container[str] | None, objectives: Sequence[Objective]
     ) -> Gradient:
-        """Differentiate each group of a stack at once; rows that do not take the step have gradient zero."""
+        """Return the gradient of a stack, group by group; rows that do not take the step have gradient zero."""
         where = self.structure.trainable if only is None else self.structure.trainable.only(only)
         stack = len(weights.flat)
         parts = [
@@ -187,7 +187,7 @@ class Model:
         objectives: Sequence[Objective],
         stacked: bool = False,
     ) -> tuple[dict[str, Tensor], Forward]:
-        """Return the weights to differentiate in, and the function from them to loss and buffers."""
+        """Return the weights to differentiate in, and a function from them to loss and buffers."""
         module = self._frozen if frozen else self.training
         trainable = {n: row[n] for n in self.structure.trainable.names if only is None or n in only}
         fixed = {n: row[n] for n in self.structure.trainable.names if n not in trainable}
@@ -198,7 +198,7 @@ class Model:
             buffers = self._buffers(row)
             state = {**fixed, **weights, **buffers}
             with self._precision():
-                output = functional_call(module, state, (x,))  # leaves in `state` also what the forward replaced
+                output = functional_call(module, state, (x,))  # `state` then has the buffers that the pass replaced
             return loss_of(self._full(output), y), {n: state[n] for n in buffers}
 
         def with_objectives(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -208,7 +208,7 @@ class Model:
             def loss(seen: Callable[[str], Pass]) -> Tensor:
                 return loss_with(objectives, loss_of, seen, y)
 
-            before = {**state, **{n: row[n] for n in buffers}}  # a forward works in place on what it is given
+            before = {**state, **{n: row[n] for n in buffers}}  # a forward pass may change its inputs in place
             found, after = self._inside(module, state, before, x, [o.layer for o in objectives], loss)
             return found, {n: after[n] for n in buffers}
 
@@ -223,7 +223,7 @@ class Model:
         layers: Sequence[str],
         then: Callable[..., T],
     ) -> tuple[T, dict[str, Tensor]]:
-        """Run a module on a state, and a function of what parts see of the pass, for which `before` is the state."""
+        """Run a module with these tensors, then a function of the pass; `before` are the tensors that parts see."""
 
         def under(layer: str, other: Mapping[str, Tensor]) -> Seen:
             def own(outputs: Tensor, features: Features) -> Seen:
@@ -235,19 +235,19 @@ class Model:
 
         def seen(outputs: Tensor, features: Features) -> T:
             full = {n: self._full(f) for n, f in features.items()}
-            with torch.autocast(self.device.type, enabled=False):  # what parts compute is not rounded
+            with torch.autocast(self.device.type, enabled=False):  # parts compute in full precision
                 return then(about(module, before, self._full(outputs), full, under))
 
         with self._precision():
             return inside(module, state, x, layers, seen)
 
     def observe(self, weights: Tree, step: Step, query: Query) -> Tree:
-        """Return the sums of a query over a batch, in evaluation mode, without a graph; for a stack a row each.
+        """Return the sums of a query over a batch, in evaluation mode, without autograd; for a stack one row each.
 
         Args:
             weights: the whole row; a stack of rows for a step of a stack.
             step: the examples.
-            query: what is summed.
+            query: the query.
         """
 
         def one(flat: Tensor, x: Tensor, y: Tensor, facts: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class Model:
             return Tree(where, total)
 
     def copy(self) -> Model:
-        """Return the same model with modules of its own: a module serves one thread at a time."""
+        """Return the same model with its own modules, for another thread: a module serves one thread at a time."""
         twin = copy.copy(self)
         twin.training, twin._predicting, twin._frozen = (
             copy.deepcopy(m) for m in (self.training, self._predicting, self._frozen)
@@ -289,12 +289,12 @@ class Model:
         return {**trainable, **self._buffers(weights)}
 
     def module(self, weights: Tree) -> nn.Module:
-        """Return a copy of the user's module that holds these weights, in evaluation mode."""
+        """Return a copy of the user's module with these weights, in evaluation mode."""
         module = copy.deepcopy(self._predicting)
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, tensor in self.tensors(weights).items():
-                if own[name].shape != tensor.shape:  # a buffer that is filled to predict
+                if own[name].shape != tensor.shape:  # a buffer that only predictions need
                     own[name].resize_(tensor.shape)
                 own[name].copy_(tensor)
         return module
@@ -331,7 +331,7 @@ class Model:
         return Tree.of({name: torch.stack(calls).mean(dim=0) for name, calls in seen.items()})
 
     def lost_buffers(self, x: Tensor) -> list[str]:
-        """Return the buffers that a training pass changes and `grad` does not follow: those that are not floating."""
+        """Return the buffers that a training pass changes but `grad` does not return: those that are not floating."""
         module = copy.deepcopy(self.training)
         start = {n: t.clone() for n, t in module.named_buffers() if n not in self.structure.buffers.starts}
         with torch.no_grad():
@@ -346,32 +346,32 @@ class Model:
         return output.to(self.dtype) if self.mixed else output
 
     def _seed(self, key: int) -> None:
-        """Fix what a pass draws (dropout), at a fraction of the cost of seeding every device."""
+        """Seed the random numbers of a pass (dropout), which costs much less than seeding every device."""
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
 
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
-        """Unpack statistics and counters into tensors of their own, which a forward pass may overwrite."""
+        """Return copies of statistics and counters, which a forward pass may overwrite."""
         counters, names = self.structure.names("counter"), self.structure.buffers.names
         return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in names}
 
     def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
-        """Return what a pass left of statistics and counters as a tree."""
+        """Return the statistics and counters after a pass as a tree."""
         if not after:
             return combine(self.structure.buffers, row)
         return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return a module whose random weights depend on the seed alone; torch's random stream is left as it was."""
+    """Return a module whose random weights depend only on the seed; torch's random stream is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def is_plain_cross_entropy(loss: Loss) -> bool:
-    """Whether a loss is cross-entropy with every option at its default."""
+    """Return whether a loss is cross-entropy with all options at their defaults."""
     if type(loss) is nn.CrossEntropyLoss:
         options = (loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing)
         return options == (None, -100, "mean", 0.0) and "forward" not in vars(loss)
@@ -379,5 +379,5 @@ def is_plain_cross_entropy(loss: Loss) -> bool:
 
 
 def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Return what `F.cross_entropy` does; under `vmap` that takes four times as many kernels."""
+    """Return the same as `F.cross_entropy`, which launches four times as many kernels under `vmap`."""
     return -torch.log_softmax(output, 1).gather(1, y[:, None]).mean()

@@ -1,4 +1,4 @@
-"""What parts compute from a pass of the model while its tensors are in place: losses of their own, sums."""
+"""Forward passes with access to the inputs of layers, for losses and queries of parts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from idiolect.core.types import Objective, Pass, Query, Seen, Term
 T = TypeVar("T")
 Asked = TypeVar("Asked", Objective, Query)
 Features = Mapping[str, Tensor]
-"""What each layer that was asked about is given."""
+"""Captured inputs, by layer."""
 
 
 class _Inside(nn.Module):
-    """A module, and after it a function that may still use its layers."""
+    """A module followed by a function that may use its layers and tensors."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ def inside(
     layers: Sequence[str],
     then: Callable[[Tensor, Features], T],
 ) -> tuple[T, dict[str, Tensor]]:
-    """Run a module with these tensors and, while they are in place, a function of outputs and features.
+    """Run a module with these tensors, then a function of outputs and features while the tensors are in place.
 
     Returns:
-        What the function returns, and the tensors after the pass: a forward may replace buffers.
+        The result of the function, and the tensors after the pass, which may replace buffers.
     """
     within = {f"net.{name}": tensor for name, tensor in state.items()}
     found = functional_call(_Inside(module), within, (x, layers, then))
@@ -59,7 +59,7 @@ def inside(
 def loss_with(
     objectives: Sequence[Objective], plain: Callable[[Tensor, Tensor], Tensor], about: Callable[[str], Pass], y: Tensor
 ) -> Tensor:
-    """Return the loss that objectives make of a plain one, the first outermost."""
+    """Return the loss of a pass with these objectives around the plain loss, the first outermost."""
 
     def wrapped(objective: Objective, inner: Term) -> Term:
         def term(seen: Pass, y: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ def loss_with(
 
 
 def rows_of(asked: Asked, rows: slice) -> Asked:
-    """Return an objective or a query for some clients of a stack; facts that are the same for all stay as they are."""
+    """Return an objective or a query for some clients of a stack; facts without an axis of clients are kept."""
     facts = asked.facts
     return asked if facts.flat.dim() == 1 else asked._replace(facts=Tree(facts.layout, facts.flat[rows]))
 
 
 def axis_of(facts: Tensor) -> int | None:
-    """Return the axis of facts that counts clients, if there is one."""
+    """Return the axis of clients in facts, or None if they are the same for all clients."""
     return 0 if facts.dim() == 2 else None
 
 
@@ -92,7 +92,7 @@ def about(
     features: Features,
     under: Callable[[str, Mapping[str, Tensor]], Seen],
 ) -> Callable[[str], Pass]:
-    """Return what a part sees of a pass, for each layer."""
+    """Return a function from the name of a layer to the pass as a part sees it."""
 
     def seen(layer: str) -> Pass:
         return Pass(outputs, features[layer], state, module.get_submodule(layer), lambda other: under(layer, other))

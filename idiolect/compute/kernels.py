@@ -1,6 +1,6 @@
-"""Forward and backward of a chain of known layers without autograd.
+"""Forward and backward pass of a chain of known layers, without autograd.
 
-Nothing is taped, weights are views of one row, and a plain step of gradient descent goes into the product that
+No graph is recorded, weights are views of one row, and a plain step of gradient descent is part of the product that
 computes the gradient: ``W -= rate * d' x`` in one pass over ``W``. Small and flat networks run up to twice as fast.
 """
 
@@ -23,15 +23,16 @@ __all__ = ["Kernels", "NotAChainError"]
 
 
 class Kernels:
-    """A model that is a chain of layers, as explicit kernels; several threads may use it at once.
+    """A chain of layers as explicit kernels; several threads may use it at once.
 
-    Nothing here is recorded, for rows and examples need no gradient; whoever hands one in that does pays for a graph.
+    No graph is recorded unless rows or examples require a gradient.
 
     Args:
-        model: read, not changed. Make kernels before threads run modules: tracing replaces parts of PyTorch meanwhile.
+        model: the model; it is not changed. Make kernels before threads run modules: tracing replaces parts of PyTorch
+            while it runs.
 
     Raises:
-        NotAChainError: if the model is no chain of known layers; the line says why.
+        NotAChainError: if the model is no chain of known layers; the message gives the reason.
 
     Example:
         >>> from torch import nn
@@ -59,15 +60,15 @@ class Kernels:
         self._lowest = next(i for i, layer in enumerate(layers) if layer.weights)
 
     def grad(self, weights: Tree, step: Step, only: Container[str] | None = None) -> Gradient:
-        """Differentiate the mean loss of a batch in training mode; pure, like `Model.grad`.
+        """Return the gradient of the mean loss of a batch in training mode; pure, like `Model.grad`.
 
         Args:
             weights: the whole row, (P,).
             step: the examples of one client.
-            only: differentiate in these weights alone: the pass back ends at the first of them.
+            only: differentiate in these weights only; the backward pass ends at the first of them.
 
         Returns:
-            The gradient in a row of its own, statistics and counters after the pass, the loss.
+            The gradient as a new row, statistics and counters after the pass, and the loss.
         """
         where = self.structure.trainable if only is None else self.structure.trainable.only(only)
         gradient = Tree(where, weights.flat.new_empty(where.total))
@@ -94,7 +95,7 @@ class Kernels:
         return self._pass(weights.tensors, weights.tensors, _batch(step), 1.0, -rate)
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode, without a graph.
+        """Return the outputs in evaluation mode, without autograd.
 
         Args:
             weights: the whole row, (P,).
@@ -107,7 +108,11 @@ class Kernels:
     def _pass(
         self, tensors: Sequence[Tensor], targets: Sequence[Tensor | None], batch: Batch, beta: float, alpha: float
     ) -> Tensor:
-        """Go forward and back; each target becomes ``beta * target + alpha * gradient``. Return the loss."""
+        """Run a forward and a backward pass; each target becomes ``beta * target + alpha * gradient``.
+
+        Returns:
+            () the loss.
+        """
         x, train = batch.x, not batch.frozen
         done: list[tuple[Layer, Any, list[Tensor], list[int]]] = []
         for layer, places in self._chain:
@@ -125,17 +130,17 @@ class Kernels:
         return loss
 
     def _differentiate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss and its gradient in the outputs."""
+        """Return the loss and its gradient with respect to the outputs."""
         y = batch.y
         if self._cross_entropy and outputs.dim() == 2 and y.dim() == 1 and not y.is_floating_point():
             logs = torch.log_softmax(outputs, 1)
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(self._one, logs, y, None, 1, -100, total)
             return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
-        torch.default_generator.manual_seed(batch.key)  # for a loss that draws, as in `Model`
+        torch.default_generator.manual_seed(batch.key)  # for a loss that draws random numbers, as in `Model`
         with torch.inference_mode(False), torch.enable_grad():
             leaf = outputs.clone().requires_grad_()
-            loss = self._loss(leaf.clone(), y.clone())  # a loss may work in place on what it is given
+            loss = self._loss(leaf.clone(), y.clone())  # a loss may change its inputs in place
             (d,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), d
 

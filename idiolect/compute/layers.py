@@ -1,8 +1,8 @@
-"""Layers as explicit kernels: what each computes, and its gradient written out.
+"""Layers as explicit kernels: a forward and a backward pass each.
 
 A layer reads its tensors from `own`, which is parallel to its `names`, and keeps nothing between calls. `forward`
-returns the output and what `backward` needs of the pass; `backward` puts the gradients of the layer's weights
-into a `Sink` and returns that of its input. Neither changes an input that is not the chain's own.
+returns the output and what `backward` needs of the pass. `backward` puts the gradients of the layer's weights into a
+`Sink` and returns that of its input. Neither changes an input that the chain has not made.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Own = Sequence[Tensor]
 
 
 class Sink(NamedTuple):
-    """Where gradients go: each target becomes ``beta * target + alpha * gradient``."""
+    """The targets of gradients: each becomes ``beta * target + alpha * gradient``."""
 
     targets: Sequence[Tensor | None]
-    """Parallel to a layer's weights; None for a gradient that nobody asked for."""
+    """Parallel to a layer's weights; None for a gradient that is not needed."""
     beta: float
     """0 or 1: to write a gradient, or to take a step."""
     alpha: float
@@ -37,7 +37,7 @@ class Sink(NamedTuple):
 
     @property
     def wanted(self) -> list[bool]:
-        """Which gradients are asked for: weight, bias."""
+        """Whether the gradients of weight and bias are needed."""
         found = [t is not None for t in self.targets]
         return found + [False] * (2 - len(found))
 
@@ -47,13 +47,13 @@ NOWHERE = Sink((), 0.0, 1.0)
 
 
 class Layer:
-    """One step of a chain; without weights, unless its class says otherwise.
+    """One layer of a chain; the base class has no weights.
 
     Attributes:
-        names: its tensors by their names in the module.
-        weights: how many of them are trainable; these come first.
+        names: names of its tensors in the module.
+        weights: number of trainable ones among them; these come first.
         fresh: its output is a new tensor, not a view of its input.
-        owned: its input may be worked on in place; the chain sets it.
+        owned: its input may be changed in place; the chain sets this.
     """
 
     names: tuple[str, ...] = ()
@@ -62,11 +62,14 @@ class Layer:
     owned = False
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
-        """Return the output and what `backward` needs; `train`: normalize by the batch, and move statistics."""
+        """Return the output and what `backward` needs; with `train`, use and update the statistics of the batch."""
         raise NotImplementedError
 
     def backward(self, d: Tensor, kept: Any, own: Own, sink: Sink, inward: bool) -> Tensor:  # noqa: ANN401
-        """Put the gradients of the weights, return that in the input (anything if not `inward`); `d`: in the output."""
+        """Put the gradients of the weights into the sink, and return that of the input (anything if not `inward`).
+
+        `d` is the gradient of the output.
+        """
         raise NotImplementedError
 
     def predict(self, x: Tensor, own: Own) -> Tensor:
@@ -77,7 +80,7 @@ class Layer:
 class _Linear(Layer):
     """``x W' + b`` on the last axis.
 
-    A few examples times weights that leave the cache are multiplied as ``(W x')'``, up to twice as fast.
+    Small batches times weights larger than the cache are multiplied as ``(W x')'``, up to twice as fast.
     """
 
     def __init__(self, module: nn.Linear) -> None:
@@ -96,7 +99,7 @@ class _Linear(Layer):
         if d.dim() != 2:
             inner = self.backward(d.reshape(-1, self.width), kept.reshape(-1, kept.shape[-1]), own, sink, inward)
             return inner.view(kept.shape) if inward else d
-        below = d.mm(own[0]) if inward else d  # before the step moves the weights
+        below = d.mm(own[0]) if inward else d  # before the step changes the weights
         if (weight := sink.targets[0]) is not None:
             weight.addmm_(d.t(), kept, beta=sink.beta, alpha=sink.alpha)
         if self.weights == 2 and (bias := sink.targets[1]) is not None:
@@ -105,10 +108,10 @@ class _Linear(Layer):
 
 
 class _Convolution(Layer):
-    """A convolution of one or two dimensions with zeros around.
+    """A convolution of one or two dimensions with zero padding.
 
-    Images lie in memory with channels last from the first convolution on, which on CPU makes convolutions somewhat
-    and pooling several times faster. The gradient of the bias is a sum, and cheaper by itself.
+    Images are stored with channels last from the first convolution on. On a CPU this makes convolutions somewhat and
+    pooling several times faster. The gradient of the bias is a sum, which is cheaper by itself.
     """
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
@@ -124,7 +127,7 @@ class _Convolution(Layer):
         self.summed = [0, 2, 3] if self.images else [0, 2]
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
-        if self.images:  # `contiguous` takes one channel to be in any order already
+        if self.images:  # with one channel, `contiguous` keeps any memory format
             last = torch.channels_last
             x = x.clone(memory_format=last) if x.shape[1] == 1 else x.contiguous(memory_format=last)
         bias = own[1] if self.weights == 2 else None
@@ -143,7 +146,7 @@ class _Convolution(Layer):
 
 
 class _BatchNorm(Layer):
-    """Batch normalization with running statistics, scale and shift or neither."""
+    """Batch normalization with running statistics, with or without scale and shift."""
 
     def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         self.affine = module.affine
@@ -177,9 +180,9 @@ class _BatchNorm(Layer):
 
 
 class _Relu(Layer):
-    """The positive part, in place where the chain owns the input.
+    """The rectifier, in place where the chain owns the input.
 
-    Where this changes an output that the layer before keeps for its slope, the gradient that goes back is zero.
+    It may change an output that the layer before keeps for its backward pass; the gradient there is zero.
     """
 
     def forward(self, x: Tensor, own: Own, train: bool) -> tuple[Tensor, Any]:
@@ -192,7 +195,7 @@ class _Relu(Layer):
 
 
 class _Elementwise(Layer):
-    """A smooth function of each number; its gradient is taken at the output if it `keeps` it, else at the input."""
+    """A smooth function of each value; its gradient uses the output if `keeps`, else the input."""
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor], keeps: bool
@@ -208,7 +211,7 @@ class _Elementwise(Layer):
 
 
 class _MaxPool(Layer):
-    """The largest of each window; the first of equals has the gradient."""
+    """The maximum of each window; of equal values the first gets the gradient."""
 
     def __init__(self, module: nn.MaxPool2d) -> None:
         stride = module.kernel_size if module.stride is None else module.stride
@@ -242,7 +245,7 @@ class _AveragePool(Layer):
 
 
 class _AdaptivePool(Layer):
-    """The mean of windows that give an output of a fixed size."""
+    """The mean of windows that are chosen for an output of a fixed size."""
 
     def __init__(self, module: nn.AdaptiveAvgPool2d) -> None:
         self.size = module.output_size
@@ -263,16 +266,16 @@ class View(nn.Module):
         self.shape = shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the same numbers in the shape."""
+        """Return the same values in the shape."""
         return x.reshape((len(x), -1) if self.shape is None else self.shape)
 
     def extra_repr(self) -> str:
-        """Show the shape."""
+        """Return the shape as text."""
         return str(self.shape)
 
 
 class _Shape(Layer):
-    """The same numbers in another shape."""
+    """The same values in another shape."""
 
     fresh = False
 
@@ -318,11 +321,11 @@ _LAYERS: dict[type[nn.Module], Callable[[Any], Layer]] = {
         False,
     ),
 }
-"""The layer that each type of module is."""
+"""The kernel of each type of module."""
 
 
 def layer_of(name: str, module: nn.Module) -> Layer | str | None:
-    """Return the kernel of one module, None if it does nothing, or why it has no kernel.
+    """Return the kernel of one module, None if it does nothing, or the reason why it has no kernel.
 
     Example:
         >>> layer_of("fc", nn.Linear(3, 2)).names
@@ -341,7 +344,7 @@ def layer_of(name: str, module: nn.Module) -> Layer | str | None:
 
 
 def _unfit(module: nn.Module) -> str:
-    """Return what a setting of a known module asks for that its kernel does not do."""
+    """Return the setting of a known module that its kernel does not support, or an empty string."""
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.padding_mode != "zeros":
             return f" with padding_mode={module.padding_mode!r}"
@@ -359,10 +362,10 @@ def _unfit(module: nn.Module) -> str:
 
 
 def arrange(layers: list[Layer]) -> list[Layer]:
-    """Order the layers of a chain for speed, and tell each whether it may work in place on its input.
+    """Order the layers of a chain for speed, and set which of them may change their input in place.
 
-    Maxima are taken before the positive part: the same numbers and gradients, with fewer to rectify. Not so with
-    padding: a window of nothing else has no positive part to be the maximum of.
+    Maximum pooling moves before the rectifier: results and gradients are the same, and fewer values are rectified. With
+    padding it does not move, since a window may consist of padding alone.
     """
     layers = list(layers)
     for i in range(len(layers) - 1):

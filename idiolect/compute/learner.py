@@ -1,4 +1,4 @@
-"""A model as local training sees it: how it is differentiated is its own affair."""
+"""The protocol of learners: a model with gradients, predictions and queries, however they are computed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from idiolect.core.types import Gradient, Lockstep, Objective, Query, Step
 
 
 class Learner(Protocol):
-    """A model to be trained."""
+    """A model that can be trained."""
 
     @property
     def structure(self) -> ModelStructure:
-        """What the model is made of."""
+        """The tensors of the model."""
         ...
 
     @property
     def way(self) -> str:
-        """How gradients are made, for the record: two runs that differ in it differ by rounding."""
+        """How gradients are computed, for the record: two runs that differ in this differ by rounding."""
         ...
 
     def grad(
@@ -32,9 +32,9 @@ class Learner(Protocol):
         only: Container[str] | None = None,
         objectives: Sequence[Objective] = (),
     ) -> Gradient:
-        """Differentiate the mean loss in all trainable weights, or in those named; pure.
+        """Return the gradient of the mean loss in all trainable weights, or in those named; pure.
 
-        Objectives change the loss, the first one last.
+        Objectives change the loss; the first is the outermost.
         """
         ...
 
@@ -43,7 +43,7 @@ class Learner(Protocol):
         ...
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode, without a graph."""
+        """Return the outputs in evaluation mode, without autograd."""
         ...
 
     def statistics(self, weights: Tree, x: Tensor) -> Tree:
@@ -52,16 +52,16 @@ class Learner(Protocol):
 
     @property
     def descend(self) -> Callable[[Tree, Step, float], Tensor] | None:
-        """Plain gradient descent in place, (weights, step, rate) -> loss, if the learner has a faster way to it."""
+        """A plain step of gradient descent in place, (weights, step, rate) -> loss; None if there is no fast one."""
         ...
 
 
 class Counted:
-    """A learner that counts the gradients it takes.
+    """A learner that counts its gradients.
 
     Args:
         model: the learner.
-        none: (..., 1) zeros; a stack has a row for each client.
+        none: (..., 1) zeros; a stack has one row per client.
     """
 
     def __init__(self, model: Learner, none: Tensor) -> None:
@@ -72,7 +72,7 @@ class Counted:
 
     @property
     def gradients(self) -> Tensor:
-        """(..., 1) how many each client took."""
+        """(..., 1) number of gradients of each client."""
         return self._in_stack + self._alone
 
     def grad(

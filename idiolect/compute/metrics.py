@@ -1,4 +1,4 @@
-"""How well weights predict for a client."""
+"""Metrics, and the evaluation of weights on a client's examples."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from idiolect.compute.learner import Learner
 from idiolect.core.tree import Tree
 
 CHUNK = 1024
-"""Examples per forward pass of an evaluation."""
+"""Examples per forward pass in an evaluation."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number for a client's predictions.
+    """A number that measures a client's predictions.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         compute: (outputs of all examples, targets) -> number.
-        higher_is_better: False for errors.
+        higher_is_better: True for a metric such as accuracy, False for an error.
     """
 
     name: str
@@ -37,18 +37,18 @@ def _share_right(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 accuracy = Metric("accuracy", _share_right)
-"""Share of examples whose largest output is their label; 0 to 1."""
+"""Share of examples whose largest output is that of their label; 0 to 1."""
 
 
 def evaluate(
     learner: Learner, loss: Loss, weights: Tree, x: Tensor, y: Tensor, metrics: Sequence[Metric], chunk: int = CHUNK
 ) -> dict[str, float]:
-    """Return the mean loss and each metric over all examples at once, in evaluation mode.
+    """Return the mean loss and each metric over all examples, in evaluation mode.
 
-    The whole set counts example by example, however it is cut into passes of `chunk` examples.
+    The results do not depend on `chunk`, the number of examples per pass.
     """
     with torch.inference_mode():
         outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, chunk)])
         error = float(loss(outputs, y))
-        found = {"loss": math.inf if math.isnan(error) else error}  # a model that diverged counts as the worst
+        found = {"loss": math.inf if math.isnan(error) else error}  # a diverged model has the worst loss
         return found | {m.name: float(m.compute(outputs, y)) for m in metrics}

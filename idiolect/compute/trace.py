@@ -1,7 +1,7 @@
-"""Read a module as a chain of known layers, or say in one line why it is none.
+"""The chain of known layers that a module consists of, found by tracing.
 
-A chain is accepted only where nothing else could happen in the forward pass: every module is of an exactly known
-type, without hooks, every tensor belongs to a layer of the chain, and the trace is the same in both modes.
+A module is accepted only if nothing else can happen in its forward pass: every layer is of an exactly known type,
+without hooks, every tensor belongs to a layer of the chain, and the trace is the same in training and evaluation mode.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from idiolect.core.structure import Private
 
 
 class NotAChainError(ValueError):
-    """Why a module is no chain of known layers."""
+    """The error for a module that is no chain of known layers; the message gives the reason."""
 
 
 def read(module: nn.Module) -> list[Layer]:
     """Return the layers of a module in order; the module is not changed.
 
-    Tracing replaces parts of PyTorch while it lasts: call it before threads run modules.
+    Tracing replaces parts of PyTorch while it runs: call this before threads run modules.
 
     Raises:
         NotAChainError: if it is no chain of known layers.
@@ -62,7 +62,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def _plain(module: nn.Module) -> None:
-    """Refuse what a trace does not show."""
+    """Raise if the module has something that a trace does not show."""
     names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
     if odd := next((n for n in names if n not in dict(module.named_parameters())), None):
         raise NotAChainError(f"parameter {odd!r} is shared by two layers")
@@ -79,7 +79,7 @@ def _plain(module: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that notices gradients switched off, which leaves no trace in a graph."""
+    """A tracer that raises if the forward pass disables gradients, which a graph does not show."""
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         mixed = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
@@ -89,7 +89,7 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> fx.Graph:
-    """Return the graph of a module's forward, unless it does what a graph does not show."""
+    """Return the graph of a module's forward pass; raise if the pass does something that a graph does not show."""
     hidden: list[str] = []
 
     def watch(frame: FrameType, event: str, argument: object) -> None:
@@ -97,7 +97,7 @@ def _traced(module: nn.Module) -> fx.Graph:
             hidden.append("calls an autograd function of its own")
 
     def drawn() -> tuple[object, ...]:
-        state: Any = np.random.get_state()  # noqa: NPY002 - whoever draws from it is to be noticed
+        state: Any = np.random.get_state()  # noqa: NPY002 - detects draws from NumPy's global stream
         return random.getstate(), state[1].tobytes(), state[2], torch.get_rng_state().numpy().tobytes()
 
     before, profile = drawn(), sys.getprofile()
@@ -107,7 +107,7 @@ def _traced(module: nn.Module) -> fx.Graph:
             graph: fx.Graph = _Tracer().trace(module)
     except NotAChainError:
         raise
-    except Exception as error:  # whatever a user's forward raises when it meets no tensor
+    except Exception as error:  # a user's forward may raise anything when its input is not a tensor
         raise NotAChainError(
             f"its forward is no fixed sequence of layers ({str(error).partition(chr(10))[0]})"
         ) from None
@@ -121,7 +121,7 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 
 def _steps(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the name and module of each node of the chain; functions and methods become the modules they equal."""
+    """Yield the name and module of each node of the chain; functions and methods become equivalent modules."""
     if _Tracer().is_leaf_module(module, ""):  # one layer is a chain
         yield "", module
         return
@@ -146,14 +146,14 @@ def _steps(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_shape(node: fx.Node) -> bool:
-    """Whether a node asks for the whole shape of a tensor."""
+    """Return whether a node is the whole shape of a tensor."""
     if node.op == "call_method":
         return bool(node.target == "size" and len(node.args) == 1 and not node.kwargs)
     return bool(node.op == "call_function" and node.target is getattr and node.args[1] == "shape")
 
 
 def _batch_size(node: fx.Node) -> fx.Node | None:
-    """Return the tensor whose length of the first axis a node is, if it is one."""
+    """Return the tensor whose batch size a node is, or None if it is something else."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node.kwargs or node.args[1:] != (0,):
         return None
@@ -182,7 +182,7 @@ _FUNCTIONS: dict[object, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
     torch.flatten: (partial(nn.Flatten, start_dim=0), ("start_dim", "end_dim")),
 }
-"""What a function is as a module, and the names of its arguments after the input."""
+"""Functions with the equivalent module, and the names of their arguments after the input."""
 
 _METHODS: dict[object, object] = {
     "relu": torch.relu,
@@ -194,7 +194,7 @@ _METHODS: dict[object, object] = {
 
 
 def _step(module: nn.Module, node: fx.Node, rows: set[fx.Node]) -> tuple[str, nn.Module]:
-    """Return a node's name and module; `rows` are the nodes that hold the number of rows of its input."""
+    """Return a node's name and module; `rows` are the nodes that are the batch size of its input."""
     arguments, options = node.args[1:], dict(node.kwargs)
     if node.op == "call_module" and not arguments and not options:
         return str(node.target), module.get_submodule(str(node.target))

@@ -1,1 +1,1 @@
-"""The contract: all that an author of a method imports."""
+"""The contract: everything that the author of a method imports."""

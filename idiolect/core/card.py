@@ -1,4 +1,4 @@
-"""The card of a method: what a person wants to know before choosing it."""
+"""The card of a method: title, year, problem and reference."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Problem = Literal[
 
 @dataclass(frozen=True)
 class Card:
-    """What the catalogue says of a method.
+    """The entry of a method in the catalogue.
 
     Attributes:
-        title: the name the field knows it by.
-        year: of the paper.
-        problem: what it is for.
+        title: name of the method in the literature.
+        year: year of the paper.
+        problem: the problem that it addresses.
         reference: the paper.
     """
 
@@ -36,7 +36,7 @@ class Card:
 def carded(
     title: str, year: int, problem: Problem, reference: str
 ) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
-    """Mark a function that makes a cataloged method; a wrong argument to it is one clear line."""
+    """Mark a function that makes a method of the catalogue; a wrong argument raises a `UsageError` of one line."""
 
     def mark(make: Callable[P, Method]) -> Callable[P, Method]:
         @wraps(make)
@@ -51,7 +51,7 @@ def carded(
 
 
 def card_of(make: Callable[..., Method]) -> Card:
-    """Return the card of a cataloged method.
+    """Return the card of a method of the catalogue.
 
     Example:
         >>> from idiolect.methods import fedbn

@@ -1,4 +1,4 @@
-"""What a user is told when something they gave cannot be used."""
+"""The exception for input that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """One line that names what is wrong with the input and what to do about it."""
+    """An error whose message is one line: what is wrong with the input, and how to correct it."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean local_epochs?)`` when a known word is close, else an empty string.
+    """Return a suggestion such as `` (did you mean local_epochs?)`` if a known word is close, else an empty string.
 
     Example:
         >>> did_you_mean("local_epoch", ["local_epochs", "rounds"])
@@ -23,4 +23,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-UsageError.__module__ = "idiolect"  # the name that tracebacks show
+UsageError.__module__ = "idiolect"  # shown in tracebacks

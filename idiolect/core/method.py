@@ -1,4 +1,4 @@
-"""A method is a list of parts and a way to weigh clients."""
+"""The `Method`: a list of parts, and how clients are weighted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Weighting = Literal["samples", "uniform"]
 
 @dataclass(frozen=True)
 class Method:
-    """A personalized federated learning method: what is exchanged, and what else happens.
+    """A personalized federated learning method: a list of parts and a weighting.
 
     Args:
-        parts: the ideas, in order; exactly one of them is a `share`, and it comes first.
-        name: what tables call it.
+        parts: the parts, in order; exactly one of them is a `share`, and it comes first.
+        name: its name in tables.
         weighting: how the mean over a cohort is formed: by the clients' numbers of training examples
             (``"samples"``) or equally (``"uniform"``).
 
@@ -31,7 +31,7 @@ class Method:
         Method((share(names=everything, variance='mean'), sam(rho=0.05, names=None)), 'FedAvg + sam', 'samples')
 
     Raises:
-        UsageError: if no part or several share weights, `share` is not first, or two parts have one name.
+        UsageError: if there is no `share` or several, `share` is not first, or two parts have one name.
     """
 
     parts: tuple[Part, ...]
@@ -52,7 +52,7 @@ class Method:
 
     @property
     def attach(self) -> list[Callable[[nn.Module], None]]:
-        """What the parts attach to a model, in their order."""
+        """The `attach` functions of the parts, in their order."""
         return [p.attach for p in self.parts if p.attach]
 
     @property

@@ -1,4 +1,4 @@
-"""One idea of a method: a `Part` is a few pure functions, all of them optional."""
+"""The `Part`: one idea of a method as a few pure functions, all of them optional."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ class Part:
     """One idea of a method, as pure functions of trees. Make one with a function marked `@part`.
 
     In a round the functions are called in this order. On the server: `broadcast` and `message`. On each client:
-    `begin`; `objective`, `gradient` and `direction` at every step; `finish`. On the server: `contribute` for each
-    upload, then `aggregate`. To predict for a client: `begin`, then `deploy`. Of several parts, the first listed
-    `gradient` and `objective` are the outermost; the other functions run in the order of the list.
+    `begin`; `objective` and `gradient` before the first step; `direction` at every step; `finish`. On the server:
+    `contribute` for each upload, then `aggregate`. To predict for a client: `begin`, then `deploy`. The functions of
+    several parts run in the order of the list, but the first listed `gradient` and `objective` are the outermost.
 
-    A part sees its own memory, state, rows and messages only; what it keeps and what it sends are what its functions
-    return. The weights that `gradient` and `direction` are given change with the next step: a part keeps no reference
-    to them, and differentiates through `Local.grad` alone, since steps may run in inference mode. Reductions run along
-    the last axis (see `Tree`), so that an engine may stack clients.
+    A part sees only its own memory, state, rows and messages. What it keeps and sends is what its functions return.
+    The weights that `gradient` and `direction` get change in place with the next step, so a part keeps no reference to
+    them. Steps may run in inference mode, so a part differentiates with `Local.grad` only. Reductions run along the
+    last axis (see `Tree`), so that an engine may stack clients.
 
     Attributes:
-        attach: adds to a copy of the user's module what this part needs there: layers, `Private` tensors, hooks.
-        memory: setup -> what each client keeps at first; names and shapes never change.
-        server: setup -> the server's state of this part.
-        rows: setup -> the server's row for each client at first. The server keeps one row per client of the
-            population, hands in those of the clients that arrive, and writes them back.
-        broadcast: central -> the shared tensors that clients train from. Who only predicts has `central.old`.
-        message: central -> what one client is sent alone, from `central.state` and `central.rows`, its row. By
-            default the row, from the client's first participation on; before, the client has the row of `rows`.
+        attach: adds layers, `Private` modules or forward hooks to a copy of the user's module.
+        memory: setup -> the memory of a client before its first round; names and shapes never change.
+        server: setup -> the part's state on the server before the first round.
+        rows: setup -> the server's row for a client before its first round. The server keeps one row per client of
+            the population, passes the rows of the clients that arrived to `aggregate`, and stores what it returns.
+        broadcast: central -> the shared tensors that clients train from. Clients that only predict get `central.old`.
+        message: central -> what one client alone is sent, made from `central.state` and its row `central.rows`. By
+            default the row; before its first round the client makes this itself, with `rows`.
         begin: (local, weights so far) -> (weights to start from, memory).
-        objective: local -> a loss of its own for local training.
-        gradient: wraps the gradient: (grad, local) -> grad.
-        direction: (direction, weights, local) -> what the optimizer descends along. Tensors that are left out of the
-            result do not move.
+        objective: local -> a loss for local training.
+        gradient: (grad, local) -> a function that takes the place of grad.
+        direction: (direction, weights, local) -> what the optimizer descends along. Tensors that the result leaves
+            out do not move.
         finish: local -> (memory, upload).
-        contribute: on the server, what of one upload enters the mean: (central, arrival) -> tree, or (tree, weight).
-            The weight is one number, or a tree of one number per value; it multiplies the method's weighting, and the
-            mean divides by the sum of weights. A value that nobody counted stays as it is in the part's state, or in
-            the shared tensors. By default this part's upload.
-        aggregate: (central, mean) -> `Update`. A part that is `individual` gets the uploads themselves, ``(n, ...)``
-            in the order of `central.clients`, in place of their mean.
-        deploy: (local, weights after `begin`) -> weights that predict for this client.
-        uniform: average clients equally whatever the method's weighting.
-        individual: `aggregate` takes all uploads of the round, which are then held in memory at once.
-        server_only: neither state nor rows are sent to clients, unless `message` says so.
-        transductive: `deploy` reads the unlabelled inputs to predict, `local.inputs`; it runs after all others.
+        contribute: (central, arrival) -> what one upload contributes to the mean: a tree, or (tree, weight). By
+            default this part's upload. The weight is one number, or a tree of one number per value. It multiplies the
+            method's weighting, and the mean divides by the sum of the weights. A value whose weights are all zero
+            stays as it is in the part's state, or else in the shared tensors.
+        aggregate: (central, mean) -> `Update`. A part that is `individual` gets all contributions instead of their
+            mean, ``(n, ...)`` in the order of `central.clients`.
+        deploy: (local, weights after `begin`) -> the weights that predict for this client.
+        uniform: average clients equally, whatever the method's weighting.
+        individual: `aggregate` gets all contributions of the round, which are then in memory at once.
+        server_only: state and rows are not sent to clients; `message` still is.
+        transductive: `deploy` reads the unlabeled inputs to predict, `local.inputs`. It runs after all others.
         gradients: extra gradients per step, for the cost table.
-        idea: the first line of the docstring of the function that makes it.
-        neutral: arguments that make it do nothing, where there are such; the checks use them.
-        make: the function that makes it.
+        idea: first line of the docstring of the function that makes the part.
+        neutral: arguments with which the part does nothing, if there are any; the checks use them.
+        make: the function that makes the part.
     """
 
     name: str = ""
@@ -94,10 +94,10 @@ class Part:
 
 
 def part(make: Callable[P, Part]) -> Callable[P, Part]:
-    """Mark a function that makes a part: the part gets the function's name, its arguments and its idea.
+    """Mark a function that makes a part: the part gets the function's name, arguments and idea.
 
-    So a part prints as the call that made it, two parts made alike are equal, and a wrong argument is one
-    clear line. Arguments must be plain values or scopes.
+    A part then prints as the call that made it, two parts made with equal arguments are equal, and a wrong argument
+    raises a `UsageError` of one line. Arguments must be plain values or scopes.
 
     Example:
         >>> from idiolect.core.tree import Tree
@@ -137,7 +137,7 @@ HOOKS = {
     "aggregate": "central, mean",
     "deploy": "local, weights",
 }
-"""The functions of a part, and what each is called with."""
+"""The functions of a part, and the arguments that each is called with."""
 
 _NEEDS = {
     "contribute": "aggregate",
@@ -145,11 +145,11 @@ _NEEDS = {
     "message": "rows",
     "transductive": "deploy",
 }
-"""What is without effect unless the part has something else."""
+"""Attributes of a part that have no effect without another one."""
 
 
 def _made(name: str, make: Callable[[], Part]) -> Part:
-    """Return a part, or say in one line which hook cannot be used."""
+    """Return the part that `make` returns; raise a `UsageError` of one line for a hook that cannot be used."""
     try:
         made = make()
     except TypeError as error:
@@ -180,7 +180,7 @@ def _made(name: str, make: Callable[[], Part]) -> Part:
 
 
 def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:  # noqa: ANN401
-    """Return all arguments of a call, defaults included, or say in one line what is wrong with them."""
+    """Return all arguments of a call, defaults included; raise a `UsageError` of one line if they are wrong."""
     signature, name = inspect.signature(make), make.__name__
     unknown = next((k for k in kwargs if k not in signature.parameters), None)
     if unknown is not None:

@@ -1,4 +1,4 @@
-"""One seed, one independent stream per purpose, client, round and epoch: order of work changes nothing."""
+"""Random streams: an independent one for each purpose, client, round and epoch, so the order of work has no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def derive(*words: int | str) -> int:
-    """Return 63 bits that depend on all the words: the seed of one stream.
+    """Return the seed of one stream: 63 bits that depend on all the words.
 
     Example:
         >>> derive(0, "shuffle", "ward-a", 3) == derive(0, "shuffle", "ward-a", 3)
@@ -24,7 +24,7 @@ def derive(*words: int | str) -> int:
 
 
 def stream(*words: int | str) -> np.random.Generator:
-    """Return NumPy's generator for one purpose."""
+    """Return a NumPy generator whose seed depends on all the words."""
     return np.random.default_rng(derive(*words))
 
 
@@ -32,13 +32,13 @@ _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of the SplitMix64 f
 
 
 def uniform_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Return `count` numbers in [0, 1) that depend on an integer alone, shape ``(..., count)``.
+    """Return `count` uniform numbers in [0, 1) that depend only on an integer seed, shape ``(..., count)``.
 
     The SplitMix64 finalizer (Steele, Lea and Flood, OOPSLA 2014) applied to ``seed + i * golden``.
 
     Args:
         seed: () int64; or ``(...)``, one for each row of a stack.
-        count: how many numbers.
+        count: number of values per seed.
         dtype: floating dtype of the result.
 
     Example:
@@ -55,13 +55,13 @@ def uniform_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def normal_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Return `count` standard normal numbers that depend on an integer alone, shape ``(..., count)``.
+    """Return `count` standard normal numbers that depend only on an integer seed, shape ``(..., count)``.
 
-    Box and Muller's transform of `uniform_hash`.
+    The Box-Muller transform of `uniform_hash`.
 
     Args:
         seed: () int64; or ``(...)``, one for each row of a stack.
-        count: how many numbers.
+        count: number of values per seed.
         dtype: floating dtype of the result.
 
     Example:
@@ -76,4 +76,4 @@ def normal_hash(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # `>>` keeps the sign: mask it away
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # `>>` copies the sign bit: mask it out

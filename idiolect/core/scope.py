@@ -1,7 +1,7 @@
-"""Which tensors of a model: sets chosen by the type of layer, never by a piece of a name.
+"""Scopes: rules that select tensors of a model by the type of layer, not by a part of a name.
 
-A scope is a rule; it becomes a set of names when it meets a model. Scopes combine with ``&``, ``|``, ``-`` and
-``~``, print as they are written, and never name a counter.
+A scope is a rule; called with the structure of a model it returns a set of names. Scopes combine with ``&``, ``|``,
+``-`` and ``~``, print as they are written, and never name a counter.
 
 Example:
     >>> from torch import nn
@@ -31,7 +31,7 @@ Names = frozenset[str]
 
 @dataclass(frozen=True)
 class Scope:
-    """A rule that names tensors of a model; two scopes are equal when they are written the same."""
+    """A rule that names tensors of a model; two scopes are equal if they are written alike."""
 
     source: str
     rule: Callable[[ModelStructure], Names] = field(compare=False)
@@ -97,7 +97,7 @@ normalization = Scope(
         "the model has no normalization layer (batch, group, layer or instance): add one, or share everything",
     ),
 )
-"""Tensors of every kind of normalization layer."""
+"""Tensors of normalization layers of every kind."""
 
 statistics = Scope(
     "statistics",
@@ -121,7 +121,7 @@ head = Scope("head", _head)
 
 
 def layer_of(names: Scope, structure: ModelStructure) -> str:
-    """Return the name of the one layer whose tensors these are.
+    """Return the name of the one layer that all these tensors belong to.
 
     Raises:
         UsageError: if they belong to none or to several.
@@ -139,10 +139,10 @@ def layer_of(names: Scope, structure: ModelStructure) -> str:
 
 
 def named(*prefixes: str) -> Scope:
-    """Return the tensors of the layers (or the single tensors) with exactly these names.
+    """Return a scope of the layers, or single tensors, with exactly these names.
 
     Raises:
-        UsageError: when it meets a model that has no layer or tensor of that name.
+        UsageError: when the scope is used on a model that has no layer or tensor of that name.
     """
 
     def rule(structure: ModelStructure) -> Names:

@@ -1,4 +1,4 @@
-"""What a model is made of: every tensor with its kind and the type of the layer that owns it."""
+"""The structure of a model: every tensor with its kind and the type of its layer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Kind = Literal["weight", "statistic", "counter"]
 
 
 class Private(nn.Module):
-    """What a part adds to a model for a client's own use: it trains and moves with the model, and is never sent.
+    """A module that a part adds to a client's model: trained with it, and never sent.
 
-    Parameters train like any weight, buffers are state that lasts from step to step. Register buffers with
-    ``persistent=False`` to keep them out of the ``state_dict`` of models that are handed out. In an `nn.Sequential`,
-    which calls all that it holds, it hands on what it is given. What is needed to predict alone is a buffer without
-    values, which costs training nothing; `deploy` returns it at its full size.
+    Parameters train like other weights; buffers are state that lasts from step to step. Register buffers with
+    ``persistent=False`` to keep them out of the ``state_dict`` of the modules that users get. `nn.Sequential`
+    calls all its modules, so a `Private` module returns its input. A buffer that only predictions need is registered
+    without values, so that training does not carry it; `deploy` returns it at its full size.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2))
@@ -49,11 +49,11 @@ class Item:
     Attributes:
         name: its name in ``state_dict``.
         shape: its shape.
-        kind: a trainable ``weight``, a ``statistic`` (floating buffer, such as a running mean) or the
-            ``counter`` of batches that batch normalization keeps.
-        module: name of the layer that owns it.
-        owner: type of that layer.
-        private: it is in a `Private` module.
+        kind: ``"weight"`` (trainable), ``"statistic"`` (a floating buffer, such as a running mean), or
+            ``"counter"`` (the number of batches that batch normalization has seen).
+        module: name of its layer.
+        owner: type of its layer.
+        private: whether it belongs to a `Private` module.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class ModelStructure:
-    """The tensors that move in federated learning: trainable weights, then statistics, then counters.
+    """The tensors of a model that change in federated learning: trainable weights, then statistics, then counters.
 
-    Frozen parameters and integer buffers are constants of the architecture: every client has the same, they
-    are neither trained nor sent. Counters of batches live in the row like the rest but are never sent.
+    Frozen parameters and integer buffers are constants of the architecture: the same for every client, neither
+    trained nor sent. Counters of batches are stored in the row with the others, and are never sent.
     """
 
     items: tuple[Item, ...]
@@ -77,7 +77,7 @@ class ModelStructure:
 
     @cached_property
     def layout(self) -> Layout:
-        """Layout of the whole row."""
+        """Layout of all tensors."""
         return layout(tuple(i.name for i in self.items), tuple(i.shape for i in self.items))
 
     @cached_property
@@ -87,12 +87,12 @@ class ModelStructure:
 
     @cached_property
     def buffers(self) -> Layout:
-        """Layout of statistics and counters: what a training pass updates beside the weights."""
+        """Layout of statistics and counters, which a training pass updates."""
         return self.layout.only(self.names("statistic") | self.names("counter"))
 
     @cached_property
     def exchangeable(self) -> frozenset[str]:
-        """Names that may be sent: weights and statistics, never counters, never what is private."""
+        """Names that may be sent: weights and statistics, without counters and private tensors."""
         return frozenset(i.name for i in self.items if i.kind != "counter" and not i.private)
 
     def names(self, kind: Kind) -> frozenset[str]:
@@ -100,12 +100,12 @@ class ModelStructure:
         return frozenset(i.name for i in self.items if i.kind == kind)
 
     def owned_by(self, *types: type[nn.Module]) -> frozenset[str]:
-        """Names whose layer is of one of the types, counters and private tensors left out."""
+        """Names whose layer is of one of the types, without counters and private tensors."""
         return frozenset(i.name for i in self.items if issubclass(i.owner, types)) & self.exchangeable
 
 
 def structure_of(module: nn.Module) -> ModelStructure:
-    """Read the structure of a module.
+    """Return the structure of a module.
 
     Raises:
         UsageError: if nothing is trainable, or the model mixes floating dtypes.
@@ -123,7 +123,7 @@ def structure_of(module: nn.Module) -> ModelStructure:
     ):
         raise UsageError("the model has lazy layers without shapes yet: call it once on an example first")
     for name, tensor, kind in _tensors(module, owners):
-        path = name.rpartition(".")[0].partition(".parametrizations")[0]  # of the layer that is parametrized
+        path = name.rpartition(".")[0].partition(".parametrizations")[0]  # the layer that is parametrized
         shape = tensor.shape if kind != "counter" else torch.Size((1,))
         found.append(Item(name, shape, kind, path, type(owners[path]), owners[path] in hidden))
     if not any(i.kind == "weight" for i in found):
@@ -151,7 +151,7 @@ def _tensors(module: nn.Module, owners: dict[str, nn.Module]) -> list[tuple[str,
 
 
 def initial_tree(module: nn.Module, structure: ModelStructure) -> Tree:
-    """Copy a module's current tensors into a row of the dtype of its weights."""
+    """Return a copy of a module's current tensors as one row, in the dtype of its weights."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     dtype = tensors[structure.trainable.names[0]].dtype
     rows = [tensors[i.name].detach().to(dtype).reshape(-1) for i in structure.items]

@@ -1,9 +1,9 @@
-"""Named tensors in one flat row, and the arithmetic that methods are written in.
+"""Trees: named tensors in one flat row, and the operations that methods are written with.
 
-A model's weights, a client's memory, an upload: each is a `Tree`. Its tensors are views of one buffer, so
-an operation on a tree is one kernel however many tensors it names. A row may have leading axes, a stack of
-clients; arithmetic then broadcasts, and reductions run along the last axis alone, so that the same lines serve
-one client and many. Nothing here changes its inputs, but for `step_`.
+A model's weights, a client's memory and an upload are each a `Tree`. Its tensors are views of one buffer, so an
+operation on a tree is one kernel, whatever the number of tensors. A row may have leading axes: a stack of clients.
+Arithmetic then broadcasts, and reductions run along the last axis only, so the same lines serve one client and many.
+Nothing here changes its inputs, except `step_`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Which names a row holds, in which order and shapes; equal layouts are one object (see `layout`)."""
+    """Names and shapes of the tensors in a row, in order; equal layouts are one object (see `layout`)."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
@@ -32,7 +32,7 @@ class Layout:
 
     @cached_property
     def starts(self) -> dict[str, int]:
-        """Where each tensor begins in the row."""
+        """First position of each tensor in the row."""
         return dict(zip(self.names, accumulate(self.sizes, initial=0), strict=False))
 
     @cached_property
@@ -51,7 +51,7 @@ class Layout:
         return layout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Say how a copy is made, in this process or another one: as the one object that it is there."""
+        """Return how to copy or unpickle it: `layout` gives the one object of that process."""
         return layout, (self.names, self.shapes)
 
 
@@ -66,7 +66,7 @@ class Tree(Mapping[str, Tensor]):
 
     Args:
         layout: names and shapes.
-        flat: ``(..., layout.total)`` values; leading axes, if any, are a stack of rows.
+        flat: ``(..., layout.total)`` values; leading axes, if any, are those of a stack.
 
     Example:
         >>> tree = Tree.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
@@ -83,7 +83,7 @@ class Tree(Mapping[str, Tensor]):
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Tree:
-        """Copy named tensors into one row (they must share a dtype and a device)."""
+        """Return a tree of named tensors, which are copied into one row; they must have one dtype and one device."""
         if isinstance(tensors, Tree):
             return tensors
         dtypes = {t.dtype for t in tensors.values()}
@@ -98,7 +98,7 @@ class Tree(Mapping[str, Tensor]):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors in order; these views are made once, and serve a row that moves in place from step to step."""
+        """All tensors in order; the views are made once, and stay valid while the row changes in place."""
         if self._tensors is None:
             pieces: tuple[Tensor, ...] = self.flat.split_with_sizes(self.layout.sizes, -1)
             lead, shapes = self.flat.shape[:-1], self.layout.shapes
@@ -106,11 +106,11 @@ class Tree(Mapping[str, Tensor]):
         return self._tensors
 
     def stretch(self, name: str) -> Tensor:
-        """Return a tensor as its stretch of the row, shape ``(..., size)``: reduce along the last axis."""
+        """Return the values of a tensor as ``(..., size)``, so that reductions run along the last axis."""
         return self.flat.narrow(-1, self.layout.starts[name], self.layout.shape_of[name].numel())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Say how a copy is made: of the row, without its views."""
+        """Return how to copy or unpickle it: the row, without its views."""
         return Tree, (self.layout, self.flat)
 
     def __iter__(self) -> Iterator[str]:
@@ -127,7 +127,7 @@ class Tree(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the row: what sending it costs."""
+        """Bytes of the row, and so of sending it."""
         return self.flat.numel() * self.flat.element_size()
 
     def clone(self) -> Tree:
@@ -165,7 +165,7 @@ EMPTY = Tree.of({})
 
 
 def vectors(**named: Tensor) -> Tree:
-    """Return a tree of vectors, each ``(..., n)`` with an n of its own; leading axes broadcast.
+    """Return a tree of vectors, each ``(..., n)`` with its own n; leading axes broadcast.
 
     Example:
         >>> vectors(a=torch.zeros(2), b=torch.ones(3, 1))["a"].shape
@@ -177,7 +177,7 @@ def vectors(**named: Tensor) -> Tree:
 
 @lru_cache(maxsize=4096)
 def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, int], ...]:
-    """Return runs (source, start, length) that fill `target`; the last source that has a name gives it."""
+    """Return runs (source, start, length) that fill `target`; a name is taken from the last source that has it."""
     runs: list[tuple[int, int, int]] = []
     for name, shape in target.shape_of.items():
         owner = next((i for i in reversed(range(len(sources))) if name in sources[i].starts), None)
@@ -195,7 +195,7 @@ def _plan(target: Layout, sources: tuple[Layout, ...]) -> tuple[tuple[int, int, 
 
 @lru_cache(maxsize=4096)
 def _places(part: Layout, whole: Layout) -> tuple[tuple[int, int, int], ...]:
-    """Return runs (start in `part`, start in `whole`, length) that put a part in its place."""
+    """Return runs (start in `part`, start in `whole`, length) that map the tensors of `part` to those of `whole`."""
     runs: list[tuple[int, int, int]] = []
     for name, shape in part.shape_of.items():
         if whole.shape_of.get(name) != shape:
@@ -210,7 +210,10 @@ def _places(part: Layout, whole: Layout) -> tuple[tuple[int, int, int], ...]:
 
 
 def combine(target: Layout, *trees: Tree) -> Tree:
-    """Fill a layout from trees; of several that hold a name the last gives it. One run is a view, no copy."""
+    """Return a tree of this layout, filled from trees; a name is taken from the last tree that has it.
+
+    The result is a view, not a copy, where its values are one run of one tree.
+    """
     plan = _plan(target, tuple(t.layout for t in trees))
     pieces = [trees[i].flat.narrow(-1, start, size) for i, start, size in plan]
     if not pieces:
@@ -219,19 +222,19 @@ def combine(target: Layout, *trees: Tree) -> Tree:
 
 
 def _join(pieces: Sequence[Tensor]) -> Tensor:
-    """Concatenate rows along the last axis; leading axes broadcast."""
+    """Return rows joined along the last axis; leading axes broadcast."""
     lead = _lead(pieces)
     return torch.cat([piece if piece.shape[:-1] == lead else piece.expand(*lead, -1) for piece in pieces], dim=-1)
 
 
 def _lead(rows: Iterable[Tensor]) -> torch.Size:
-    """Return the leading axes that rows have together."""
+    """Return the broadcast leading axes of rows."""
     axes = {row.shape[:-1] for row in rows}
     return axes.pop() if len(axes) == 1 else torch.broadcast_shapes(*axes)  # type: ignore[no-untyped-call]
 
 
 def pick(tree: Tree, names: Container[str]) -> Tree:
-    """Return the named tensors of a tree, in its order; names it does not hold are ignored."""
+    """Return the named tensors of a tree, in its order; names that it does not have are ignored."""
     where = _common(tree.layout, names.layout) if isinstance(names, Tree) else tree.layout.only(names)
     return tree if where is tree.layout else combine(where, tree)
 
@@ -242,7 +245,7 @@ def _common(one: Layout, other: Layout) -> Layout:
 
 
 def overlay(base: Tree, *tops: Tree) -> Tree:
-    """Return `base` with the tensors of `tops` in place of its own (their names must be among its names).
+    """Return `base` with the tensors of `tops` in place of its own; `base` must have all their names.
 
     Example:
         >>> base = Tree.of({"a": torch.zeros(2), "b": torch.zeros(1)})
@@ -250,12 +253,12 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
         [0.0, 0.0, 1.0]
     """
     for top in tops:
-        _places(top.layout, base.layout)  # or it raises
+        _places(top.layout, base.layout)  # raises if a name or shape differs
     return combine(base.layout, base, *tops)
 
 
 def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
-    r"""Return :math:`y + a x` on the names of `x`; the other tensors of `y` are kept.
+    r"""Return :math:`y + a x` on the names of `x`, and the other tensors of `y`.
 
     Example:
         >>> y = Tree.of({"w": torch.ones(2), "mean": torch.ones(1)})
@@ -266,7 +269,7 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
 
 
 def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
-    """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: the update of an optimizer, and new statistics."""
+    """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: an optimizer's step, and new statistics."""
     if x.layout is y.layout and not tops:
         return Tree(y.layout, y.flat.addcmul(x.flat, a) if isinstance(a, Tensor) else y.flat.add(x.flat, alpha=a))
     after = _own(y, x, *tops)
@@ -275,14 +278,14 @@ def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
 
 
 def _own(tree: Tree, *others: Tree) -> Tree:
-    """Return a copy of a tree with the leading axes that all have together."""
+    """Return a copy of a tree with the broadcast leading axes of all these trees."""
     lead = _lead(t.flat for t in (tree, *others) if len(t))
     flat = tree.flat if tree.flat.shape[:-1] == lead else tree.flat.expand(*lead, -1)
     return Tree(tree.layout, flat.clone())
 
 
 def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
-    """Do what `step` returns to `y` itself."""
+    """Do the same as `step`, in place on `y`."""
     for new, old in _meetings(x, y):
         old.addcmul_(new, a) if isinstance(a, Tensor) else old.add_(new, alpha=a)
     for top in tops:
@@ -291,7 +294,7 @@ def step_(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> None:
 
 
 def _meetings(part: Tree, whole: Tree) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the runs of a part with the places in the whole that they belong to."""
+    """Yield pairs of views: a run of `part`, and the same values in `whole`."""
     for start, place, size in _places(part.layout, whole.layout):
         yield _run(part.flat, start, size), _run(whole.flat, place, size)
 
@@ -301,7 +304,7 @@ def _run(flat: Tensor, start: int, size: int) -> Tensor:
 
 
 def mix(share: float, x: Tree, y: Tree) -> Tree:
-    r"""Return :math:`s\,x + (1 - s)\,y` on the names of `y`; the other tensors of `x` are kept.
+    r"""Return :math:`s\,x + (1 - s)\,y` on the names of `y`, and the other tensors of `x`.
 
     Example:
         >>> x = Tree.of({"w": torch.ones(2), "own": torch.ones(1)})
@@ -317,7 +320,7 @@ def mix(share: float, x: Tree, y: Tree) -> Tree:
 
 
 def stacked(tree: Tree, lead: torch.Size) -> Tree:
-    """Return a tree with the leading axes of a stack, for whose rows it is the same where it has none; a view."""
+    """Return a view of a tree with these leading axes; a tree without them is repeated."""
     return Tree(tree.layout, tree.flat.expand(*lead, -1))
 
 
@@ -327,23 +330,23 @@ def zeros_like(tree: Tree) -> Tree:
 
 
 def norm(tree: Tree) -> Tensor:
-    """Return the Euclidean norm over all tensors together, shape ``(1,)`` (``(..., 1)`` for a stack)."""
+    """Return the Euclidean norm of all values together, shape ``(1,)``, or ``(..., 1)`` for a stack."""
     found: Tensor = torch.linalg.vector_norm(tree.flat, dim=-1, keepdim=True)
     return found
 
 
 def clip(tree: Tree, largest: float) -> Tree:
-    r"""Scale a tree by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, PyTorch's rule of clipping."""
+    r"""Return a tree scaled by :math:`\min(1, c / (\lVert x\rVert + 10^{-6}))`, as PyTorch clips gradients."""
     return tree * clipping(tree, largest)
 
 
 def clipping(tree: Tree, largest: float) -> Tensor:
-    """Return the factor that `clip` scales by, shape ``(1,)`` (``(..., 1)`` for a stack)."""
+    """Return the factor that `clip` scales by, shape ``(1,)``, or ``(..., 1)`` for a stack."""
     return (largest / (norm(tree) + 1e-6)).clamp(max=1.0)
 
 
 def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
-    """Choose between two trees of one layout; never by multiplication, so NaN in the other stays out."""
+    """Return the values of one of two trees of the same layout; NaN in the other tree has no effect."""
     return Tree(yes.layout, torch.where(condition, yes.flat, no.flat))
 
 

@@ -1,4 +1,4 @@
-"""The words of the contract: what passes between engine, client, part and server."""
+"""The types of the contract: what the functions of parts get and return."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Batch(NamedTuple):
     Attributes:
         x: ``(b, ...)`` inputs.
         y: ``(b, ...)`` targets.
-        key: seed of this step's randomness (dropout), the same for every pass over the batch.
-        frozen: normalize by running statistics instead of the batch's (a client with one example).
+        key: random seed of this step (dropout), the same for every pass over the batch.
+        frozen: normalize by running statistics instead of those of the batch (a client with one example).
     """
 
     x: Tensor
@@ -31,20 +31,20 @@ class Batch(NamedTuple):
 
 
 class ClientRows(NamedTuple):
-    """Neighboring clients of a stack whose batches have one size."""
+    """Neighboring clients of a stack whose batches have the same size."""
 
     rows: slice
-    """Which clients."""
+    """The clients, as rows of the stack."""
     batch: Batch
-    """Theirs, with the axis of clients first: x is ``(k, b, ...)``."""
+    """Their batches, with the axis of clients first: x is ``(k, b, ...)``."""
 
 
 class Lockstep(NamedTuple):
-    """One step of a stack of K clients, which have different numbers of steps: the first `live` take it.
+    """One step of a stack of K clients, of which the first `live` take it: clients have different numbers of steps.
 
     Attributes:
-        groups: the batches; together they cover the first `live` clients.
-        live: how many clients take the step.
+        groups: the batches of the first `live` clients.
+        live: number of clients that take the step.
         frozen: normalize by running statistics, whatever the batches say.
     """
 
@@ -54,13 +54,13 @@ class Lockstep(NamedTuple):
 
 
 Step = Batch | Lockstep
-"""What a gradient is taken on. Parts hand it on and do not look inside."""
+"""The examples of one gradient. Parts pass it on, and do not look inside."""
 
 
 def halves(step: Step) -> tuple[Step, Step]:
-    """Split a step's examples in two, every other one to each half; a batch of one example is both halves.
+    """Return a step's examples split in two, alternating; both halves of a single example are that example.
 
-    A half of a single example is normalized by running statistics, since one value has no variance.
+    A half with a single example is normalized by running statistics, since one value has no variance.
 
     Example:
         >>> one, other = halves(Batch(torch.arange(5.0), torch.arange(5)))
@@ -81,10 +81,10 @@ def _half(batch: Batch, which: int, axis: int) -> Batch:
 
 
 class Gradient(NamedTuple):
-    """What one pass over a batch gives."""
+    """The result of one forward and backward pass over a batch."""
 
     gradient: Tree
-    """Gradient of the mean loss in the trainable weights."""
+    """Gradient of the mean loss with respect to the trainable weights."""
     buffers: Tree
     """Statistics and counters after the pass."""
     loss: Tensor
@@ -92,45 +92,45 @@ class Gradient(NamedTuple):
 
 
 GradFn = Callable[[Tree, Step], Gradient]
-"""Weights and a batch to a gradient; pure. In a stack, rows that do not take the step have gradient zero."""
+"""(weights, step) -> gradient; pure. In a stack, clients that do not take the step have gradient zero."""
 
 
 class Seen(NamedTuple):
-    """What a model makes of a batch."""
+    """Outputs and features of a batch."""
 
     outputs: Tensor
-    """``(b, ...)`` of the model."""
+    """``(b, ...)`` outputs of the model."""
     features: Tensor
-    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+    """``(b, d)`` input of the layer that was asked for; for the head, the output of the body."""
 
 
 class Pass(NamedTuple):
-    """A pass of the model over one client's batch, as a part's own loss sees it; differentiable."""
+    """A forward pass over one client's batch, as the loss of a part sees it; differentiable."""
 
     outputs: Tensor
-    """``(b, ...)`` of the model."""
+    """``(b, ...)`` outputs of the model."""
     features: Tensor
-    """``(b, d)`` what the layer in question is given: for the head, what the body makes of the examples."""
+    """``(b, d)`` input of the layer that was asked for; for the head, the output of the body."""
     weights: Mapping[str, Tensor]
     """The tensors of the pass by name, buffers as they were before it."""
     layer: Callable[[Tensor], Tensor]
-    """The layer in question: features to what it gives."""
+    """The layer that was asked for: features -> its output."""
     under: Callable[[Mapping[str, Tensor]], Seen]
-    """The same examples under other weights, in evaluation mode; tensors that are not named are those of the pass."""
+    """Other weights -> outputs and features of the same examples in evaluation mode; the rest is as in the pass."""
 
 
 Term = Callable[[Pass, Tensor], Tensor]
-"""A pass and targets to the mean loss, ()."""
+"""(pass, targets) -> () mean loss."""
 
 
 class Objective(NamedTuple):
-    """A loss of a part's own, in local training.
+    """A loss that a part defines for local training.
 
     Attributes:
-        layer: name of the layer whose input are the features, such as that of the head.
+        layer: name of the layer whose input is `Pass.features`, such as the head.
         loss: (loss without this part, pass, targets, facts) -> () mean over the batch. It sees one client's batch at
             a time and draws no random numbers.
-        facts: what it needs beside the pass. In a stack it has a row for each client, of which `loss` sees one.
+        facts: other values that the loss needs. In a stack it has one row per client, and `loss` sees one of them.
     """
 
     layer: str
@@ -139,10 +139,10 @@ class Objective(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What is to be seen of a client's examples in evaluation mode: sums over them, or something of each.
+    """A function of a client's examples in evaluation mode: sums over them, or values for each of them.
 
     Attributes:
-        layer: name of the layer whose input are the features.
+        layer: name of the layer whose input is `Pass.features`.
         sums: (pass, targets, facts) -> tensors by name, summed over the batch; for `Local.each` not summed, with an
             axis of examples first.
         shapes: the shapes of these tensors by name, in the same order, without the axis of examples.
@@ -159,11 +159,11 @@ Trees = dict[str, Tree]
 """One tree per part, by the name of the part."""
 
 Direct = Callable[[Tree, Tree], Tree]
-"""Gradient and weights to the direction that is descended along."""
+"""(gradient, weights) -> the direction that the optimizer descends along."""
 
 
 class Stream(Protocol):
-    """A client's examples as mini-batches in this round's order."""
+    """A client's examples as mini-batches, in the order of this round."""
 
     @property
     def batches(self) -> int | Tensor:
@@ -172,7 +172,7 @@ class Stream(Protocol):
 
     @property
     def order(self) -> Tensor | None:
-        """(K,) the clients of a stack in the order in which this stream has them; None where it is the stack's."""
+        """(K,) rows of the stack in the order of this stream's clients; None if the order is that of the stack."""
         ...
 
     def epochs(self, count: int) -> Sequence[Step]:
@@ -181,7 +181,7 @@ class Stream(Protocol):
 
 
 class Train(Protocol):
-    """Local training as parts may call it: the run's optimizer, fresh, on the plain gradient."""
+    """Local training that parts may call: the run's optimizer with a fresh state, on the plain gradient."""
 
     def __call__(
         self,
@@ -194,15 +194,22 @@ class Train(Protocol):
         direct: Direct | None = None,
         objective: Objective | None = None,
     ) -> Tree:
-        """Return the weights after training those in `only` (all by default) along `direct` (the gradient).
+        """Return the weights after training.
 
-        The loss is the run's, or an objective's.
+        Args:
+            weights: the weights to start from.
+            only: the weights that are trained; None for all.
+            epochs: passes over the examples; None for those of the run.
+            lr: learning rate; None for that of the round.
+            freeze_statistics: normalize by running statistics, and leave them as they are.
+            direct: the direction that the optimizer descends along; None for the gradient.
+            objective: the loss; None for that of the run.
         """
         ...
 
 
 Split = Literal["train", "val"]
-"""Which of a client's examples: ``"val"`` is its validation examples, or the training ones where it has none."""
+"""The training or the validation examples of a client; ``"val"`` means the training ones if it has no others."""
 
 
 class TotalQuery(Protocol):
@@ -224,17 +231,17 @@ class EachQuery(Protocol):
 class Whole(Protocol):
     """The mean loss over all of a client's examples, normalized by running statistics.
 
-    Whatever else is random or different in training (dropout) is as in training.
+    Layers other than batch normalization are in training mode (dropout).
     """
 
     def __call__(self, weights: Tree, *, only: Scope | None = None, split: Split = "train") -> Gradient:
-        """Differentiate it in the weights of `only` (all by default); with `nothing` the loss costs no pass back."""
+        """Return it with its gradient in the weights of `only` (all by default); `nothing` saves the backward pass."""
         ...
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the first memory, server state and rows are made from."""
+    """The inputs of the functions that make memories, states and rows."""
 
     structure: ModelStructure
     weights: Tree
@@ -249,32 +256,32 @@ class Setup:
 class Local:
     """One client in one round, as one part sees it.
 
-    Where an engine stacks clients, trees and `steps` have leading axes and `seed` has theirs.
+    Where an engine stacks clients, trees, `steps` and `seed` have a leading axis of clients.
 
     Attributes:
         structure: the tensors of the model, by kind and layer.
-        shared: the exchanged tensors as they were received (the anchor of proximal terms).
-        start: weights that local training starts from.
-        end: weights it ended with (equal to `start` before training).
-        stream: the client's batches.
-        steps: (..., 1) number of steps taken (0 before training).
-        effective_steps: (..., 1) how many plain steps they are worth under the run's optimizer: more with momentum.
+        shared: the exchanged tensors as the client received them (the anchor of proximal terms).
+        start: the weights that local training starts from; in `begin`, the weights so far.
+        end: the weights that it ended with; equal to `start` before training.
+        stream: the client's training examples in batches.
+        steps: (..., 1) number of steps taken; 0 before training.
+        effective_steps: (..., 1) the number of plain steps that these are worth: more with momentum.
         lr: learning rate of this round.
-        seed: (...) int64, this client's own randomness in this round.
+        seed: (...) int64 random seed of this client in this round.
         round: rounds played before this one.
         grad: the plain gradient of the loss.
-        train: local training for parts that need a second one.
-        total: weights and a query -> its sums over all of the client's examples of a split.
-        each: weights and a query -> its values for each training example, ``(..., n, *shape)`` in the order of a
-            pass; in a stack, zeros follow where a client has fewer than n. Also for unlabelled inputs, in their order.
-        counts: number of classes C -> (..., C) how many training examples the client has of each.
-        whole: the loss of all examples of a split at once, and its gradient.
-        statistics: weights and unlabelled inputs, at least two -> mean and (biased) variance of what each layer of
-            batch normalization is given, where the inputs are one batch, by the names of its running statistics.
+        train: local training, for parts that train a second time.
+        total: (weights, query, split) -> sums over all of the client's examples of a split.
+        each: (weights, query) -> values for each training example, ``(..., n, *shape)`` in the order of a pass; in a
+            stack, zeros follow where a client has fewer than n. Also for unlabeled inputs, in their order.
+        counts: number of classes C -> (..., C) training examples of each class.
+        whole: (weights) -> the mean loss of all examples of a split, and its gradient.
+        statistics: (weights, at least two unlabeled inputs) -> mean and biased variance of the inputs of each layer of
+            batch normalization, with these inputs as one batch, by the names of its running statistics.
         memory: what this part keeps on the client between rounds; it never leaves the client.
-        received: this part's server state, as it was sent.
+        received: this part's state on the server, as it was sent.
         message: what the server sent to this client alone for this part.
-        inputs: the unlabelled inputs to predict, for the `deploy` of a part that is `transductive`; else None.
+        inputs: the unlabeled inputs to predict, in the `deploy` of a part that is `transductive`; else None.
     """
 
     structure: ModelStructure
@@ -301,16 +308,16 @@ class Local:
 
 
 Weight = float | Tensor | Tree
-"""How much an upload counts in a mean: one number, or a tree of one number per value."""
+"""The weight of an upload in a mean: one number, or a tree of one number per value."""
 
 
 class Arrival(NamedTuple):
-    """One client's upload as one part's `contribute` sees it.
+    """One client's upload, as the `contribute` of one part sees it.
 
     Attributes:
-        own: what this part's `finish` sent.
+        own: the upload that this part's `finish` returned.
         weights: the exchanged tensors that the client sent.
-        examples: training examples of the client.
+        examples: number of training examples of the client.
         steps: (1,) local steps that it took.
     """
 
@@ -326,16 +333,17 @@ class Central:
 
     Attributes:
         structure: the tensors of the model, by kind and layer.
-        old: shared tensors as the clients of this round received them.
-        new: shared tensors after it (equal to `old` until `share` has aggregated), as parts have changed them so far.
+        old: the shared tensors that the clients of this round received; in `broadcast`, those so far.
+        new: in `aggregate`, the shared tensors as the parts so far have changed them; else equal to `old`.
         lr: learning rate of this round.
-        participation: clients whose upload counts / population; while they arrive, the cohort / population.
-        seed: decides what the server draws in this round.
+        participation: in `aggregate`, clients whose upload counts / population; in `contribute`, cohort / population.
+        seed: random seed of the server in this round.
         round: rounds played before this one.
-        state: this part's server state.
-        clients: whose uploads count, by their place in the population; while they arrive, nobody. In `message`, the
-            one client that is addressed.
-        rows: this part's rows of these clients, ``(n, ...)`` in their order; in `message`, the row of that client.
+        state: this part's state.
+        clients: in `aggregate`, the clients whose uploads count, by their place in the population; in `message`, the
+            client that it is for; else empty.
+        rows: in `aggregate`, this part's rows of these clients, ``(n, ...)`` in their order; in `message`, the row of
+            the client; else empty.
         rows_of: places of any clients -> this part's rows of them, ``(n, ...)``, as they were when the round began.
     """
 
@@ -358,10 +366,10 @@ class Central:
 
 
 class Update(NamedTuple):
-    """What a part's `aggregate` changes on the server; what is None stays as it is.
+    """The changes that a part's `aggregate` makes on the server; what is None stays as it is.
 
     Attributes:
-        state: this part's server state.
+        state: this part's state.
         shared: the shared tensors.
         rows: this part's rows of the clients that arrived, ``(n, ...)`` in the order of `Central.clients`.
     """

@@ -1,1 +1,1 @@
-"""Loops over clients: who takes part, in which order examples come, what is remembered, what is measured."""
+"""Engines: how the clients of a round are trained and evaluated; and the federation in one process."""

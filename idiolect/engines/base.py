@@ -1,4 +1,4 @@
-"""What an engine is, and what it needs to know of a federation."""
+"""The protocol of engines, and the protocol of what they get their work from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Score = Callable[[Worker, ClientData, Deployed, Tree], list[float]]
 
 
 class Source(Protocol):
-    """Where an engine gets its work from; a `Federation` is one."""
+    """The work of an engine: clients and their assignments; a `Federation` is one."""
 
     @property
     def worker(self) -> Worker:
-        """What runs an assignment."""
+        """Runs assignments."""
         ...
 
     @property
@@ -41,15 +41,15 @@ class Source(Protocol):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the coming round."""
+        """Learning rate of the next round."""
         ...
 
     def sent(self, purpose: str) -> Trees:
-        """Return what the server sends to every client, to ``"train"`` or to ``"deploy"``."""
+        """Return what the server sends to every client, for the purpose ``"train"`` or ``"deploy"``."""
         ...
 
     def received(self, client: str) -> tuple[Trees, Trees]:
-        """Return a client's memory, and what the server sends to it alone."""
+        """Return a client's memory and its messages."""
         ...
 
     def assignment(self, client: str, purpose: str) -> Assignment:
@@ -58,28 +58,28 @@ class Source(Protocol):
 
 
 class Engine(Protocol):
-    """How many clients are trained and measured: in which order, where, how many at once."""
+    """A way to train and score many clients: in which order, where, and how many at once."""
 
     @property
     def width(self) -> int:
-        """How many clients share a gradient's kernels."""
+        """Number of clients per gradient: the width of a stack."""
         ...
 
     def learner(self, model: Model) -> Learner:
-        """Return how this engine differentiates a model."""
+        """Return the learner of this engine for a model."""
         ...
 
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
-        """Train clients from the present state; one outcome each, in the same order.
+        """Train clients from the present state; yield one outcome each, in the same order.
 
-        An outcome may live in memory that is used again: it is good until the next one is asked for.
+        The memory of an outcome may be used again: it is valid until the next outcome is requested.
         """
         ...
 
     def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
-        """Score clients under the weights that predict for them now, in the same order."""
+        """Score clients under the weights that predict for them now; yield in the same order."""
         ...
 
     def close(self) -> None:
-        """Let go of threads, processes and shared memory; the next call starts them anew."""
+        """Release threads, processes and shared memory; the next call starts them again."""
         ...

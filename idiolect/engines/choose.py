@@ -1,4 +1,4 @@
-"""Which engine a run gets."""
+"""The choice of the engine of a run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ FORK = hasattr(os, "fork") and os.uname().sysname == "Linux"
 def choose(
     asked: str, model: Model, clients: Mapping[str, ClientData], training: Training, cohort: int
 ) -> tuple[Engine, str]:
-    """Return an engine, and one line that says what it is and why.
+    """Return an engine, and one line about it with the reason.
 
-    On a GPU clients are stacked. On CPU there is one worker per core: forked processes, which were nowhere slower than
-    threads and twice as fast on small networks, or threads where there is no fork. A model that draws random numbers
-    in its forward pass never runs in threads, which have one random stream together.
+    On a GPU clients are stacked. On a CPU there is one worker per core: forked processes, or threads where there is no
+    fork. Processes were nowhere slower than threads, and twice as fast on small networks. A model that draws random
+    numbers in its forward pass never runs in threads, since these share one random stream.
 
     Args:
         asked: one of `NAMES`.
@@ -44,7 +44,7 @@ def choose(
         cohort: clients in a round.
 
     Raises:
-        UsageError: if there is no such engine.
+        UsageError: if there is no engine of this name.
     """
     if asked not in NAMES:
         hint, known = did_you_mean(asked, [*NAMES, "flower"]), ", ".join(NAMES)
@@ -80,7 +80,7 @@ def choose(
 
 
 def cores() -> int:
-    """Return how many cores this process may use: its affinity, and the quota of its control group."""
+    """Return the number of cores that this process may use, from its affinity and the quota of its control group."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -90,7 +90,7 @@ def cores() -> int:
 
 
 def drawing(model: Model, batch: Batch) -> str:
-    """Return which layer draws random numbers in training, or an empty string."""
+    """Return the name of a layer that draws random numbers in training, or an empty string."""
     module = model.copy().training
     state = partial(torch.cuda.get_rng_state, model.device) if model.device.type == "cuda" else torch.get_rng_state
     found: list[str] = []
@@ -113,7 +113,7 @@ def drawing(model: Model, batch: Batch) -> str:
 
 
 def not_stackable(model: Model, batch: Batch) -> str:
-    """Return why a model cannot be differentiated in a stack, naming the layer, or an empty string."""
+    """Return the layer and the reason why a model cannot be differentiated in a stack, or an empty string."""
     draws = drawing(model, batch)
     if draws:
         return f"{draws} draws random numbers, which would not be those of a client alone"
@@ -130,7 +130,7 @@ def not_stackable(model: Model, batch: Batch) -> str:
 
 
 def _width(model: Model, batch: Batch) -> int:
-    """Return how many clients fit: half of a GPU's free memory, or about 8 MB of weights, which caches hold."""
+    """Return the width of a stack: half of a GPU's free memory, or about 8 MB of weights, which fit in caches."""
     row = model.initial.nbytes
     if model.device.type != "cuda":
         return max(2, (8 << 20) // (3 * row))

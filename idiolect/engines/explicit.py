@@ -1,4 +1,4 @@
-"""How workers differentiate: by explicit kernels where a model allows it, by autograd otherwise."""
+"""The learner of workers: explicit kernels if the model allows it, autograd otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from idiolect.core.types import Gradient, Objective, Query, Step
 
 
 def explicit(model: Model) -> Learner:
-    """Return the faster of the two ways that a model allows."""
+    """Return the faster learner that the model allows."""
     general = PerThread(model)
     try:
         return _Either(Kernels(model), general)
@@ -25,7 +25,7 @@ def explicit(model: Model) -> Learner:
 
 
 class _Either:
-    """Explicit kernels for the loss of the run, autograd for losses of parts and what they look at."""
+    """Explicit kernels for the loss of the run, autograd for losses and queries of parts."""
 
     def __init__(self, kernels: Kernels, general: PerThread) -> None:
         self.structure: ModelStructure = kernels.structure
@@ -46,7 +46,7 @@ class _Either:
 
 
 class PerThread:
-    """A model that several threads may use: each has its own copy of the module, whose forward is not shared."""
+    """A model for several threads: each thread has its own copy of the module."""
 
     descend = None
 

@@ -1,4 +1,4 @@
-"""Clients and a server, one round after the other."""
+"""A federation in one process: a server, clients and an engine, one round after the other."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from idiolect.storage.memory import Store, keep_in_ram
 
 
 class Round(NamedTuple):
-    """What one round was."""
+    """The record of one round."""
 
     cohort: list[str]
     lr: float
     loss: float
-    """Training loss, mean over the clients whose upload counted."""
+    """Mean training loss over the clients whose upload counted."""
     bytes_up: int
     bytes_down: int
     gradients: int
-    """Gradients that the clients took whose upload counted."""
+    """Gradients taken by the clients whose upload counted."""
     dropped: dict[str, str]
-    """Client to the reason its upload did not count."""
+    """Reasons why uploads did not count, by client."""
 
 
 @dataclass
 class Federation(ServerState):
-    """Clients and a server in one process, at some round.
+    """A server and its clients in one process, after some rounds.
+
+    The arguments of `ServerState` come before these.
 
     Args:
         clients: the population.
-        engine: how clients are trained and measured.
-        keep: makes the store of memories from the memory of a client that has not trained yet, and the store of the
-            server's rows from the row of such a client: (name of the store, trees) -> store.
+        engine: trains and scores clients.
+        keep: (name of the store, trees) -> store. It makes the store of memories from the memory of a client that has
+            not trained yet, and the store of the server's rows from the row of such a client.
         memory: the memory of each client.
-        learner: the model as the engine differentiates it.
-
-    The other arguments are those of `ServerState`, and come before these.
+        learner: the engine's learner for the model.
     """
 
     clients: Mapping[str, ClientData]
@@ -65,11 +65,11 @@ class Federation(ServerState):
 
     @property
     def worker(self) -> Worker:
-        """What runs an assignment."""
+        """Runs assignments."""
         return Worker(self.method, self.model, self.learner, self.training)
 
     def cohort(self) -> list[str]:
-        """Draw the clients of the coming round, without replacement; at least one."""
+        """Draw the clients of the next round, without replacement; at least one."""
         return self.draw(self.population)
 
     @cached_property
@@ -86,16 +86,16 @@ class Federation(ServerState):
         return self._places[client]
 
     def received(self, client: str) -> tuple[Trees, Trees]:
-        """Return a client's memory, and what the server sends to it alone."""
+        """Return a client's memory and its messages."""
         return self.memory.get(client), self.first_messages | self.messages(client)
 
     def assignment(self, client: str, purpose: str) -> Assignment:
-        """Return the inputs of a client's round, to train or to deploy."""
+        """Return the inputs of a client's round, for the purpose ``"train"`` or ``"deploy"``."""
         key, data = RngKey(self.seed, purpose, client, self.round), self.clients[client]
         return assignment(self.model, self.training, data, key, self.sent(purpose), *self.received(client), self.lr)
 
     def play(self) -> Round:
-        """Play one round: train the cohort, store what its clients remember, aggregate, one client at a time."""
+        """Play one round: train the cohort, store memories and aggregate uploads, one client at a time."""
         cohort, sent = self.cohort(), self.sent("train")
         down = len(cohort) * _nbytes(sent) + sum(_nbytes(self.messages(client)) for client in cohort)
         played = Round(cohort, self.lr, 0.0, 0, down, 0, {})

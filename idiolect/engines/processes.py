@@ -1,4 +1,4 @@
-"""Workers that are processes: forked once, fed through shared memory, nothing pickled."""
+"""The engine with forked worker processes: inputs and results in shared memory, nothing pickled."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from idiolect.storage.shared_memory import keep_freed_memory, shared
 
 
 class Processes:
-    """Train clients side by side in forked processes, each with one thread.
+    """An engine that trains clients in parallel in forked processes, each with one thread.
 
-    The workers are forked from this process at the first call, and hold its clients and model as they are then. What
-    changes from round to round, the server's state and the client's memory, lies in memory that all share; results come
-    back the same way. A client is named by a line of text.
+    The workers are forked from this process at the first call, and have its clients and model as they are then. What
+    changes from round to round (the server's state, the client's memory and messages) is in shared memory, and so are
+    the results. A line of text names the client to train.
 
     Args:
-        workers: how many, at least 1.
+        workers: number of processes, at least 1.
 
     Raises:
         RuntimeError: if a worker fails, with its traceback, or dies.
@@ -82,13 +82,13 @@ class Processes:
             self._pool = _Pool(source, self.workers, scores)
         try:
             yield from self._pool.work(clients, -1 if score is None else self._pool.scores.index(score))
-        except BaseException:  # work is under way whose results nobody waits for
+        except BaseException:  # workers still compute results that are not needed any more
             self.close()
             raise
 
 
 class _Buffers(NamedTuple):
-    """One client's inputs and results, in memory that all processes share."""
+    """One client's inputs and results, in shared memory."""
 
     received: Trees
     messages: Trees
@@ -101,7 +101,7 @@ class _Worker(NamedTuple):
     process: BaseProcess
     line: Connection
     jobs: deque[int]
-    """What it was given and has not answered, oldest first."""
+    """Jobs that it has not answered yet, oldest first."""
 
 
 class _Pool:
@@ -112,7 +112,7 @@ class _Pool:
         self.scores = scores
         self._buffers = _buffers(source, 2 * workers + 2)
         self._workers: list[_Worker] = []
-        gc.freeze()  # a collection would write to every object, and so copy all that is shared with the workers
+        gc.freeze()  # a collection would write to every object, and so copy the pages shared with the workers
         fork = multiprocessing.get_context("fork")
         for _ in range(workers):
             ours, theirs = fork.Pipe()
@@ -132,7 +132,7 @@ class _Pool:
         gc.unfreeze()
 
     def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Buffers, list[float]]]:
-        """Have all clients worked on; give each result in order, good until the next is asked for."""
+        """Train or score all clients; yield the results in order, each valid until the next one is requested."""
         for part, tree in self.source.sent("train" if score < 0 else "deploy").items():
             self._buffers[0].received[part].flat.copy_(tree.flat)
         free, given = list(range(len(self._buffers))), iter(range(len(clients)))
@@ -180,7 +180,7 @@ class _Pool:
 
 
 def _buffers(source: Source, count: int) -> list[_Buffers]:
-    """Lay out shared memory: what is sent to all once, and for each client at work what is its own."""
+    """Return buffers in shared memory: one for what is sent to all, and the rest for each client at work."""
     (memory, messages), sent = source.received(next(iter(source.clients))), source.sent("train")
     nothing = Assignment(sent, memory, messages, NoBatches(), NoBatches(), 1.0, torch.tensor(0), 0)
     empty, received = source.worker.train(nothing), _shared(sent)
@@ -191,19 +191,19 @@ def _buffers(source: Source, count: int) -> list[_Buffers]:
 
 
 def _shared(like: Trees) -> Trees:
-    """Return trees of the same form in memory that forked processes share; their values are not set."""
+    """Return trees of the same form in shared memory; their values are not set."""
     return {part: Tree(tree.layout, shared(tree.flat)) for part, tree in like.items()}
 
 
 def _serve(
     line: Connection, others: list[Connection], source: Source, buffers: list[_Buffers], scores: list[Score]
 ) -> None:
-    """Work on clients until the line closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    """Train or score clients until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     torch.set_num_threads(1)
     keep_freed_memory()
     for other in others:
-        other.close()  # else this process would hold open the lines of its siblings
+        other.close()  # or this process would keep the connections of the other workers open
     worker, clients, seed = source.worker, source.clients, source.seed
     while True:
         try:

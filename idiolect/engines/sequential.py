@@ -11,7 +11,7 @@ from idiolect.rounds.client import Outcome
 
 
 class Sequential:
-    """Train one client after the other through ordinary autograd; every other engine must agree with this one."""
+    """An engine that trains one client after the other with ordinary autograd; all others must agree with it."""
 
     width = 1
 

@@ -1,8 +1,8 @@
-"""Many clients at once: the same client round on rows of a matrix, one client a row.
+"""The engine that stacks clients: one client round for many clients, with one row per client.
 
-A step costs about as many kernel launches for a whole stack as for one client, which is what a GPU and tiny networks
-are short of. Clients keep their own batches: they are sorted by size, so that those which still have a step to take are
-the first rows, and neighbors whose batches have one size are differentiated together, at their true size.
+A step launches about as many kernels for a whole stack as for one client; on a GPU and with tiny networks, launches are
+the limit. Clients keep their own batches. They are sorted by size, so that those with a step left are the first rows.
+Neighbors whose batches have the same size are differentiated together, at this size, without padding.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 @dataclass
 class Stacked:
-    """Train and deploy clients in stacks, under `torch.func.vmap`.
+    """An engine that trains and deploys clients in stacks, with `torch.func.vmap`.
 
     Args:
-        width: clients per stack, at least 1. Results depend on it by rounding alone.
+        width: clients per stack, at least 1. Results depend on it only by rounding.
     """
 
     width: int
@@ -44,7 +44,7 @@ class Stacked:
         return f"stacks of {self.width}"
 
     def learner(self, model: Model) -> Learner:
-        """Return the model itself, which differentiates stacks too."""
+        """Return the model itself, which also differentiates stacks."""
         return model
 
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
@@ -59,7 +59,7 @@ class Stacked:
         return self._each(source, clients, "train", trained)
 
     def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:
-        """See `Engine`; weights that adapt to the inputs are found client by client."""
+        """See `Engine`; weights that depend on the inputs are computed client by client."""
         if source.worker.method.transductive:
             yield from Sequential().measure(source, clients, score)
             return
@@ -78,7 +78,7 @@ class Stacked:
     def _each(
         self, source: Source, clients: Sequence[str], purpose: str, do: Callable[[Assignment], Sequence[T]]
     ) -> Iterator[T]:
-        """Do something to all clients, a stack at a time; the results come in the order of the clients."""
+        """Apply a function to all clients, a stack at a time; yield the results in the order of the clients."""
         for start in range(0, len(clients), self.width):
             works = [source.assignment(client, purpose) for client in clients[start : start + self.width]]
             by_size = sorted(range(len(works)), key=lambda i: -len(source.clients[clients[start + i]].train.y))
@@ -87,7 +87,7 @@ class Stacked:
 
 
 def stack_of(works: Sequence[Assignment]) -> Assignment:
-    """Return one assignment for all: what was received is the same for everybody, the rest has a row for each."""
+    """Return one assignment for several clients: `received` is common to all, the rest has one row per client."""
     seeds = torch.stack([w.seed for w in works])
     return works[0]._replace(
         memory=_rows([w.memory for w in works]),
@@ -103,7 +103,7 @@ def _rows(trees: Sequence[Trees]) -> Trees:
 
 
 def _together(streams: Sequence[Stream]) -> Together:
-    """Return the streams of a stack in step, in the order of their sizes where that is another than the stack's."""
+    """Return the streams of a stack as one, sorted by size."""
     shuffled = [s for s in streams if isinstance(s, Shuffled)]
     order = sorted(range(len(shuffled)), key=lambda i: -len(shuffled[i].y))
     arranged = None if order == sorted(order) else torch.tensor(order, device=shuffled[0].x.device)
@@ -111,17 +111,17 @@ def _together(streams: Sequence[Stream]) -> Together:
 
 
 def _apart(trees: Trees, count: int) -> list[Trees]:
-    """Return each client's row; a tree that does not differ between clients is everybody's."""
+    """Return each client's row; a tree without the axis of clients is the same for all of them."""
     rows = {p: tree.flat.expand(count, -1).unbind() for p, tree in trees.items()}
     return [{p: Tree(trees[p].layout, rows[p][i]) for p in trees} for i in range(count)]
 
 
 class Together:
-    """The streams of a stack of clients, in step.
+    """The streams of a stack of clients, which take their steps together.
 
     Args:
-        streams: the client with the most examples comes first.
-        order: (K,) which clients of the stack these are, where the stack has another order.
+        streams: the clients' streams; the client with the most examples comes first.
+        order: (K,) rows of the stack in the order of the streams; None if the order is that of the stack.
     """
 
     def __init__(self, streams: Sequence[Shuffled], order: Tensor | None = None) -> None:
@@ -136,12 +136,12 @@ class Together:
 
     @cached_property
     def examples(self) -> tuple[Tensor, Tensor]:
-        """All examples, ``(K, n, ...)``; shorter clients are padded with zeros that no batch holds."""
+        """All examples, ``(K, n, ...)``; shorter clients are padded with zeros, which are in no batch."""
         x, y = ([getattr(s, axis) for s in self._streams] for axis in "xy")
         return pad_sequence(x, batch_first=True), pad_sequence(y, batch_first=True)
 
     def epochs(self, count: int) -> Sequence[Lockstep]:
-        """Return the steps of the first `count` passes; passes begin together."""
+        """Return the steps of the first `count` passes; all clients begin a pass together."""
         longest, widest = self.counts[0], max(max(s.sizes) for s in self._streams)
         rows = np.zeros((count * longest, len(self._streams), widest), np.int64)
         for client, stream in enumerate(self._streams):
@@ -152,7 +152,7 @@ class Together:
         return _Locksteps(self, torch.from_numpy(rows).to(self._streams[0].x.device), self._plan())
 
     def _plan(self) -> list[list[tuple[slice, int]]]:
-        """Return for each step of a pass the neighbors whose batches have one size, and that size."""
+        """Return, for each step of a pass, the runs of neighbors with the same batch size, and that size."""
         plan = []
         for k in range(self.counts[0]):
             live = [s.sizes[k] for s in self._streams if s.batches > k]
@@ -166,7 +166,7 @@ class Together:
 
     @property
     def batch_norm(self) -> bool:
-        """Whether the model normalizes by batch."""
+        """Whether the model has batch normalization."""
         return self._streams[0].batch_norm
 
 

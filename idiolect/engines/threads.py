@@ -1,4 +1,4 @@
-"""Workers that are threads: one per core, a client's whole local training before the next."""
+"""The engine with one thread per core; each trains one client after the other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Train clients side by side in threads of this process, each with one thread of its own for arithmetic.
+    """An engine that trains clients in parallel in threads of this process; each computes on one core.
 
-    Kernels of a millisecond leave the interpreter free meanwhile; for smaller ones take `Processes`. PyTorch's random
-    stream is one for all threads: a model that draws in its forward pass (dropout) needs processes too.
+    Kernels of a millisecond release the interpreter long enough; for smaller ones use `Processes`. All threads share
+    PyTorch's random stream, so a model that draws in its forward pass (dropout) needs processes, too.
 
     Args:
-        workers: how many, at least 1.
+        workers: number of threads, at least 1.
     """
 
     width = 1
@@ -39,7 +39,7 @@ class Threads:
         return f"{self.workers} threads"
 
     def learner(self, model: Model) -> Learner:
-        """Return explicit kernels, or the model with one copy of its module for each thread."""
+        """Return explicit kernels, or the model with a copy of its module for each thread."""
         return explicit(model)
 
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
@@ -64,7 +64,7 @@ class Threads:
     def _each(
         self, source: Source, clients: Sequence[str], purpose: str, do: Callable[[str, Assignment], T]
     ) -> Iterator[T]:
-        """Give clients to the workers in their order, a few ahead of the one that is waited for."""
+        """Submit clients to the workers in order, a few ahead of the one whose result is next."""
         if not self._pool:
             keep_freed_memory()
             self._pool = ThreadPoolExecutor(self.workers, "idiolect")
@@ -85,5 +85,5 @@ class Threads:
 
 
 def _alone(do: Callable[[str, Assignment], T], client: str, work: Assignment) -> T:
-    torch.set_num_threads(1)  # for this thread; MKL's number is everybody's, and is given back at the end
+    torch.set_num_threads(1)  # for this thread; MKL's number is global, and is restored at the end
     return do(client, work)

@@ -1,1 +1,1 @@
-"""One round: a client's training, the server's aggregation, and what both are made from."""
+"""One round: a client's local training, the server's aggregation, and their inputs."""

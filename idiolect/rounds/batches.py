@@ -1,4 +1,4 @@
-"""A client's examples as mini-batches, in an order that its name, the round and the seed alone decide."""
+"""A client's examples as mini-batches, in an order that depends only on its name, the round and the seed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from idiolect.rounds.training import Training
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Shuffled mini-batches; examples are gathered when a batch is looked at.
+    """Shuffled mini-batches; examples are gathered when a batch is read.
 
-    A last batch may be smaller. Under batch normalization a last batch of one joins the batch before it, and a
-    client with a single example trains with the running statistics, since one value has no variance.
+    The last batch may be smaller. Under batch normalization a last batch of one example joins the batch before it, and
+    a client with a single example trains with the running statistics, since one value has no variance.
 
     Args:
         x: ``(n, ...)`` inputs.
         y: ``(n, ...)`` targets.
         batch_size: examples per batch; None for all at once.
-        batch_norm: whether the model normalizes by batch.
-        words: seed, purpose, client and round: what the order depends on, beside the epoch.
+        batch_norm: whether the model has batch normalization.
+        words: seed, purpose, client and round: the order depends on these and the epoch.
 
     Example:
         >>> batches = Shuffled(torch.arange(5.0), torch.arange(5), 2, True, (0, "train", "a", 1)).epochs(1)
@@ -67,7 +67,7 @@ class Shuffled:
         return _Batches(self, [rows for order in orders for rows in order.split_with_sizes(self.sizes)])
 
     def permutation(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples in the order of one pass, batch after batch."""
+        """Return the positions of the examples in the order of one pass."""
         n = len(self.y)
         return np.arange(n) if self.batches == 1 else stream(*self.words, "order", epoch).permutation(n)
 
@@ -97,18 +97,18 @@ class _Batches(Sequence[Batch]):
 
 
 class NoBatches:
-    """No examples: a round of them shows what is sent and kept, and trains nothing."""
+    """A stream without examples: a round with it trains nothing, and shows the form of uploads and memory."""
 
     batches = 0
     order = None
 
     def epochs(self, count: int) -> Sequence[Batch]:
-        """Return no batch at all."""
+        """Return no batches."""
         return []
 
 
 class RngKey(NamedTuple):
-    """What everything random in a client's round depends on."""
+    """The values that all randomness in a client's round depends on."""
 
     seed: int
     purpose: str
@@ -127,7 +127,7 @@ def assignment(
     messages: Trees,
     lr: float,
 ) -> Assignment:
-    """Return the inputs of a client's round, on the device of the model: the same wherever the client is."""
+    """Return the inputs of a client's round, on the device of the model; simulator and sites both call this."""
 
     def stream_of(examples: Examples, *words: str) -> Shuffled:
         return Shuffled(examples.x, examples.y, training.batch_size, model.structure.has_batch_norm, (*key, *words))

@@ -1,4 +1,4 @@
-"""A trial round of a method on a model, which checks once what each part returns: a step then costs nothing more."""
+"""A trial round before training, which checks the results of all hooks once, so that training steps need no checks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from idiolect.rounds.server_state import ServerState
 
 
 def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
-    """Play one step of one client, aggregate it and deploy, and check what each hook of each part returns.
+    """Train one client for one step, aggregate and deploy, and check the results of all hooks.
 
     Args:
         state: the server before its first round; it is not changed.
         worker: trains and deploys.
-        work: the inputs of a client's round; one batch of them is used.
+        work: the inputs of a client's round; only the first batch is used.
 
     Raises:
-        UsageError: one line that names the part, the hook, what it returned and what was expected.
+        UsageError: one line that names the part, the hook, its result and what was expected.
     """
     method = checked(state.method, state.model.structure)
     trial = replace(worker, method=method)
@@ -44,7 +44,7 @@ def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
 
 
 class FirstBatch:
-    """A stream of which every pass is its first batch."""
+    """A stream that consists of the first batch of another one."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -57,12 +57,12 @@ class FirstBatch:
         return min(found, 1) if isinstance(found, int) else found.clamp(max=1)
 
     def epochs(self, count: int) -> Sequence[Step]:
-        """Return the first batch, once for all passes."""
+        """Return the first batch, once for any number of passes."""
         return self._stream.epochs(1)[:1]
 
 
 def checked(method: Method, structure: ModelStructure) -> Method:
-    """Return a method whose hooks check what they return."""
+    """Return a method whose hooks check their results."""
     return replace(method, parts=tuple(_checked(part, structure) for part in method.parts))
 
 
@@ -81,7 +81,7 @@ def _checked(part: Part, structure: ModelStructure) -> Part:
 
 @dataclass(frozen=True)
 class _Hook:
-    """A hook of a part, as messages name it."""
+    """A hook of a part, and the checks of its result."""
 
     part: Part
     name: str
@@ -192,10 +192,10 @@ def _form(tree: Tree) -> str:
 
 
 def check_stack(worker: Worker, stack: Assignment, alone: Sequence[Assignment]) -> None:
-    """Check that clients in a stack get what each gets alone.
+    """Check that clients in a stack get the same results as each client alone.
 
     Raises:
-        UsageError: one line that names the part whose arithmetic mixes clients.
+        UsageError: one line that names the part that mixes clients.
     """
     apart = _difference(worker, stack, alone)
     if not apart:
@@ -219,7 +219,7 @@ def _only(work: Assignment, method: Method) -> Assignment:
 
 
 def _difference(worker: Worker, stack: Assignment, alone: Sequence[Assignment]) -> str:
-    """Return where a stack and its clients alone differ by more than rounding, or an empty string."""
+    """Return how a stack and its clients alone differ by more than rounding, or an empty string."""
     together, singles = worker.train(_cut(stack)), [worker.train(_cut(work)) for work in alone]
     for kind in ("uploads", "memory"):
         for part, tree in getattr(together, kind).items():

@@ -1,6 +1,6 @@
-"""One client, one round: the only training loop of the project, pure, so that it runs anywhere.
+"""One round of one client: pure functions that run in any process.
 
-The same lines run a stack of clients: trees then have an axis of clients first, and a step is a `Lockstep`.
+The same lines run a stack of clients: trees then have a leading axis of clients, and a step is a `Lockstep`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from idiolect.rounds.training import Training
 
 
 class Outcome(NamedTuple):
-    """What a client's round gives."""
+    """The result of a client's round."""
 
     uploads: Trees
     memory: Trees
@@ -36,10 +36,10 @@ class Outcome(NamedTuple):
     loss: Tensor
     """() mean training loss over those steps."""
     gradients: Tensor
-    """(1,) gradients taken in the round, in local training and beside it."""
+    """(1,) gradients taken in the round, in local training and in queries."""
 
     def flaw(self) -> str:
-        """Return what is not finite in it, or an empty string."""
+        """Return a message about values that are not finite, or an empty string."""
         return not_finite("upload", self.uploads) or not_finite("memory", self.memory)
 
 
@@ -47,18 +47,18 @@ class Assignment(NamedTuple):
     """The inputs of one client's round."""
 
     received: Trees
-    """What every client is sent: the shared tensors, and the server's state of each part."""
+    """What every client is sent: the shared tensors, and the state of each part."""
     memory: Trees
-    """What the client keeps between rounds."""
+    """What the client keeps between rounds, by part."""
     messages: Trees
-    """What the server sends to this client alone."""
+    """What the server sends to this client alone, by part."""
     stream: Stream
     """Training examples."""
     validation: Stream
-    """Validation examples, or the training ones where there are none."""
+    """Validation examples, or the training examples if there are none."""
     lr: float
     seed: Tensor
-    """() int64; its axes, if any, are those of a stack."""
+    """() int64; leading axes, if any, are those of a stack."""
     round: int
 
 
@@ -67,7 +67,7 @@ class Deployed(NamedTuple):
 
     weights: Tree
     adapt: Callable[[Tree, Tensor], Tree] | None = None
-    """Weights and unlabelled inputs to the weights that predict for these; None where the inputs change nothing."""
+    """(weights, unlabeled inputs) -> the weights that predict for them; None if they do not depend on the inputs."""
 
     def at(self, inputs: Tensor) -> Tree:
         """Return the weights that predict for these inputs."""
@@ -76,13 +76,13 @@ class Deployed(NamedTuple):
 
 @dataclass(frozen=True)
 class Worker:
-    """Runs assignments: in this process, in a thread, in a forked process or in an actor.
+    """Everything that is needed to run assignments, in this process, a thread, a forked process or an actor.
 
     Args:
-        method: what is exchanged and how clients train.
+        method: the method.
         model: the model and its loss.
-        learner: how the model is differentiated.
-        training: local training.
+        learner: computes gradients and predictions of the model.
+        training: settings of local training.
     """
 
     method: Method
@@ -95,12 +95,12 @@ class Worker:
         return client_round(self.method, self.learner, self.training, work)
 
     def deploy(self, work: Assignment) -> Deployed:
-        """Return the weights that predict."""
+        """Return the weights that predict for a client, or for a stack of clients."""
         return deployed(self.method, self.learner, self.training, work)
 
 
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
-    """Train one client for one round. The inputs are not changed."""
+    """Train one client, or a stack of clients, for one round. The inputs are not changed."""
     model = Counted(model, work.received["share"].flat.new_zeros(*work.seed.shape, 1))
     weights, memory, local = _begin(method, model, training, work)
     views = {p.name: _view(p, local, memory, work) for p in method.parts}
@@ -130,7 +130,7 @@ def client_round(method: Method, model: Learner, training: Training, work: Assig
 
 
 def deployed(method: Method, model: Learner, training: Training, work: Assignment) -> Deployed:
-    """Return the weights that predict for a client now: the start of its next round, then each `deploy`."""
+    """Return the weights that predict for a client now: the start of its next round, after each part's `deploy`."""
     weights, memory, local = _begin(method, model, training, work)
     deploying = [(p, p.deploy, _view(p, local, memory, work)) for p in method.parts if p.deploy]
     for part, deploy, view in deploying:
@@ -149,16 +149,16 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
 
 
 def _whole(part: Part, model: Learner, weights: Tree) -> Tree:
-    """Return the weights, if no part has filled buffers to predict yet."""
+    """Return the weights; raise if a part before this one has filled buffers that only predictions need."""
     if weights.layout is not model.structure.layout:
         raise UsageError(f"list {part.name} before the part that fills buffers to predict: it works on weights alone")
     return weights
 
 
 def not_finite(kind: str, trees: Trees) -> str:
-    """Return what is not finite in trees by part, or an empty string."""
+    """Return a message about values that are not finite, or an empty string."""
     for part, tree in trees.items():
-        if not (torch.isfinite(tree.flat.sum()) or torch.isfinite(tree.flat).all()):  # a finite sum says it all
+        if not (torch.isfinite(tree.flat.sum()) or torch.isfinite(tree.flat).all()):  # a finite sum is enough
             name = next(n for n in tree if not torch.isfinite(tree[n]).all())
             bad = int((~torch.isfinite(tree[name])).sum())
             return f"{bad} values of {name} are not finite in its {kind} ({part})"
@@ -166,13 +166,13 @@ def not_finite(kind: str, trees: Trees) -> str:
 
 
 def _view(part: Part, local: Local, memory: Trees, work: Assignment) -> Local:
-    """Return a round as one part sees it."""
+    """Return the round as one part sees it."""
     name = part.name
     return replace(local, memory=memory[name], received=work.received[name], message=work.messages[name])
 
 
 def _begin(method: Method, model: Learner, training: Training, work: Assignment) -> tuple[Tree, Trees, Local]:
-    """Return the weights that training starts from, the memory then, and the round as parts see it."""
+    """Return the weights to start from, the memory after `begin`, and the round as parts see it."""
     memory, weights = dict(work.memory), EMPTY
     local = _local(model, training, work)
     for part in method.parts:
@@ -184,7 +184,7 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
 
 
 def _local(model: Learner, training: Training, work: Assignment) -> Local:
-    """Return a round as parts see it, before it begins."""
+    """Return the round as parts see it, before `begin`."""
 
     def train(
         weights: Tree,

@@ -28,22 +28,22 @@ def descend(
     """Take one optimizer step per batch; return the weights, the steps taken (..., 1) and the mean loss (...).
 
     Args:
-        model: what is differentiated.
+        model: the model.
         training: optimizer, clipping, groups.
-        weights: where it starts; they are not changed.
+        weights: the weights to start from; they are not changed.
         steps: the batches.
         lr: learning rate.
-        grad: another gradient than the model's own.
-        direct: what is made of the gradient before the optimizer sees it.
-        frozen: normalize by running statistics throughout.
+        grad: gradient function; None for the model's own.
+        direct: (gradient, weights) -> the direction for the optimizer; None for the gradient.
+        frozen: normalize by running statistics in all steps.
     """
-    row = weights.clone()  # this descent's own: from here on it moves in place
+    row = weights.clone()  # from here on this copy changes in place
     taken, total = torch.zeros_like(row.flat[..., :1]), torch.zeros_like(row.flat[..., 0])
     plain = model.descend if training.plain and grad is None and direct is None else None
     gradient, state = grad or model.grad, OptimizerState()
 
     def take(step: Step, live: slice | EllipsisType) -> Tensor:
-        """Take a step; what it makes is let go when it ends, so that the next one finds room in the cache."""
+        """Take a step; its tensors are freed when it ends, so that the next step finds room in the cache."""
         nonlocal state
         out = gradient(row, step)
         direction = direct(out.gradient, row) if direct else out.gradient
@@ -55,7 +55,7 @@ def descend(
         step_(here, -lr * factor, move, _rows(out.buffers, live))
         return out.loss
 
-    with torch.inference_mode(model.descend is not None):  # no graph is made: each operation costs less
+    with torch.inference_mode(model.descend is not None):  # without autograd each operation costs less
         for batch in steps:
             step = batch._replace(frozen=True) if frozen else batch
             live = slice(step.live) if isinstance(step, Lockstep) else ...
@@ -74,7 +74,7 @@ def _rows(tree: Tree, which: slice | EllipsisType) -> Tree:
 
 
 def _over(first: Tree, whole: Tree) -> Tree:
-    """Return a stack with its first rows replaced."""
+    """Return the stack `whole` with its first rows replaced by `first`."""
     if first.flat.shape == whole.flat.shape:
         return first
     return Tree(whole.layout, torch.cat([first.flat, whole.flat[len(first.flat) :]]))
@@ -83,7 +83,7 @@ def _over(first: Tree, whole: Tree) -> Tree:
 def _move(
     model: Learner, training: Training, direction: Tree, weights: Tree, state: OptimizerState
 ) -> tuple[Tree, Tensor | float, OptimizerState]:
-    """Return what the optimizer takes off the weights, before the learning rate and a factor; the factor; its state."""
+    """Return the optimizer's move, a factor on it, and the optimizer's next state."""
     if training.clip is not None:
         if training.bare:  # clipped within the step
             return direction, clipping(direction, training.clip), state

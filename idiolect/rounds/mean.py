@@ -1,4 +1,4 @@
-"""The weighted mean over a cohort's uploads, taken one upload at a time."""
+"""The weighted mean over a cohort's uploads, computed one upload at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Mean:
         self._dtype = torch.float32
 
     def add(self, tree: Tree, weight: float, count: Weight = 1.0) -> None:
-        """Add one tree, which counts `weight` times `count`.
+        """Add one tree with the weight `weight` times `count`.
 
         Raises:
             ValueError: if the tree or the count has another form than those before, or a count is negative or not
@@ -52,13 +52,13 @@ class Mean:
         factor = weight * float(count)
         if not (factor >= 0 and math.isfinite(factor)):
             raise ValueError(f"a weight in a mean must be finite and at least 0, got {float(count)}")
-        block = 2**15 if tree.flat.is_cpu else max(1, len(tree.flat))  # a CPU first copies it to float64: in the cache
+        block = 2**15 if tree.flat.is_cpu else max(1, len(tree.flat))  # on a CPU the float64 copy stays in the cache
         for total, part in zip(torch.split(self._sum, block), torch.split(tree.flat, block), strict=True):
             total.add_(part, alpha=factor)
         self._weight = self._weight + factor
 
     def result(self, default: Callable[[Layout], Tree] | None = None) -> Tree:
-        """Return the mean of what was added; a value that nobody counted is that of `default`, or 0."""
+        """Return the mean; a value whose weights are all zero is that of `default`, or 0."""
         if self._sum is None:
             raise UsageError("a round needs at least one client's upload")
         if not isinstance(self._weight, Tensor) and self._weight > 0:

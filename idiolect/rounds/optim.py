@@ -1,7 +1,7 @@
 r"""Local optimizers and learning-rate schedules, as pure functions of trees.
 
 An optimizer turns a direction :math:`d` into a move :math:`m`; the step is :math:`w \leftarrow w - \eta m`.
-Its state lives for one client's round: it is made anew at each participation.
+Its state lasts for one client's round, and is new in the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEP = layout(("step",), (torch.Size([1]),))
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """A pair of pure functions."""
+    """A local optimizer: pure functions of direction and state."""
 
     @property
     def weight_decay(self) -> float:
@@ -39,7 +39,7 @@ class Optimizer(Protocol):
         ...
 
     def effective_steps(self, steps: Tensor) -> Tensor:
-        """Return how many plain steps these are worth, if the direction were the same in all of them."""
+        """Return the number of plain steps that go as far as these, if the direction is constant."""
         ...
 
 
@@ -115,7 +115,7 @@ class Adam:
         return unbiased / scale, {"first": first, "second": second, "step": step}
 
     def effective_steps(self, steps: Tensor) -> Tensor:
-        """See `Optimizer`; a constant direction gives steps of one length."""
+        """See `Optimizer`; with a constant direction all steps have the same length."""
         return steps
 
 
@@ -139,7 +139,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Exponential:
-    r"""Round :math:`t` trains with :math:`\eta \gamma^t`, whoever takes part.
+    r"""The learning rate of round :math:`t` is :math:`\eta \gamma^t`, whichever clients take part.
 
     Args:
         gamma: decay per round, in (0, 1].
@@ -184,5 +184,5 @@ class Cosine:
     floor: float = 0.0
 
     def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return the learning rate at this fraction of the run; the last round is still above the floor."""
+        """Return the learning rate of a round; that of the last round is still above the floor."""
         return lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * round / rounds)))

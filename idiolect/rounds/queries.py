@@ -1,4 +1,4 @@
-"""What a part may ask of all of a client's examples; in a stack every client is asked, and answers in its row."""
+"""Queries of parts over all of a client's examples; in a stack the result has one row per client."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Queries:
     """Queries over all of a client's examples.
 
     Args:
-        model: how the model is evaluated and differentiated.
+        model: evaluates and differentiates the model.
         streams: the examples of each split.
-        none: (..., 1) zeros, whose leading axes are those of the stack.
+        none: (..., 1) zeros with the leading axes of the stack.
     """
 
     model: Learner
@@ -33,11 +33,11 @@ class Queries:
 
     @property
     def lead(self) -> torch.Size:
-        """The axes of the stack."""
+        """The leading axes of the stack."""
         return self.none.shape[:-1]
 
     def total(self, weights: Tree, query: Query, split: Split = "train") -> Tree:
-        """Return the sums of a query over all examples; zero where there are none."""
+        """Return the sums of a query over all examples; zero if there are none."""
         stream = self.streams[split]
         where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
         weights = _arranged(stacked(weights, self.lead), stream.order)
@@ -48,7 +48,7 @@ class Queries:
         return _arranged(total, stream.order, back=True)
 
     def each(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
-        """Return what a query sees of each example, and zeros after a client's last; no row where there are none."""
+        """Return the values of a query for each training example, and zeros after the last example of a client."""
         if inputs is not None:
             return self._each_input(weights, query, inputs)
         weights, alone, taken = stacked(weights, self.lead), not self.lead, [0] * self.none.numel()
@@ -79,7 +79,7 @@ class Queries:
         return Tree.of({name: torch.cat([piece[name] for piece in pieces]) for name in query.shapes})
 
     def counts(self, classes: int) -> Tensor:
-        """Return how many examples of each class there are, ``(..., classes)``, in the dtype of the weights.
+        """Return the number of training examples of each class, ``(..., classes)``, in the dtype of the weights.
 
         Raises:
             UsageError: if targets are not one class label per example.
@@ -95,7 +95,7 @@ class Queries:
         return total
 
     def whole(self, weights: Tree, *, only: Scope | None = None, split: Split = "train") -> Gradient:
-        """Return the mean loss of all examples and its gradient, batch by batch; zero where there are none."""
+        """Return the mean loss of all examples and its gradient, batch by batch; zero if there are none."""
         structure, stream = self.model.structure, self.streams[split]
         weights = _arranged(stacked(weights, self.lead), stream.order)
         names = None if only is None else only(structure)
@@ -115,14 +115,14 @@ class Queries:
 
 
 def _arranged(tree: Tree, order: Tensor | None, back: bool = False) -> Tree:
-    """Return the rows of a stack in the order of a stream, or back in the order of the stack."""
+    """Return the rows of a stack in the order of a stream, or with `back` in the order of the stack."""
     if order is None or tree.flat.dim() == 1:
         return tree
     return Tree(tree.layout, tree.flat[order.argsort() if back else order])
 
 
 def _examples(step: Step, like: Tensor) -> Tensor:
-    """Return how many examples each client has in a step, ``(..., 1)``."""
+    """Return the number of examples of each client in a step, ``(..., 1)``."""
     if not isinstance(step, Lockstep):
         return torch.full_like(like, len(step.y))
     counts = torch.zeros_like(like)

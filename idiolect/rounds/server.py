@@ -1,4 +1,4 @@
-"""The server's round: a weighted mean per part, one upload at a time, then each part's own step."""
+"""The server's round: a weighted mean per part, one upload at a time, then each part's `aggregate`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from idiolect.rounds.mean import Mean
 
 
 class Upload(NamedTuple):
-    """What the server receives from one client."""
+    """An upload of one client."""
 
     client: int
     """Its place in the population."""
@@ -27,14 +27,14 @@ class Upload(NamedTuple):
     examples: int
     """Training examples of the client."""
     steps: torch.Tensor
-    """(1,) local steps it took."""
+    """(1,) local steps that it took."""
 
 
 class Aggregated(NamedTuple):
     """The server after a round."""
 
     clients: tuple[int, ...]
-    """Whose uploads counted, by their place in the population, in the order of arrival."""
+    """The clients whose uploads counted, by their place in the population, in the order of arrival."""
     server: Trees
     """One state per part."""
     rows: Trees
@@ -42,11 +42,11 @@ class Aggregated(NamedTuple):
 
 
 RowsOf = Callable[[Sequence[int]], Trees]
-"""Places of clients in the population to their rows, ``(n, ...)``, by part that has rows."""
+"""Places of clients in the population -> their rows, ``(n, ...)``, by part that has rows."""
 
 
 def broadcast(method: Method, server: Trees, central: Central) -> Trees:
-    """Return what clients that train are sent: the shared tensors, and the state of each part."""
+    """Return what is sent to all clients that train: the shared tensors, and the state of each part."""
     shared = server["share"]
     for part in method.parts:
         if part.broadcast:
@@ -61,13 +61,13 @@ def server_round(
     """Aggregate one round's uploads into the next state of the server. The inputs are not changed.
 
     Args:
-        method: whose parts aggregate.
+        method: the method.
         server: the state of the server, one tree per part.
         arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort unless a
             part is `individual`.
-        central: with `old` and `new` both the shared tensors as clients received them.
-        population: number of clients there are.
-        rows: places of clients to their rows, ``(n, ...)`` by part.
+        central: the round; its `old` and `new` are both the shared tensors as clients received them.
+        population: number of clients in the population.
+        rows: places of clients -> their rows, ``(n, ...)``, by part.
     """
     aggregating = [p for p in method.parts if p.aggregate]
     means = {p.name: Mean() for p in aggregating if not p.individual}
@@ -78,7 +78,7 @@ def server_round(
         for part in aggregating:
             tree, weight = _contribution(part, replace(central, state=server[part.name]), upload)
             if part.individual:
-                uploads[part.name].append(tree.clone())  # an upload may lie in memory that is used again
+                uploads[part.name].append(tree.clone())  # the memory of an upload may be used again for the next one
             else:
                 equal = part.uniform or method.weighting == "uniform"
                 try:
@@ -109,14 +109,14 @@ def server_round(
 
 
 def message(part: Part, central: Central) -> Tree:
-    """Return what one client is sent alone for a part that has rows; `central` holds the state and its row."""
+    """Return the message of a part to one client; `central` holds the part's state and the client's row."""
     if part.message:
         return tree_of(part, "message", part.message(central))
     return EMPTY if part.server_only else central.rows
 
 
 def _contribution(part: Part, central: Central, upload: Upload) -> tuple[Tree, Weight]:
-    """Return what of an upload enters the mean of a part, and its weight."""
+    """Return what an upload contributes to the mean of a part, and its weight."""
     own = upload.uploads[part.name]
     if not part.contribute:
         return own, 1.0
@@ -130,7 +130,7 @@ def _rows_of(rows: RowsOf, part: Part, clients: Sequence[int]) -> Tree:
 
 
 def _default(central: Central, like: Layout) -> Tree:
-    """Return what a value is that nobody counted: that of the state, or of the shared tensors, or 0."""
+    """Return the values for which all weights are zero: those of the state, or of the shared tensors, or 0."""
     zeros = Tree(like, central.old.flat.new_zeros(like.total))
     return overlay(zeros, *(_fitting(tree, like) for tree in (central.old, central.state)))
 
@@ -146,7 +146,7 @@ def _checked(part: Part, update: object) -> Update:
 
 
 def tree_of(part: Part, hook: str, found: object) -> Tree:
-    """Return what a hook of a part returned, which must be a tree."""
+    """Return the result of a hook; raise if it is not a tree of floating tensors."""
     if not isinstance(found, Tree):
         raise UsageError(f"{part.name}: {hook} must return a Tree, not {kind_of(found)}")
     if not found.flat.is_floating_point():
@@ -155,7 +155,7 @@ def tree_of(part: Part, hook: str, found: object) -> Tree:
 
 
 def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -> Tree:
-    """Return what a hook returned in place of something; names, shapes and dtype must be as they were."""
+    """Return the result of a hook; raise if its names, shapes and dtype are not those of `before`."""
     found = tree_of(part, hook, after)
     if (
         found.layout is not before.layout
@@ -167,7 +167,7 @@ def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -
 
 
 def kind_of(found: object) -> str:
-    """Return what something is, for a message."""
+    """Return a description of an object for an error message."""
     if isinstance(found, torch.Tensor):
         return f"a tensor of shape {tuple(found.shape)}"
     return "None" if found is None else f"a {type(found).__name__}"

@@ -1,4 +1,4 @@
-"""The server's half of a federation: what is sent to whom, and what the uploads of a round become."""
+"""The state of the server, what it sends to clients, and how it aggregates their uploads."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from idiolect.storage.memory import Store
 
 @dataclass
 class ServerState:
-    """A server at some round. Its clients may be here (`Federation`) or far away.
+    """A server after some rounds. Its clients are in this process (`Federation`) or on real sites.
 
     Args:
         model: the model and its loss.
-        method: what is exchanged and how clients train.
-        training: local training.
-        rounds: how many rounds the learning-rate schedule spans.
+        method: the method.
+        training: settings of local training.
+        rounds: number of rounds that the learning-rate schedule spans.
         participation: share of the population that takes part in a round, in (0, 1].
-        seed: decides cohorts and the order of examples.
+        seed: seed of cohorts, batches and all other randomness.
         round: rounds played.
-        server: the server's state of each part; that of `share` is the shared tensors.
-        rows: the server's row of each client, by part that has rows.
+        server: the state of each part; that of `share` is the shared tensors.
+        rows: the rows of each client, by part that has rows.
     """
 
     model: Model
@@ -66,13 +66,13 @@ class ServerState:
 
     @property
     def setup(self) -> Setup:
-        """What the first memories, states and rows are made from."""
+        """The inputs of the functions that make memories, states and rows."""
         share = self.method.parts[0].server
         setup = Setup(self.model.structure, self.model.initial, EMPTY, self.capacity)
         return replace(setup, shared=share(setup)) if share else setup
 
     def fresh(self) -> Trees:
-        """Return the memory of a client that has not trained yet; a method that does not fit the model says so."""
+        """Return the memory of a client that has not trained yet; raise if the method does not fit the model."""
         setup = self.setup
         return {p.name: tree_of(p, "memory", p.memory(setup)) if p.memory else EMPTY for p in self.method.parts}
 
@@ -83,24 +83,24 @@ class ServerState:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the coming round; after the last one, that of the last."""
+        """Learning rate of the next round; after the last round, that of the last."""
         return self.training.schedule(self.training.lr, min(self.round, self.rounds - 1), self.rounds)
 
     def draw(self, names: Sequence[str]) -> list[str]:
-        """Draw the clients of the coming round from these, which are sorted, without replacement; at least one."""
+        """Draw the clients of the next round from sorted names, without replacement; at least one."""
         size = max(1, round(self.participation * len(names)))
         drawn = stream(self.seed, "cohort", self.round).choice(len(names), size, replace=False)
         return [names[i] for i in sorted(drawn.tolist())]
 
     def sent(self, purpose: str) -> Trees:
-        """Return what the server sends now to every client that is to train, or that is to deploy."""
+        """Return what the server sends now to every client, for the purpose ``"train"`` or ``"deploy"``."""
         sent = broadcast(self.method, self.server, self._central(self.server["share"]))
         return sent if purpose == "train" else {**sent, "share": self.server["share"]}
 
     def messages(self, client: str) -> Trees:
-        """Return what the server sends now to one client alone, by part; an empty tree where it sends nothing.
+        """Return what the server sends now to one client alone, by part; parts without a message are left out.
 
-        A row that is as at the start is not sent, since the client can make it.
+        Before a client's first round its row is not sent, since the client can make it (`first_messages`).
         """
         parts = [p for p in self.method.parts if p.rows]
         if not parts or self.rows is None:
@@ -110,16 +110,16 @@ class ServerState:
 
     @cached_property
     def first_messages(self) -> Trees:
-        """Return the messages of a client that was sent none, by part: what the row at the start says."""
+        """Return the messages that a client makes itself where it was sent none, by part: from the initial row."""
         rows = self.fresh_rows()
         return {p.name: self._message(p, "", rows[p.name]) if p.rows else EMPTY for p in self.method.parts}
 
     def close(self, arrivals: Iterable[Upload], share: float) -> None:
-        """Aggregate a round's uploads, consumed one by one; the next round begins.
+        """Aggregate a round's uploads, and go on to the next round.
 
         Args:
-            arrivals: the uploads.
-            share: clients of the cohort / population.
+            arrivals: the uploads, consumed one by one.
+            share: size of the cohort / size of the population.
         """
         central = self._central(self.sent("train")["share"], share)
         done = server_round(self.method, self.server, arrivals, central, len(self.population), self._rows_of)
@@ -131,7 +131,7 @@ class ServerState:
         self.round += 1
 
     def general(self) -> Tree | None:
-        """Return the complete shared model, or None where the method keeps a part of every model personal."""
+        """Return the complete shared model, or None if the method keeps tensors personal."""
         return general(self.model, self.server["share"])
 
     def _central(self, shared: Tree, share: float = 1.0) -> Central:
@@ -152,7 +152,7 @@ class ServerState:
 
 
 def general(model: Model, shared: Tree) -> Tree | None:
-    """Return the complete model that shared tensors make, or None where they are not all that is exchangeable."""
+    """Return the complete model made of shared tensors, or None if some exchangeable tensor is not shared."""
     if not model.structure.exchangeable <= set(shared):
         return None
     return combine(model.structure.layout, model.initial, shared)

@@ -1,4 +1,4 @@
-"""How each client trains in a round: the settings that all methods of a comparison share."""
+"""Settings of local training, which all methods of a comparison have in common."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from idiolect.rounds.optim import SGD, Constant, Optimizer, Schedule
 
 @dataclass(frozen=True)
 class Group:
-    """Other settings for some tensors.
+    """A learning rate and weight decay for some tensors.
 
     Args:
-        names: which tensors.
+        names: the tensors.
         lr: factor on the learning rate.
-        weight_decay: their weight decay; None leaves the optimizer's.
+        weight_decay: their weight decay; None for that of the optimizer.
     """
 
     names: Scope
@@ -33,12 +33,12 @@ class Training:
     Args:
         lr: learning rate, > 0.
         local_epochs: passes over the client's training examples per round, at least 1.
-        batch_size: examples per step; None takes a client's whole set at once. A last batch may be smaller;
-            under batch normalization a last batch of one joins the batch before it.
+        batch_size: examples per step; None for all of a client's examples at once. The last batch may be smaller;
+            under batch normalization a last batch of one example joins the batch before it.
         optimizer: `SGD` or `Adam`.
         schedule: learning rate over rounds.
-        clip: largest Euclidean norm of the final direction, all tensors together; None does not clip.
-        groups: other learning rates or weight decay for some tensors; a later group wins.
+        clip: largest Euclidean norm of the final direction, all tensors together; None for no clipping.
+        groups: other learning rates or weight decay for some tensors; of several groups the last applies.
 
     Raises:
         UsageError: if a value is out of range.
@@ -64,21 +64,21 @@ class Training:
 
     @property
     def plain(self) -> bool:
-        """Whether a step is the gradient times the learning rate and nothing else."""
+        """Whether a step is only the gradient times the learning rate."""
         return self.bare and self.clip is None
 
     @property
     def bare(self) -> bool:
-        """Whether a step is the direction, clipped or not, times the learning rate."""
+        """Whether a step is only the direction, clipped or not, times the learning rate."""
         return self.optimizer == SGD() and not self.groups
 
     def decay(self, structure: ModelStructure, like: Tree) -> Tree | float:
-        """Return the weight decay of each value: one number where all are alike."""
+        """Return the weight decay of each value, or one number if it is the same for all."""
         own = [(g.names, g.weight_decay) for g in self.groups]
         return _per_tensor(self.optimizer.weight_decay, own, structure, like)
 
     def rate(self, structure: ModelStructure, like: Tree) -> Tree | float:
-        """Return the factor on the learning rate of each value: one number where all are alike."""
+        """Return the factor on the learning rate of each value, or one number if it is the same for all."""
         return _per_tensor(1.0, [(g.names, g.lr) for g in self.groups], structure, like)
 
 

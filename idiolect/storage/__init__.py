@@ -1,1 +1,1 @@
-"""Where client memories, checkpoints and run directories are kept."""
+"""Client memories, checkpoints and run directories."""

@@ -1,4 +1,4 @@
-"""A federation's state as named tensors, so that a run goes on as if it had never stopped."""
+"""Checkpoints: a federation's state as named tensors, so that a resumed run ends with the same bits."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ _NAME, _MEMORY, _ROWS = "checkpoint", "memory/", "rows/"
 
 
 class Remembered(Protocol):
-    """What is known of clients, as the stores of memories are."""
+    """State of clients that a checkpoint includes, such as a store of memories."""
 
     def save(self) -> dict[str, Tensor]:
-        """Return what `load` needs."""
+        """Return the tensors that `load` needs."""
         ...
 
     def saved(self) -> None:
-        """Take note that the last `save` is on disk."""
+        """Note that the result of the last `save` is on disk."""
         ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `save` returned; an empty mapping is the start."""
+        """Restore the state that `save` returned; an empty mapping is the initial state."""
         ...
 
 
 class Kept(Protocol):
-    """A server that can be stopped and go on: what `save` writes of it."""
+    """A server whose state can be saved and restored."""
 
     round: int
     server: Trees
 
     @property
     def model(self) -> Model:
-        """Its model."""
+        """The model."""
         ...
 
     @property
     def memory(self) -> Remembered:
-        """What is known of its clients."""
+        """The memories of its clients."""
         ...
 
     @property
     def rows(self) -> Remembered | None:
-        """Its row of each client, if its method has rows."""
+        """The server's rows of its clients, if the method has rows."""
         ...
 
 
 def save(store: RunDirectory, state: Kept) -> None:
-    """Write round, server state and what the store of memories needs as one file, whole or not at all."""
+    """Write round, server state and the state of the stores as one file, atomically."""
     tensors = {"round": torch.tensor(state.round)}
     for part, tree in state.server.items():
         tensors |= {f"server/{part}/{name}": t for name, t in tree.items()}
@@ -69,7 +69,7 @@ def save(store: RunDirectory, state: Kept) -> None:
 
 
 def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Load a federation's state; return the records of the rounds it has played.
+    """Load a federation's state; return the records of the rounds that it has played.
 
     Raises:
         UsageError: if the run was started with other settings, or its file is damaged.
@@ -98,7 +98,7 @@ def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list
 
 
 def _stores(state: Kept) -> dict[str, Remembered]:
-    """Return what a server keeps per client, by the prefix of its tensors in a checkpoint."""
+    """Return the stores of a server, by the prefix of their tensors in a checkpoint."""
     return {_MEMORY: state.memory} | ({_ROWS: state.rows} if state.rows is not None else {})
 
 

@@ -1,8 +1,8 @@
-"""Memories of clients on disk, in files that never change once written: as many clients as the disk holds.
+"""Client memories on disk, in files that are written once and never changed: as many clients as fit on the disk.
 
-Such a file, a *segment*, has a row per client. A client's memory is its row in the newest segment that names it; rows
-it has in older ones are stale. A checkpoint therefore holds the numbers of the segments and nothing else, and whatever
-happens after it leaves the files it names as they were.
+Such a file, a *segment*, has one row per client. A client's memory is its row in the newest segment that names it; its
+rows in older segments are stale. So a checkpoint holds only the numbers of the segments, and nothing that happens later
+changes the files that it names.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ SEGMENT_BYTES = 32 * 2**20
 class _Segment:
     rows: int
     check: int
-    """CRC-32 of its clients' names."""
+    """CRC-32 of the names of its clients."""
     live: int
-    """Rows that are their client's newest."""
+    """Number of rows that are the newest of their client."""
 
 
 class DiskStore:
-    """Memories in segments on disk; in RAM an index, and at most `segment_bytes` that wait to be written.
+    """Memories in segments on disk; in RAM are an index, and at most `segment_bytes` that wait to be written.
 
-    A segment of which less than half is live is written anew, so the files hold about twice what is remembered at
-    most, and again as much for the last checkpoint. A file is removed as soon as neither a memory nor the checkpoint
-    is in it. Each row has a checksum over client and values, which every `get` compares.
+    The live rows of a segment that is less than half live are written again in the next one. So the files take at most
+    about twice the size of all memories, and as much again for the last checkpoint. A file is removed when neither a
+    memory nor the checkpoint uses it. Each row has a checksum over client and values, which every `get` compares.
 
     Args:
         fresh: the memory of a client that has not trained yet.
-        folder: where the segments are, and nothing else. None takes a temporary folder, which goes when the store
-            goes; the environment's TMPDIR says where.
+        folder: folder of the segments, with no other files. None for a temporary folder under the environment's TMPDIR,
+            which is removed with the store.
         segment_bytes: size of a segment.
 
     Raises:
@@ -60,7 +60,7 @@ class DiskStore:
     Example:
         >>> store = DiskStore({"share": Tree.of({"bias": torch.zeros(1)})})
         >>> store.put("ward-a", {"share": Tree.of({"bias": torch.ones(1)})})
-        >>> store.save()["segments"].shape  # number and checksum of each
+        >>> store.save()["segments"].shape  # number and checksum of each segment
         torch.Size([1, 2])
         >>> store.get("ward-a")["share"]["bias"].item(), store.get("ward-b")["share"]["bias"].item()
         (1.0, 0.0)
@@ -97,19 +97,19 @@ class DiskStore:
         return chain(self._index, self._waiting)
 
     def save(self) -> dict[str, Tensor]:
-        """See `Store`: the number of each segment and the checksum of its names."""
+        """See `Store`; the number of each segment and the checksum of its names."""
         self._flush()
         self._saved = set(self._segments)
         rows = [(number, segment.check) for number, segment in self._segments.items()]
         return {"segments": torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)}
 
     def saved(self) -> None:
-        """See `Store`: segments that only the checkpoint before this one named are removed."""
+        """See `Store`; segments that only the checkpoint before this one named are removed."""
         self._checkpointed = self._saved
         self._sweep()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Store`; takes what `RamStore.save` returned as well."""
+        """See `Store`; also takes the result of `RamStore.save`."""
         self._waiting.load({})
         self._index, self._segments = {}, {}
         for number, check in tensors["segments"].tolist() if "segments" in tensors else []:
@@ -130,7 +130,7 @@ class DiskStore:
             self._segments[self._index.pop(client)[0]].live -= 1
 
     def _flush(self) -> None:
-        """Write what waits, and with it the live rows of segments that are mostly stale."""
+        """Write the memories that wait, and with them the live rows of segments that are mostly stale."""
         for number, segment in self._segments.items():
             if 2 * segment.live < segment.rows and self._waiting.nbytes <= 2 * self._limit:
                 for client in read_names(self._path(number), segment.check):
@@ -147,14 +147,14 @@ class DiskStore:
         self._sweep()
 
     def _place(self, number: int, check: int, names: list[str]) -> None:
-        """Index a segment, the newest so far."""
+        """Add a segment to the index as the newest."""
         for row, client in enumerate(names):
             self._forget(client)
             self._index[client] = (number, row)
         self._segments[number] = _Segment(len(names), check, len(names))
 
     def _sweep(self) -> None:
-        """Remove the files that neither a memory nor the checkpoint on disk is in."""
+        """Remove the files that neither a memory nor the checkpoint on disk uses."""
         self._segments = {number: segment for number, segment in self._segments.items() if segment.live}
         needed = {self._path(number) for number in self._checkpointed | set(self._segments)}
         for path in set(self._folder.glob("*")) - needed:
@@ -172,16 +172,17 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, name: str,
     """Return the store of a run.
 
     Args:
-        kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk where the directory has memories on disk, or where the
-            memories of all clients would take more than an eighth of the RAM: while a checkpoint is written, ``"ram"``
-            holds them about five times.
-        directory: of the run; a folder of the store's name in it takes the segments. None takes a temporary folder.
-        clients: how many there are.
-        name: of the store, such as ``"memory"``.
+        kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk if the directory has memories on disk, or if the memories
+            of all clients would take more than an eighth of the RAM. While a checkpoint is written, ``"ram"`` holds
+            about five copies of them.
+        directory: directory of the run; segments are in a folder in it with the store's name. None for a temporary
+            folder.
+        clients: number of clients.
+        name: name of the store, such as ``"memory"``.
         fresh: the memory of a client that has not trained yet.
 
     Raises:
-        UsageError: if there is no such kind.
+        UsageError: if `kind` is none of these.
 
     Example:
         >>> type(store_for("auto", None, 1000, "memory", {"share": Tree.of({"bias": torch.zeros(1)})})).__name__
@@ -197,13 +198,13 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, name: str,
 
 
 def ram() -> int:
-    """Return the bytes of the machine's RAM, or of its container's share if that is less."""
+    """Return the bytes of the machine's RAM, or of its container's limit if that is less."""
     limits = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
     said = [Path(path).read_text().strip() for path in limits if os.path.exists(path)]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in said if n.isdecimal())])
 
 
 def _remove(folder: Path, owner: int) -> None:
-    """Remove a temporary folder, unless this is a process forked from its owner."""
+    """Remove a temporary folder, unless this process was forked from its owner."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

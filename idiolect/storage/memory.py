@@ -1,4 +1,4 @@
-"""What clients remember between rounds: what a store of memories is, and the one in RAM."""
+"""Stores of client memories: the protocol, and the store in RAM."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from idiolect.core.types import Trees
 from idiolect.storage.shared_memory import shared
 
 BLOCK_BYTES = 16 * 2**20
-"""Memories in RAM lie in blocks of this size."""
+"""Size of the blocks that hold memories in RAM."""
 
 
 class Store(Protocol):
-    """The memories of a population, by the client's name; a client that never trained has the one of the start."""
+    """The memories of a population, by the client's name; a client that never trained has the initial memory."""
 
     def get(self, client: str) -> Trees:
-        """Return a client's memory; that of a client which never trained is as at the start."""
+        """Return a client's memory; the initial one if the client never trained."""
         ...
 
     def put(self, client: str, memory: Trees) -> None:
@@ -37,27 +37,27 @@ class Store(Protocol):
         ...
 
     def save(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold for `load` to find every memory as it is now."""
+        """Return the tensors from which `load` restores every memory as it is now."""
         ...
 
     def saved(self) -> None:
-        """Take note that the checkpoint with what `save` returned last is on disk, and the one before it gone."""
+        """Note that a checkpoint with the result of the last `save` is on disk and has replaced the one before it."""
         ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `save` returned; an empty mapping is the start."""
+        """Restore the memories that `save` returned; an empty mapping is the initial state."""
         ...
 
 
 class RamStore:
-    """A client's memory is a row of a block, copied in and out: nobody else holds its storage.
+    """A store in RAM. A client's memory is a row of a block, copied in and out, so its storage is never shared.
 
-    On a CPU the blocks lie in memory that processes forked later share: a worker does not hold on to a row as it was
-    when it was forked. So such a process may read memories and must not replace them.
+    On a CPU the blocks are in memory that is shared with processes forked later, so that a worker keeps no old copy of
+    a row. Such a process may read memories, and must not replace them.
 
     Args:
         fresh: the memory of a client that has not trained yet.
-        block_bytes: size of a block; memory is taken a block at a time.
+        block_bytes: size of a block; RAM is allocated a block at a time.
 
     Example:
         >>> store = RamStore({"share": Tree.of({"bias": torch.zeros(1)})})
@@ -78,7 +78,7 @@ class RamStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the memories that were put."""
+        """Bytes of the memories that were stored with `put`."""
         return len(self._places) * self._each
 
     def get(self, client: str) -> Trees:
@@ -112,7 +112,7 @@ class RamStore:
         return iter(self._places)
 
     def save(self) -> dict[str, Tensor]:
-        """See `Store`: ``part/NAME`` (clients, values), and ``clients``, their names as JSON bytes."""
+        """See `Store`; ``part/NAME`` (clients, values), and ``clients``, their names as JSON bytes."""
         names = bytearray(json.dumps(list(self._places)).encode())
         saved = {"clients": torch.frombuffer(names, dtype=torch.uint8)}
         for part in self._fresh if self._blocks else ():
@@ -137,12 +137,12 @@ class RamStore:
 
 
 def keep_in_ram(name: str, fresh: Trees) -> Store:
-    """Return a store in RAM, whatever its name."""
+    """Return a store in RAM; the name is not used."""
     return RamStore(fresh)
 
 
 def unpack(saved: Mapping[str, Tensor], fresh: Trees) -> Iterator[tuple[str, Trees]]:
-    """Iterate over the clients and memories of what `RamStore.save` returned, in the form of `fresh`; views."""
+    """Iterate over clients and memories in the result of `RamStore.save`, in the form of `fresh`; views."""
     for row, client in enumerate(json.loads(saved["clients"].numpy().tobytes()) if saved else []):
         yield client, {part: Tree(tree.layout, saved[f"part/{part}"][row]) for part, tree in fresh.items()}
 

@@ -1,4 +1,4 @@
-"""A run on disk: what was asked (config.json), what happened (metrics.jsonl), tensors that are checked."""
+"""A run on disk: settings (config.json), records of rounds (metrics.jsonl), and tensors with checksums."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _FORMAT = "idiolect run 1"
 CONFIG, _METRICS = "config.json", "metrics.jsonl"
 
 LOCK = "lock"
-"""The file that a process holds which must be the only one to write a run; it may be there before the run is."""
+"""The file that the only process that may write a run has locked; it may exist before the run does."""
 
 
 class RunDirectory:
-    """The directory of one run. Made when it does not exist; never mixed with other files or another run.
+    """The directory of one run. It is created if it does not exist, and holds no other files and no other run.
 
-    Files: `config.json`, `metrics.jsonl` (one JSON line a round, as it happens) and `NAME.safetensors`.
+    Files: `config.json`, `metrics.jsonl` (one JSON line per round, written after each) and `NAME.safetensors`.
 
     Args:
         path: the directory.
-        resume: continue the run that is already there.
+        resume: continue the run in the directory.
 
     Raises:
-        UsageError: if the directory is not empty (and not a run to be resumed), or has no run to resume.
+        UsageError: if the directory is not empty (and no run to be resumed), or has no run to resume.
 
     Example:
         >>> import tempfile
@@ -72,7 +72,7 @@ class RunDirectory:
             self.rewind(math.inf)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json: the resolved config, its seed, the versions and the platform of this run."""
+        """Write config.json: the resolved config, the seed, versions and platform of this run."""
         card = {
             "format": _FORMAT,
             "config": config,
@@ -88,7 +88,7 @@ class RunDirectory:
         write_whole(self.path / CONFIG, (as_json(card, indent=2) + "\n").encode())
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one round to metrics.jsonl and flush it; NaN and infinities are written as null."""
+        """Add one round to metrics.jsonl and flush the file; NaN and infinities are written as null."""
         line, file = as_json(record) + "\n", self.path / _METRICS
         try:
             with file.open("a", encoding="ascii") as metrics:
@@ -99,25 +99,22 @@ class RunDirectory:
             ) from None
 
     def put(self, record: Mapping[str, Any]) -> None:
-        """Write one round to metrics.jsonl, in place of what is said of it there; whole or not at all, and for good."""
+        """Write one round to metrics.jsonl in place of its record there, atomically and durably."""
         records = {r["round"]: r for r in _read_metrics(self.path)} | {record["round"]: record}
         lines = (as_json(records[number]) + "\n" for number in sorted(records))
         write_whole(self.path / _METRICS, "".join(lines).encode())
 
     def rewind(self, last_round: float) -> None:
-        """Forget the rounds after `last_round` (of the checkpoint, say), which a resumed run does again."""
+        """Remove the rounds after `last_round` (such as that of the checkpoint), which a resumed run plays again."""
         records = [r for r in _read_metrics(self.path) if r["round"] <= last_round]
         write_whole(self.path / _METRICS, "".join(as_json(r) + "\n" for r in records).encode())
 
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write `NAME.safetensors`: the old file or the new one is there at any moment, never a part.
-
-        See `write_tensors`.
-        """
+        """Write `NAME.safetensors` atomically; see `write_tensors`."""
         write_tensors(self._tensor_file(name), tensors)
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
-        """Read back what `save_tensors` wrote, on the CPU.
+        """Return the tensors that `save_tensors` wrote, on the CPU.
 
         Raises:
             UsageError: if the file is missing, truncated or altered.
@@ -136,9 +133,9 @@ class RunDirectory:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, mode: int = 0o666
 ) -> None:
-    """Write a safetensors file, whole or not at all, with words about it; `mode` says who may read it.
+    """Write a safetensors file atomically, with metadata `about` it and file permissions `mode`.
 
-    The SHA-256 over the words, names, types, shapes and bytes is stored in the file and checked when it is read.
+    The SHA-256 over metadata, names, types, shapes and bytes is stored in the file and compared when it is read.
     """
     own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
     words = dict(about or {})
@@ -146,7 +143,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file, on the CPU, and the words about them.
+    """Return the tensors of a file, on the CPU, and its metadata.
 
     Raises:
         UsageError: if the file is missing, truncated or altered.
@@ -164,9 +161,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read a run back: all of config.json (the resolved config is under "config"), and one record a round.
+    """Return all of config.json (the resolved config is under "config"), and one record per round.
 
-    A torn last line of metrics.jsonl (the process was killed while writing) is left out with a warning.
+    An incomplete last line of metrics.jsonl (the process was killed while writing) is left out with a warning.
 
     Raises:
         UsageError: if this is no run directory, or if a file of it is damaged.
@@ -207,12 +204,12 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """Return JSON that every reader takes: NaN and infinities become null, numbers of NumPy and torch plain ones."""
+    """Return standard JSON: NaN and infinities become null, scalars of NumPy and torch become numbers."""
     return json.dumps(_plain(value), allow_nan=False, indent=indent)
 
 
 def _plain(value: object) -> object:
-    """Return the same as plain JSON values; scalars of NumPy and torch become numbers, NaN becomes None."""
+    """Return a value as plain JSON values; scalars of NumPy and torch become numbers, NaN becomes None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -236,10 +233,10 @@ def _digest(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all, and make it last through a loss of power; `mode` says who may read it.
+    """Write a file atomically and durably (it survives a power failure), with file permissions `mode`.
 
     Raises:
-        UsageError: if the disk takes no more; what was there before stays as it was.
+        UsageError: if it cannot be written, such as on a full disk; the old file then stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""One file of memories: a row per client, written once, read a row at a time."""
+"""A segment: one file of memories with a row per client, written once, read a row at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from idiolect.storage.memory import RamStore
 from idiolect.storage.run_directory import write_whole
 
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, ArithmeticError)
-"""What reading a file with wrong bytes may raise."""
+"""Exceptions that reading a damaged file may raise."""
 
 
 def write_segment(path: Path, memories: RamStore) -> int:
-    """Write memories as one safetensors file, whole or not at all; return the CRC-32 of the clients' names.
+    """Write memories as one safetensors file, atomically; return the CRC-32 of the clients' names.
 
-    Beside the tensors of `RamStore.save` it holds ``crc32`` (clients,), over each client's name and values.
+    The file has the tensors of `RamStore.save`, and ``crc32`` (clients,) over each client's name and values.
     """
     sums = torch.tensor([_checksum(client, memories.get(client)) for client in memories])
     tensors = memories.save()
@@ -37,7 +37,7 @@ def read_names(path: Path, check: int) -> list[str]:
     """Return the clients of a segment, by row.
 
     Raises:
-        UsageError: if the file is missing, truncated or altered, or is another than the one with this checksum.
+        UsageError: if the file is missing, truncated or altered, or is not the one with this checksum.
     """
     try:
         with path.open("rb") as file:
@@ -83,7 +83,7 @@ def _values(file: BinaryIO, part: str, row: int, dtype: torch.dtype) -> Tensor:
 
 
 def _stretch(file: BinaryIO, name: str, row: int | None = None) -> bytearray:
-    """Read a tensor of a safetensors file, or one row of it, and nothing else: no page of the file stays mapped."""
+    """Return the bytes of a tensor of a safetensors file, or of one row of it, without mapping the file."""
     length = int.from_bytes(_exactly(file, 0, 8), "little")
     entry = json.loads(_exactly(file, 8, length))[name]
     start, end = entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""Memory as the system sees it: what is kept, what processes share."""
+"""Memory of the operating system: allocation, and memory that processes share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 import torch
 from torch import Tensor
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # parameters of `mallopt` in glibc
 
 
 def keep_freed_memory() -> None:
-    """Ask the C library to keep what this process frees, for its next allocations.
+    """Make the C library keep the memory that this process frees, for its next allocations.
 
-    A row of five megabytes that is made and dropped in each step is otherwise given back and fetched anew, which costs
-    a thousand page faults: a SAM step on 1.3 million parameters spent a fifth of its time so. Holds for blocks up to
-    32 MiB, glibc's bound; does nothing with another C library.
+    Otherwise a row of five megabytes that is allocated and freed in each step is returned to the system each time. This
+    costs a thousand page faults: a SAM step on 1.3 million parameters spent a fifth of its time on them. It works for
+    blocks of up to 32 MiB, the limit of glibc; with another C library it does nothing.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
@@ -27,9 +27,9 @@ def keep_freed_memory() -> None:
 
 
 def shared(like: Tensor, *lead: int) -> Tensor:
-    """Return zeros like a tensor, with leading axes, in memory that this process shares with those forked later.
+    """Return zeros like a tensor, with leading axes, in memory that this process shares with processes forked later.
 
-    On another device than the CPU it is ordinary memory.
+    On other devices than the CPU it is ordinary memory.
     """
     shape = torch.Size((*lead, *like.shape))
     size = shape.numel() * like.element_size()
