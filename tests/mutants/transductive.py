@@ -127,7 +127,8 @@ MUTANTS = [
         "FedTHE: the own head learns features of the trained body",
         ENSEMBLE,
         "weights = local.train(weights, only=own, epochs=epochs, freeze_statistics=True, objective=loss)",
-        "learned = local.train(local.train(weights), only=own, epochs=epochs, freeze_statistics=True, objective=loss)\n        weights = overlay(weights, pick(learned, own(local.structure)))",
+        "learned = local.train(local.train(weights), only=own, epochs=epochs, freeze_statistics=True, objective=loss)\n"
+        "        weights = overlay(weights, pick(learned, own(local.structure)))",
         AGREES,
         "fedthe",
     ),
