@@ -118,8 +118,8 @@ MUTANTS = [
     Mutant(
         "FedTHE: weights of the heads are swapped",
         ENSEMBLE,
-        "torch.lerp(outputs, self.outputs(given[0]), share[:, None])",
-        "torch.lerp(self.outputs(given[0]), outputs, share[:, None])",
+        "torch.lerp(outputs.to(share), self.outputs(given[0]).to(share), share)",
+        "torch.lerp(self.outputs(given[0]).to(share), outputs.to(share), share)",
         AGREES,
         "fedthe",
     ),
@@ -127,7 +127,8 @@ MUTANTS = [
         "FedTHE: the own head learns features of the trained body",
         ENSEMBLE,
         "weights = local.train(weights, only=own, epochs=epochs, freeze_statistics=True, objective=loss)",
-        "learned = local.train(local.train(weights), only=own, epochs=epochs, freeze_statistics=True, objective=loss)\n        weights = overlay(weights, pick(learned, own(local.structure)))",
+        "learned = local.train(local.train(weights), only=own, epochs=epochs, freeze_statistics=True, objective=loss)"
+        "\n        weights = overlay(weights, pick(learned, own(local.structure)))",
         AGREES,
         "fedthe",
     ),
