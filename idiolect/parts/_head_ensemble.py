@@ -36,10 +36,10 @@ class OwnHead(Private):
 
     def mix(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
         """Return the mixed outputs of both heads, as the shared one's forward hook."""
-        share = self.get_buffer("share")
+        share = self.get_buffer("share")[:, None]
         if shared.training or not len(share):
             return outputs
-        return torch.lerp(outputs, self.outputs(given[0]), share[:, None])
+        return torch.lerp(outputs.to(share), self.outputs(given[0]).to(share), share)  # in full precision
 
 
 @part

@@ -118,8 +118,8 @@ MUTANTS = [
     Mutant(
         "FedTHE: weights of the heads are swapped",
         ENSEMBLE,
-        "torch.lerp(outputs, self.outputs(given[0]), share[:, None])",
-        "torch.lerp(self.outputs(given[0]), outputs, share[:, None])",
+        "torch.lerp(outputs.to(share), self.outputs(given[0]).to(share), share)",
+        "torch.lerp(self.outputs(given[0]).to(share), outputs.to(share), share)",
         AGREES,
         "fedthe",
     ),
