@@ -74,6 +74,12 @@ CATALOGUE = [
     methods.fedbn() + parts.critical_mix(top=0.3, rounds=4),
     methods.fedbn() + parts.similar_bodies(warmup=1),
     methods.fedbn() + parts.attention(strength=0.5),
+    # clients that choose models, or values: tensors with two axes all move by more than rounding
+    methods.fedfomo(others=2),
+    methods.fedfomo(others=1, explore=1.0) + parts.sam(0.1),
+    methods.fedbn() + parts.first_order_mix(others=2),
+    methods.fedselect(),
+    methods.fedbn() + parts.sam(0.1) + parts.grown_mask(0.5, every=2),
     # the server's step, normalized averages, starts, and state that moves with every step
     methods.fedavgm(),
     methods.fedadagrad(),
@@ -122,7 +128,7 @@ OWN = "each client is given tensors of its own, whatever its examples"
 DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
     RANDOM: {check_identical_clients: RANDOM_LAYERS},
-    **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if "attention" in names(m)},
+    **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if {"attention", "first_order_mix"} & names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
     **{m: {check_identical_clients: SHORTER} for m in CATALOGUE if "loss_weights" in names(m)},

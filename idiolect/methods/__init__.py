@@ -2,7 +2,7 @@
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
-from idiolect.methods.collaboration import fedamp, fedcac, fedpac, pfedsim
+from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfedsim
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.fairness import qfedavg
@@ -14,7 +14,7 @@ from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
 from idiolect.methods.sharpness import fedasam, fedfsa, fedlesam, fedsam, mofedsam, sam_on
-from idiolect.methods.split import fedbabu, fedper, fedrep, lg_fedavg
+from idiolect.methods.split import fedbabu, fedper, fedrep, fedselect, lg_fedavg
 
 __all__ = [
     "adabn",
@@ -36,6 +36,7 @@ __all__ = [
     "fedcr",
     "feddbe",
     "feddyn",
+    "fedfomo",
     "fedfsa",
     "fedgloss",
     "fedinit",
@@ -50,6 +51,7 @@ __all__ = [
     "fedrep",
     "fedrod",
     "fedsam",
+    "fedselect",
     "fedsmoo",
     "fedspeed",
     "fedthe",

@@ -9,6 +9,7 @@ from idiolect.parts import (
     aligned_features,
     attention,
     critical_mix,
+    first_order_mix,
     freeze,
     head_first,
     mixed_heads,
@@ -42,6 +43,21 @@ def fedcac(top: float = 0.5, rounds: int = 100, weighting: Weighting = "samples"
         weighting: mean over clients by training examples, or uniform; partners always count equally.
     """
     return Method((share(everything), critical_mix(top, rounds)), "FedCAC", weighting)
+
+
+@carded("FedFomo", 2021, "label skew", "Zhang et al., ICLR 2021")
+def fedfomo(others: int = 5, explore: float = 0.3, decay: float = 0.05) -> Method:
+    """Every client starts from a mean of models of its own choice: those that lower its validation loss.
+
+    There is no shared model. Clients are sent models of others whole, and give the server their own. Give clients
+    validation examples: where a client has none, its training examples decide, on which its own model looks best.
+
+    Args:
+        others: how many models of others a client is sent in a round.
+        explore: how likely each of them is one at random, in the first round.
+        decay: what is taken off that in every round. The authors take 0.05 off 0.3.
+    """
+    return Method((share(nothing), first_order_mix(others, explore, decay)), "FedFomo")
 
 
 @carded("pFedSim", 2023, "label skew", "Tan et al., 2023")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, everything, head
-from idiolect.parts import finetune, freeze, head_first, share
+from idiolect.parts import finetune, freeze, grown_mask, head_first, share
 
 
 @carded("FedPer", 2019, "label skew", "Arivazhagan et al., arXiv:1912.00818")
@@ -71,3 +71,19 @@ def fedbabu(
         weighting: mean over clients by training examples, or uniform (the authors').
     """
     return Method((share(~names), freeze(names), finetune(tuned, epochs, lr)), "FedBABU", weighting)
+
+
+@carded("FedSelect", 2024, "label skew", "Tamirisa et al., CVPR 2024")
+def fedselect(growth: float = 0.25, limit: float = 0.8, every: int = 1, weighting: Weighting = "uniform") -> Method:
+    """FedAvg in which each client keeps more and more values to itself: those that its training moves most.
+
+    A client trains its personal values first, then the shared ones, and predicts with the newest shared values and
+    its personal ones refitted to them.
+
+    Args:
+        growth: share of the values still shared that turn personal at a time.
+        limit: a tensor whose personal share is above this grows no more; the last growth may pass it.
+        every: participations from one growth to the next; the authors take 3.
+        weighting: mean over clients by training examples, or uniform as in the paper.
+    """
+    return Method((share(everything), grown_mask(growth, limit, every)), "FedSelect", weighting)

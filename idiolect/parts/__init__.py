@@ -17,9 +17,11 @@ from idiolect.parts._dynamic import dynamic
 from idiolect.parts._estimated_sam import estimated_sam
 from idiolect.parts._feature_alignment import feature_alignment
 from idiolect.parts._finetune import finetune
+from idiolect.parts._first_order_mix import first_order_mix
 from idiolect.parts._fisher_weights import fisher_weights
 from idiolect.parts._flexible_sam import flexible_sam
 from idiolect.parts._freeze import freeze
+from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
 from idiolect.parts._hypernetwork import hypernetwork
@@ -63,9 +65,11 @@ __all__ = [
     "estimated_sam",
     "feature_alignment",
     "finetune",
+    "first_order_mix",
     "fisher_weights",
     "flexible_sam",
     "freeze",
+    "grown_mask",
     "head_ensemble",
     "head_first",
     "hypernetwork",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch.nn.functional import one_hot
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.rng import derive, uniform_hash
 from idiolect.core.scope import Scope, everything, nothing
-from idiolect.core.tree import Layout, Tree, axpy, layout, overlay, pick, spread
+from idiolect.core.tree import Tree, axpy, overlay, pick, spread
 from idiolect.core.types import Arrival, Central, Local, Setup, Update
+from idiolect.parts.common.copies import copies
 
 
 @part
@@ -62,7 +61,7 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed
         weights = pick(first, setup.structure.names("weight"))
         require(len(weights) > 0, f"clusters: no weight among {names!r} is exchanged; share it, or name others")
         others = [axpy(noise, _noise(weights, derive(seed, "cluster", j)), first) for j in range(1, count)]
-        return Tree(_copies(first.layout, count), torch.cat([model.flat for model in (first, *others)]))
+        return Tree(copies(first.layout, count), torch.cat([model.flat for model in (first, *others)]))
 
     def memory(setup: Setup) -> Tree:
         return Tree.of({"choice": setup.weights.flat.new_zeros(count)})
@@ -79,7 +78,7 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed
 
     def contribute(central: Central, arrival: Arrival) -> tuple[Tree, Tree]:
         model = pick(arrival.weights, names(central.structure))
-        where = _copies(model.layout, count)
+        where = copies(model.layout, count)
         counted = arrival.own.flat[:, None].expand(count, len(model.flat))
         return Tree(where, model.flat.repeat(count)), Tree(where, counted.flatten())
 
@@ -103,9 +102,3 @@ def _noise(weights: Tree, seed: int) -> Tree:
     size = torch.stack([t.square().mean().sqrt() for t in weights.values()])
     uniform = uniform_hash(torch.tensor(seed, device=flat.device), len(flat), flat.dtype)
     return spread(size, weights.layout) * (12**0.5 * (uniform - 0.5))
-
-
-@lru_cache(maxsize=64)
-def _copies(one: Layout, count: int) -> Layout:
-    """Return the layout of several models one after the other."""
-    return layout(tuple(f"{j}/{name}" for j in range(count) for name in one.names), one.shapes * count)

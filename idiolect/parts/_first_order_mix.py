@@ -1,0 +1,177 @@
+"""A start mixed from the models of others, as far as each helps on the client's own validation examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from idiolect.core.part import Part, part, require
+from idiolect.core.rng import stream
+from idiolect.core.scope import nothing
+from idiolect.core.structure import ModelStructure
+from idiolect.core.tree import Tree, combine, layout, norm, overlay, pick, vectors, where
+from idiolect.core.types import Central, Local, Setup, Update
+from idiolect.parts.common.copies import copies
+
+AFFINITY, SCORE, TOLD, UPLOADED = "others/affinity", "others/score", "others/told", "others/uploaded"
+
+
+@part
+def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) -> Part:
+    r"""Start from a mean of models, each weighed by how fast the validation loss falls on the way to it.
+
+    .. math::  \sigma_{ij} = \frac{L_i(b_i) - L_i(\theta_j)}{\lVert \theta_j - b_i \rVert}, \qquad
+               \omega_{ij} = \frac{\max(\sigma_{ij}, 0)}{\sum_k \max(\sigma_{ik}, 0)}, \qquad
+               s_i = \sum_j \omega_{ij}\, \theta_j, \qquad  P_{ij} \leftarrow P_{ij} + \sigma_{ij}
+
+    over the client's own model and some models :math:`\theta_j` of others as they were last uploaded.
+    :math:`b_i` is where the client's last training started: the client goes back to it if no model is better.
+    :math:`L_i` is the mean loss of its validation examples, or of its training examples where it has none,
+    normalized by each model's own running statistics. Norms are over trainable weights. A model that lies at
+    :math:`b_i`, or whose loss is not finite, scores 0. The client predicts from :math:`s_i`.
+
+    The server chooses among those that have uploaded. A place goes to one at random with probability
+    :math:`\max(0, \epsilon - \delta t)` in round t (from 0), else to the largest :math:`P_{ij}`, ties at random.
+
+    Args:
+        others: how many models of others a client is sent, at least 1. With fewer in the pool, places stay empty.
+        explore: :math:`\epsilon`, in [0, 1].
+        decay: :math:`\delta`, at least 0.
+
+    Memory:    :math:`b_i`, and the last scores. On the server a model and a row of P for each client.
+    Sends:     the model, and a score for each place.
+    Receives:  `others` models, for this client alone, without the names of their clients; empty places too.
+    Cost:      ``others + 2`` passes forward over the examples that decide, per round and wherever a personal model
+        is made; `others` times the bytes of the model down; no extra gradient.
+    Raises:    UsageError: if an argument is out of range.
+
+    Example:
+        >>> first_order_mix(others=2)
+        first_order_mix(others=2, explore=0.3, decay=0.05)
+
+    Reference: Zhang et al., FedFomo, ICLR 2021.
+    Differs:   the authors' code takes the L1 norm or the square of the norm, adds scores to P after dividing by
+        their sum, which may be near 0, and offers the models of the last round alone; here the norm, the scores,
+        and the whole pool. Running means are mixed by the same weights; running variances are those of the mixture,
+        :math:`\sum_j \omega_{ij} (v_j + (\mu_j - \bar\mu)^2)`. Dropout is as in training, alike for all models.
+    """
+    require(others >= 1, f"first_order_mix: others must be at least 1, got {others}")
+    require(0 <= explore <= 1, f"first_order_mix: explore must be in [0, 1], got {explore}")
+    require(decay >= 0, f"first_order_mix: decay must be at least 0, got {decay}")
+
+    def memory(setup: Setup) -> Tree:
+        model = _model(setup.structure, setup.weights)
+        return _beside(model, SCORE, model.flat.new_zeros(others))
+
+    def server(setup: Setup) -> Tree:
+        return vectors(**{UPLOADED: setup.weights.flat.new_zeros(setup.population)})
+
+    def rows(setup: Setup) -> Tree:
+        model = _model(setup.structure, setup.weights)
+        return _beside(model, AFFINITY, model.flat.new_zeros(setup.population))
+
+    def chosen(central: Central, client: int, affinity: Tensor) -> list[int]:
+        """Return whose models a client is sent; the same when its scores arrive as when they were sent."""
+        dice = stream(central.seed, "first_order_mix", client)
+        known = [j for j, up in enumerate(central.state[UPLOADED].tolist()) if up and j != client]
+        like = affinity.tolist()
+        best = sorted(dice.permutation(known).tolist(), key=lambda j: -like[j])
+        chance, picked = explore - decay * central.round, list[int]()
+        while best and len(picked) < others:
+            picked.append(best.pop(int(dice.integers(len(best))) if dice.random() < chance else 0))
+        return picked
+
+    def message(central: Central) -> Tree:
+        own = _model(central.structure, central.rows)
+        places = chosen(central, central.clients[0], central.rows[AFFINITY])
+        models, told = own.flat.new_zeros(others, len(own.flat)), own.flat.new_zeros(others)
+        if places:
+            models[: len(places)] = _model(central.structure, central.rows_of(places)).flat
+            told[: len(places)] = 1.0
+        return _beside(Tree(copies(own.layout, others), models.flatten()), TOLD, told)
+
+    def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
+        base, own = _model(local.structure, local.memory), _model(local.structure, weights)
+        sent = local.message.flat[..., :-others].chunk(others, dim=-1)
+        models = [*(Tree(base.layout, model) for model in sent), own]
+        told = local.message[TOLD]
+        scores = _scores(local, weights, base, models, torch.cat([told, torch.ones_like(told[..., :1])], dim=-1))
+        gains = scores.clamp(min=0)
+        total = gains.sum(dim=-1, keepdim=True)
+        mixed = _mixed(local.structure, models, gains / torch.where(total > 0, total, 1.0))
+        start = overlay(weights, where(total > 0, mixed, base))
+        return start, _beside(base, SCORE, scores[..., :others])
+
+    def finish(local: Local) -> tuple[Tree, Tree]:
+        scores = pick(local.memory, {SCORE})
+        start, end = (_model(local.structure, tree) for tree in (local.start, local.end))
+        return combine(local.memory.layout, start, scores), combine(local.memory.layout, end, scores)
+
+    def aggregate(central: Central, uploads: Tree) -> Update:
+        affinity, state = central.rows[AFFINITY].clone(), central.state.clone()
+        for k, client in enumerate(central.clients):
+            places = chosen(central, client, affinity[k])
+            affinity[k, places] += uploads[SCORE][k, : len(places)]
+        state.flat[list(central.clients)] = 1.0
+        return Update(state, rows=_beside(_model(central.structure, uploads), AFFINITY, affinity))
+
+    return Part(
+        memory=memory,
+        server=server,
+        rows=rows,
+        message=message,
+        begin=begin,
+        finish=finish,
+        aggregate=aggregate,
+        individual=True,
+        server_only=True,
+    )
+
+
+def _model(structure: ModelStructure, tree: Tree) -> Tree:
+    """Return the tensors that may be sent."""
+    return pick(tree, structure.exchangeable)
+
+
+def _beside(tree: Tree, name: str, values: Tensor) -> Tree:
+    """Return a tree with a vector after its tensors."""
+    where = layout((*tree.layout.names, name), (*tree.layout.shapes, values.shape[-1:]))
+    return combine(where, tree, vectors(**{name: values}))
+
+
+def _scores(local: Local, weights: Tree, base: Tree, models: Sequence[Tree], told: Tensor) -> Tensor:
+    """Return how fast the loss falls on the way to each model, ``(..., n)``; 0 for those that were not told."""
+
+    def loss(model: Tree) -> Tensor:
+        return local.whole(overlay(weights, model), only=nothing, split="val").loss[..., None]
+
+    trained, before, found = local.structure.names("weight"), loss(base), []
+    for k, model in enumerate(models):
+        length = norm(pick(model - base, trained))
+        due = (told[..., k : k + 1] > 0) & (length > 0)
+        slope = (before - loss(model)) / length if due.any() else torch.zeros_like(length)
+        found.append(torch.where(due & slope.isfinite(), slope, 0.0))
+    return torch.cat(found, dim=-1)
+
+
+def _mixed(structure: ModelStructure, models: Sequence[Tree], shares: Tensor) -> Tree:
+    """Return the mean of models; a variance is that of the mixture, about its mean."""
+
+    def mean(trees: Sequence[Tree]) -> Tree:
+        first, *rest = (tree * shares[..., k : k + 1] for k, tree in enumerate(trees))
+        for tree in rest:
+            first = first + tree
+        return first
+
+    center = mean(models)
+    found = [(n.removesuffix("var") + "mean", n) for n in structure.names("statistic") if n.endswith("running_var")]
+    pairs = [(m, v) for m, v in found if m in center and v in center]
+    means, variances = {m for m, _ in pairs}, {v for _, v in pairs}
+
+    def about(model: Tree) -> Tree:
+        variance, off = pick(model, variances), pick(model, means).flat - pick(center, means).flat
+        return Tree(variance.layout, variance.flat + off.square())
+
+    return overlay(center, mean([about(model) for model in models]))
