@@ -32,7 +32,8 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
     normalized by each model's own running statistics. Norms are over trainable weights. A model that lies at
     :math:`b_i`, or whose loss is not finite, scores 0. The client predicts from :math:`s_i`.
 
-    The server chooses among those that have uploaded. A place goes to one at random with probability
+    The server chooses among those that have uploaded; clients beyond the population that the run was set up for are
+    never chosen. A place goes to one at random with probability
     :math:`\max(0, \epsilon - \delta t)` in round t (from 0), else to the largest :math:`P_{ij}`, ties at random.
 
     Args:
@@ -114,7 +115,7 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
         for k, client in enumerate(central.clients):
             places = chosen(central, client, affinity[k])
             affinity[k, places] += uploads[SCORE][k, : len(places)]
-        state.flat[list(central.clients)] = 1.0
+        state.flat[[client for client in central.clients if client < len(state.flat)]] = 1.0
         return Update(state, rows=_beside(_model(central.structure, uploads), AFFINITY, affinity))
 
     return Part(
