@@ -110,19 +110,11 @@ def hypernetwork(
 
     def aggregate(central: Central, moves: Tree) -> Update:
         phi, moving = _network(central.state), central.state.flat.chunk(2)[1]
-        with torch.enable_grad():
-            phi = Tree(phi.layout, phi.flat.detach().requires_grad_())
-            own = client_vectors(central).requires_grad_()
-            along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()
-            slope, pull = torch.autograd.grad(-along, (phi.flat, own))
-        if clip is not None:
-            shorter = clipping(vectors(slope=slope, pull=pull.flatten()), clip)
-            slope, pull = slope * shorter, pull * shorter
-        before = phi.flat.detach()
-        moving = momentum * moving + slope + weight_decay * before
+        slope, pull = _gradient(phi, client_vectors(central), moves, clip)
+        moving = momentum * moving + slope + weight_decay * phi.flat
         own_moving = momentum * central.rows["momentum"] + pull
         return Update(
-            state=Tree(central.state.layout, torch.cat([before - lr * moving, moving])),
+            state=Tree(central.state.layout, torch.cat([phi.flat - lr * moving, moving])),
             rows=vectors(learned=central.rows["learned"] - lr * own_moving, momentum=own_moving),
         )
 
@@ -158,6 +150,16 @@ def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor
             uniform = uniform_hash(key, math.prod(shape), like.dtype)
             tensors[f"layer {k}/{leaf}"] = ((2 * uniform - 1) / fan_in**0.5).view(shape)
     return Tree.of(tensors)
+
+
+def _gradient(network: Tree, own: Tensor, moves: Tree, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Return G, clipped, in the network's row and in the clients' vectors, ``(n, inputs)``."""
+    with torch.enable_grad():
+        phi, own = Tree(network.layout, network.flat.detach().requires_grad_()), own.detach().requires_grad_()
+        along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()
+        slope, pull = torch.autograd.grad(-along, (phi.flat, own))
+    factor = 1.0 if clip is None else clipping(vectors(slope=slope, pull=pull.flatten()), clip)
+    return slope * factor, pull * factor
 
 
 def _network(state: Tree) -> Tree:
