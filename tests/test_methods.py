@@ -12,7 +12,7 @@ def names(method):
 
 NOISY = methods.fedcr(strength=0.02, samples=2)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
-FEDAMP, FEDPAC = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7)
+FEDAMP, FEDPAC, FEDSELECT = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7), methods.fedselect()
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -76,7 +76,7 @@ CATALOGUE = [
     methods.fedfomo(others=2),
     methods.fedfomo(others=1, explore=1.0) + parts.sam(0.1),
     methods.fedbn() + parts.first_order_mix(others=2),
-    methods.fedselect(),
+    FEDSELECT,
     methods.fedbn() + parts.sam(0.1) + parts.grown_mask(0.5, every=2),
     # the server's step, normalized averages, starts, and state that moves with every step
     methods.fedavgm(),
@@ -113,6 +113,7 @@ EXCEPTIONS = {
     **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if {"attention", "first_order_mix"} & names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
     **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
+    FEDSELECT: {check_identical_clients: "personal values travel with the rest, and count in no mean"},
     NOISY: {check_identical_clients: "each client draws its own noise"},
     **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
 }
