@@ -70,17 +70,10 @@ def hypernetwork(
         here a vector has no decay, and moves when its client takes part. The code trains on fifty mini-batches a
         round, each the first of a new pass; here on those of the local epochs.
     """
-    require(lr > 0, f"hypernetwork: lr must be above 0, got {lr}")
-    require(0 <= momentum < 1, f"hypernetwork: momentum must be in [0, 1), got {momentum}")
-    require(weight_decay >= 0, f"hypernetwork: weight_decay must be at least 0, got {weight_decay}")
-    require(clip is None or clip > 0, f"hypernetwork: clip must be above 0, or None, got {clip}")
-    require(width >= 1, f"hypernetwork: width must be at least 1, got {width}")
-
-    def generated(structure: ModelStructure) -> Layout:
-        return structure.trainable.only(names(structure) & structure.exchangeable)
+    _check(lr, momentum, weight_decay, clip, width)
 
     def server(setup: Setup) -> Tree:
-        made = generated(setup.structure)
+        made = _generated(names, setup.structure)
         require(made.total > 0, f"hypernetwork: no trainable tensor among {names}")
         twice = next((name for name in made.names if name in setup.shared), None)
         require(twice is None, f"hypernetwork: {twice} is generated and exchanged as well: leave it out of share")
@@ -100,7 +93,9 @@ def hypernetwork(
 
     def message(central: Central) -> Tree:
         with torch.no_grad():
-            return Tree(generated(central.structure), generate(_network(central.state), client_vectors(central)))
+            return Tree(
+                _generated(names, central.structure), generate(_network(central.state), client_vectors(central))
+            )
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         return overlay(weights, local.message), local.memory
@@ -128,6 +123,20 @@ def hypernetwork(
         individual=True,
         server_only=True,
     )
+
+
+def _check(lr: float, momentum: float, weight_decay: float, clip: float | None, width: int) -> None:
+    """Refuse arguments that are out of range."""
+    require(lr > 0, f"hypernetwork: lr must be above 0, got {lr}")
+    require(0 <= momentum < 1, f"hypernetwork: momentum must be in [0, 1), got {momentum}")
+    require(weight_decay >= 0, f"hypernetwork: weight_decay must be at least 0, got {weight_decay}")
+    require(clip is None or clip > 0, f"hypernetwork: clip must be above 0, or None, got {clip}")
+    require(width >= 1, f"hypernetwork: width must be at least 1, got {width}")
+
+
+def _generated(names: Scope, structure: ModelStructure) -> Layout:
+    """Return the layout of the tensors that are generated."""
+    return structure.trainable.only(names(structure) & structure.exchangeable)
 
 
 def generate(network: Tree, vector: Tensor) -> Tensor:
