@@ -75,21 +75,18 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
         return _chosen(central, client, affinity.tolist(), others, explore - decay * central.round)
 
     def message(central: Central) -> Tree:
-        own, places = (
-            _model(central.structure, central.rows),
-            chosen(central, central.clients[0], central.rows[AFFINITY]),
-        )
-        models, told = own.flat.new_zeros(others, len(own.flat)), own.flat.new_zeros(others)
+        own = _model(central.structure, central.rows)
+        places = chosen(central, central.clients[0], central.rows[AFFINITY])
+        models = own.flat.new_zeros(others, len(own.flat))
         if places:
             models[: len(places)] = _model(central.structure, central.rows_of(places)).flat
-            told[: len(places)] = 1.0
+        told = (torch.arange(others, device=models.device) < len(places)).to(models)
         return _beside(Tree(copies(own.layout, others), models.flatten()), TOLD, told)
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         base, own = _model(local.structure, local.memory), _model(local.structure, weights)
-        sent = local.message.flat[..., :-others].chunk(others, dim=-1)
+        sent, told = local.message.flat[..., :-others].chunk(others, dim=-1), local.message[TOLD]
         models = [*(Tree(base.layout, model) for model in sent), own]
-        told = local.message[TOLD]
         scores = _scores(local, weights, base, models, torch.cat([told, torch.ones_like(told[..., :1])], dim=-1))
         gains = scores.clamp(min=0)
         total = gains.sum(dim=-1, keepdim=True)

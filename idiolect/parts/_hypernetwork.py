@@ -93,9 +93,8 @@ def hypernetwork(
 
     def message(central: Central) -> Tree:
         with torch.no_grad():
-            return Tree(
-                _generated(names, central.structure), generate(_network(central.state), client_vectors(central))
-            )
+            weights = generate(_network(central.state), client_vectors(central))
+        return Tree(_generated(names, central.structure), weights)
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         return overlay(weights, local.message), local.memory
