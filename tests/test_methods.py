@@ -12,9 +12,9 @@ def names(method):
 
 NOISY = methods.fedcr(strength=0.02, samples=2)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
-FEDAMP, FEDPAC = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7)
 PFEDHN = methods.pfedhn(lr=0.1, width=5)
 NORMS = methods.fedbn() + parts.sam(0.1) + parts.hypernetwork(scope.batch_norm, lr=0.1, width=5)
+FEDAMP, FEDPAC, FEDSELECT = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7), methods.fedselect()
 CATALOGUE = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
@@ -78,7 +78,7 @@ CATALOGUE = [
     methods.fedfomo(others=2),
     methods.fedfomo(others=1, explore=1.0) + parts.sam(0.1),
     methods.fedbn() + parts.first_order_mix(others=2),
-    methods.fedselect(),
+    FEDSELECT,
     methods.fedbn() + parts.sam(0.1) + parts.grown_mask(0.5, every=2),
     # the server's step, normalized averages, starts, and state that moves with every step
     methods.fedavgm(),
@@ -134,6 +134,7 @@ EXCEPTIONS = {
     **{m: {check_identical_clients: SHORTER} for m in CATALOGUE if "loss_weights" in names(m)},
     **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOGUE if "hypernetwork" in names(m)},
     NORMS: {check_nothing_personal_is_sent: MOVES, check_identical_clients: OWN},
+    FEDSELECT: {check_identical_clients: "personal values travel with the rest, and count in no mean"},
     NOISY: {check_identical_clients: "each client draws its own noise"},
     **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
 }

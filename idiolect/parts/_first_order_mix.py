@@ -32,7 +32,8 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
     normalized by each model's own running statistics. Norms are over trainable weights. A model that lies at
     :math:`b_i`, or whose loss is not finite, scores 0. The client predicts from :math:`s_i`.
 
-    The server chooses among those that have uploaded. A place goes to one at random with probability
+    The server chooses among those that have uploaded; clients beyond the population that the run was set up for are
+    never chosen. A place goes to one at random with probability
     :math:`\max(0, \epsilon - \delta t)` in round t (from 0), else to the largest :math:`P_{ij}`, ties at random.
 
     Args:
@@ -73,15 +74,7 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
         return _beside(model, AFFINITY, model.flat.new_zeros(setup.population))
 
     def chosen(central: Central, client: int, affinity: Tensor) -> list[int]:
-        """Return whose models a client is sent; the same when its scores arrive as when they were sent."""
-        dice = stream(central.seed, "first_order_mix", client)
-        known = [j for j, up in enumerate(central.state[UPLOADED].tolist()) if up and j != client]
-        like = affinity.tolist()
-        best = sorted(dice.permutation(known).tolist(), key=lambda j: -like[j])
-        chance, picked = explore - decay * central.round, list[int]()
-        while best and len(picked) < others:
-            picked.append(best.pop(int(dice.integers(len(best))) if dice.random() < chance else 0))
-        return picked
+        return _chosen(central, client, affinity.tolist(), others, explore - decay * central.round)
 
     def message(central: Central) -> Tree:
         own = _model(central.structure, central.rows)
@@ -114,7 +107,7 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
         for k, client in enumerate(central.clients):
             places = chosen(central, client, affinity[k])
             affinity[k, places] += uploads[SCORE][k, : len(places)]
-        state.flat[list(central.clients)] = 1.0
+        state.flat[[client for client in central.clients if client < len(state.flat)]] = 1.0
         return Update(state, rows=_beside(_model(central.structure, uploads), AFFINITY, affinity))
 
     return Part(
@@ -128,6 +121,16 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
         individual=True,
         server_only=True,
     )
+
+
+def _chosen(central: Central, client: int, affinity: Sequence[float], others: int, chance: float) -> list[int]:
+    """Return whose models a client is sent; the same when its scores arrive as when they were sent."""
+    generator = stream(central.seed, "first_order_mix", client)
+    known = [j for j, up in enumerate(central.state[UPLOADED].tolist()) if up and j != client]
+    best, picked = sorted(generator.permutation(known).tolist(), key=lambda j: -affinity[j]), list[int]()
+    while best and len(picked) < others:
+        picked.append(best.pop(int(generator.integers(len(best))) if generator.random() < chance else 0))
+    return picked
 
 
 def _model(structure: ModelStructure, tree: Tree) -> Tree:

@@ -38,7 +38,8 @@ def grown_mask(growth: float = 0.25, limit: float = 0.8, every: int = 1) -> Part
         every: participations of the client from one growth to the next, at least 1.
 
     Memory:    :math:`\varphi_i`, :math:`a_i`, :math:`m_i`, and participations since the last growth.
-    Sends:     :math:`m_i`.      Receives: nothing.
+    Sends:     :math:`m_i`. Personal values travel with what `share` sends; the server leaves them out of the mean.
+    Receives:  nothing.
     Cost:      as many passes again as local training takes, once a client has personal values, and wherever a
         personal model is made; a value more per weight up, though a mask needs a bit a value; on the server a
         second sum of these tensors.
@@ -94,7 +95,7 @@ def grown_mask(growth: float = 0.25, limit: float = 0.8, every: int = 1) -> Part
         return Tree(local.memory.layout, torch.cat(kept, dim=-1)), mask
 
     def contribute(central: Central, arrival: Arrival) -> tuple[Tree, Tree]:
-        return pick(arrival.weights, arrival.own), 1 + -1.0 * arrival.own
+        return pick(arrival.weights, arrival.own), arrival.own * -1.0 + 1.0
 
     def aggregate(central: Central, mean: Tree) -> Update:
         return Update(shared=overlay(central.new, mean))

@@ -70,17 +70,10 @@ def hypernetwork(
         here a vector has no decay, and moves when its client takes part. The code trains on fifty mini-batches a
         round, each the first of a new pass; here on those of the local epochs.
     """
-    require(lr > 0, f"hypernetwork: lr must be above 0, got {lr}")
-    require(0 <= momentum < 1, f"hypernetwork: momentum must be in [0, 1), got {momentum}")
-    require(weight_decay >= 0, f"hypernetwork: weight_decay must be at least 0, got {weight_decay}")
-    require(clip is None or clip > 0, f"hypernetwork: clip must be above 0, or None, got {clip}")
-    require(width >= 1, f"hypernetwork: width must be at least 1, got {width}")
-
-    def generated(structure: ModelStructure) -> Layout:
-        return structure.trainable.only(names(structure) & structure.exchangeable)
+    _check(lr, momentum, weight_decay, clip, width)
 
     def server(setup: Setup) -> Tree:
-        made = generated(setup.structure)
+        made = _generated(names, setup.structure)
         require(made.total > 0, f"hypernetwork: no trainable tensor among {names}")
         twice = next((name for name in made.names if name in setup.shared), None)
         require(twice is None, f"hypernetwork: {twice} is generated and exchanged as well: leave it out of share")
@@ -100,7 +93,9 @@ def hypernetwork(
 
     def message(central: Central) -> Tree:
         with torch.no_grad():
-            return Tree(generated(central.structure), generate(_network(central.state), client_vectors(central)))
+            return Tree(
+                _generated(names, central.structure), generate(_network(central.state), client_vectors(central))
+            )
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         return overlay(weights, local.message), local.memory
@@ -110,19 +105,11 @@ def hypernetwork(
 
     def aggregate(central: Central, moves: Tree) -> Update:
         phi, moving = _network(central.state), central.state.flat.chunk(2)[1]
-        with torch.enable_grad():
-            phi = Tree(phi.layout, phi.flat.detach().requires_grad_())
-            own = client_vectors(central).requires_grad_()
-            along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()
-            slope, pull = torch.autograd.grad(-along, (phi.flat, own))
-        if clip is not None:
-            shorter = clipping(vectors(slope=slope, pull=pull.flatten()), clip)
-            slope, pull = slope * shorter, pull * shorter
-        before = phi.flat.detach()
-        moving = momentum * moving + slope + weight_decay * before
+        slope, pull = _gradient(phi, client_vectors(central), moves, clip)
+        moving = momentum * moving + slope + weight_decay * phi.flat
         own_moving = momentum * central.rows["momentum"] + pull
         return Update(
-            state=Tree(central.state.layout, torch.cat([before - lr * moving, moving])),
+            state=Tree(central.state.layout, torch.cat([phi.flat - lr * moving, moving])),
             rows=vectors(learned=central.rows["learned"] - lr * own_moving, momentum=own_moving),
         )
 
@@ -136,6 +123,20 @@ def hypernetwork(
         individual=True,
         server_only=True,
     )
+
+
+def _check(lr: float, momentum: float, weight_decay: float, clip: float | None, width: int) -> None:
+    """Refuse arguments that are out of range."""
+    require(lr > 0, f"hypernetwork: lr must be above 0, got {lr}")
+    require(0 <= momentum < 1, f"hypernetwork: momentum must be in [0, 1), got {momentum}")
+    require(weight_decay >= 0, f"hypernetwork: weight_decay must be at least 0, got {weight_decay}")
+    require(clip is None or clip > 0, f"hypernetwork: clip must be above 0, or None, got {clip}")
+    require(width >= 1, f"hypernetwork: width must be at least 1, got {width}")
+
+
+def _generated(names: Scope, structure: ModelStructure) -> Layout:
+    """Return the layout of the tensors that are generated."""
+    return structure.trainable.only(names(structure) & structure.exchangeable)
 
 
 def generate(network: Tree, vector: Tensor) -> Tensor:
@@ -158,6 +159,16 @@ def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor
             uniform = uniform_hash(key, math.prod(shape), like.dtype)
             tensors[f"layer {k}/{leaf}"] = ((2 * uniform - 1) / fan_in**0.5).view(shape)
     return Tree.of(tensors)
+
+
+def _gradient(network: Tree, own: Tensor, moves: Tree, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Return G, clipped, in the network's row and in the clients' vectors, ``(n, inputs)``."""
+    with torch.enable_grad():
+        phi, own = Tree(network.layout, network.flat.detach().requires_grad_()), own.detach().requires_grad_()
+        along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()
+        slope, pull = torch.autograd.grad(-along, (phi.flat, own))
+    factor = 1.0 if clip is None else clipping(vectors(slope=slope, pull=pull.flatten()), clip)
+    return slope * factor, pull * factor
 
 
 def _network(state: Tree) -> Tree:
