@@ -63,22 +63,22 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
     require(decay >= 0, f"first_order_mix: decay must be at least 0, got {decay}")
 
     def memory(setup: Setup) -> Tree:
-        model = _model(setup.structure, setup.weights)
-        return _beside(model, SCORE, model.flat.new_zeros(others))
+        return _initial(setup, SCORE, others)
 
     def server(setup: Setup) -> Tree:
         return vectors(**{UPLOADED: setup.weights.flat.new_zeros(setup.population)})
 
     def rows(setup: Setup) -> Tree:
-        model = _model(setup.structure, setup.weights)
-        return _beside(model, AFFINITY, model.flat.new_zeros(setup.population))
+        return _initial(setup, AFFINITY, setup.population)
 
     def chosen(central: Central, client: int, affinity: Tensor) -> list[int]:
         return _chosen(central, client, affinity.tolist(), others, explore - decay * central.round)
 
     def message(central: Central) -> Tree:
-        own = _model(central.structure, central.rows)
-        places = chosen(central, central.clients[0], central.rows[AFFINITY])
+        own, places = (
+            _model(central.structure, central.rows),
+            chosen(central, central.clients[0], central.rows[AFFINITY]),
+        )
         models, told = own.flat.new_zeros(others, len(own.flat)), own.flat.new_zeros(others)
         if places:
             models[: len(places)] = _model(central.structure, central.rows_of(places)).flat
@@ -136,6 +136,12 @@ def _chosen(central: Central, client: int, affinity: Sequence[float], others: in
 def _model(structure: ModelStructure, tree: Tree) -> Tree:
     """Return the tensors that may be sent."""
     return pick(tree, structure.exchangeable)
+
+
+def _initial(setup: Setup, name: str, size: int) -> Tree:
+    """Return the initial model with a vector of zeros after its tensors."""
+    model = _model(setup.structure, setup.weights)
+    return _beside(model, name, model.flat.new_zeros(size))
 
 
 def _beside(tree: Tree, name: str, values: Tensor) -> Tree:

@@ -97,8 +97,8 @@ MUTANTS = [
     Mutant(
         "FedFomo: the worst are sent",
         FOMO,
-        "key=lambda j: -like[j])",
-        "key=lambda j: like[j])",
+        "key=lambda j: -affinity[j])",
+        "key=lambda j: affinity[j])",
         HOLDS,
         "who_is_sent",
     ),
@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant(
         "FedFomo: of equals the first",
         FOMO,
-        "dice.permutation(known).tolist()",
+        "generator.permutation(known).tolist()",
         "known",
         HOLDS,
         "who_is_sent",
