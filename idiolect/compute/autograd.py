@@ -300,16 +300,16 @@ class Model:
         return module
 
     def statistics(self, weights: Tree, x: Tensor, correction: int = 0) -> Tree:
-        """Return mean and variance of what each layer of batch normalization is given, where x is one batch.
+        """Return mean and variance of the inputs of each layer of batch normalization, with x as one batch.
 
-        All inputs go through the model together, in evaluation mode but for batch normalization, which normalizes by
-        them. A layer that is called several times has the mean over its calls, one that is not called is left out.
+        Batch normalization uses the statistics of this batch; all other layers are in evaluation mode. For a layer
+        that is called several times the result is the mean over its calls; a layer that is not called is left out.
 
         Args:
             weights: the whole row, (P,).
             x: (b, ...) inputs, at least two.
-            correction: 0 divides the variance by the number n of values, as a layer does that normalizes by a batch;
-                1 by n - 1, as PyTorch does for running variances.
+            correction: 0 divides the variance by the number n of values, as in the normalization of a batch; 1 divides
+                it by n - 1, as in PyTorch's running variances.
 
         Returns:
             A tree with the names of running means and variances.

@@ -47,7 +47,7 @@ class Learner(Protocol):
         ...
 
     def statistics(self, weights: Tree, x: Tensor) -> Tree:
-        """Return mean and variance of what each layer of batch normalization is given, where x is one batch."""
+        """Return mean and variance of the inputs of each layer of batch normalization, with x as one batch."""
         ...
 
     @property

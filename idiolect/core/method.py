@@ -57,7 +57,7 @@ class Method:
 
     @property
     def transductive(self) -> tuple[str, ...]:
-        """The parts that read the unlabelled inputs to predict."""
+        """Names of the parts that read the unlabeled inputs to predict."""
         return tuple(p.name for p in self.parts if p.transductive)
 
     def __add__(self, part: Part) -> Method:

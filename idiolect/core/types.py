@@ -221,10 +221,10 @@ class TotalQuery(Protocol):
 
 
 class EachQuery(Protocol):
-    """Values of each of a client's training examples, or of each of one client's unlabelled inputs."""
+    """Values of a query for each training example of a client, or for each of the unlabeled inputs of one client."""
 
     def __call__(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
-        """Return the values of a query, in evaluation mode; of inputs it is given targets ``(b, 0)`` without values."""
+        """Return the values of a query, in evaluation mode; with `inputs`, the query gets empty targets, ``(b, 0)``."""
         ...
 
 
@@ -249,7 +249,7 @@ class Setup:
     shared: Tree
     """Those of them that are exchanged."""
     population: int = 1
-    """Number of clients that the run is set up for. Over Flower more may join later; a site itself sees 1."""
+    """Number of clients that the run is prepared for. Over Flower more may join later, and a site sees 1."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Queries:
         return _arranged(total, stream.order, back=True)
 
     def each(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
-        """Return the values of a query for each training example, and zeros after the last example of a client."""
+        """Return the values of a query for each training example or input; zeros follow a client's last example."""
         if inputs is not None:
             return self._each_input(weights, query, inputs)
         weights, alone, taken = stacked(weights, self.lead), not self.lead, [0] * self.none.numel()
@@ -70,7 +70,7 @@ class Queries:
         return Tree(where, torch.cat([t.reshape(*self.lead, t[0].numel()) for t in whole.values()], dim=-1))
 
     def _each_input(self, weights: Tree, query: Query, inputs: Tensor) -> Tree:
-        """Return what a query sees of each unlabelled input of one client."""
+        """Return the values of a query for each unlabeled input of one client."""
         pieces = []
         for x in torch.split(inputs, CHUNK):
             shapes = {name: (len(x), *shape) for name, shape in query.shapes.items()}

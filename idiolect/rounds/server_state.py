@@ -57,7 +57,7 @@ class ServerState:
 
     @property
     def capacity(self) -> int:
-        """The number of clients that parts prepare for."""
+        """Number of clients that parts are prepared for (`Setup.population`)."""
         return len(self.population)
 
     def place(self, client: str) -> int:
