@@ -236,6 +236,15 @@ def test_a_second_coordinator_in_a_directory_is_refused_and_writes_nothing(tmp_p
         assert contents(tmp_path / "run") == before
 
 
+def test_making_a_coordinator_writes_and_locks_nothing(tmp_path):
+    world = World(tmp_path, METHOD, rounds=1)
+    with world.timed():
+        world.coordinator()
+        assert not list(tmp_path.iterdir())
+        world.coordinator().open()
+        world.coordinator()
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -31,7 +31,7 @@ class TooFewSitesError(RuntimeError):
 
 @dataclass(frozen=True)
 class WaitPolicy:
-    """How many sites and results a coordinator waits for, and how long.
+    """The numbers of sites and results a coordinator waits for, and its time limits.
 
     Args:
         sites: number of sites that must join before the first round.

@@ -26,11 +26,11 @@ class Expected(NamedTuple):
     uploads: Trees
     """Trees with the layouts of the uploads; empty if the client was not asked to train."""
     evaluate: bool
-    """Whether the client was asked to evaluate."""
+    """True if the client was asked to evaluate."""
     metrics: int
     """Number of metrics beside the loss."""
     shared_model: bool
-    """Whether the method has a complete shared model, which is evaluated too."""
+    """True if the method has a complete shared model, which is evaluated too."""
 
 
 def read_result(content: RecordDict, client: str, examples: int, expected: Expected) -> Result:

@@ -67,6 +67,6 @@ class Worker:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
             done, reply = f"failed: {reason}", RecordDict({FAILED: ConfigRecord({"reason": reason})})
-        completed = f"{instruction.get('round', 0)!s} rounds completed"
-        print(f"idiolect: {completed}: {done} ({time.monotonic() - started:.1f} s)", flush=True)
+        seconds, completed = time.monotonic() - started, instruction.get("round", 0)
+        print(f"idiolect: {done} ({seconds:.1f} s; rounds completed: {completed!s})", flush=True)
         send(connection, kind, reply)
