@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect import Method, methods
+from idiolect import Method, UsageError, methods
 from idiolect.core.part import Part, part
 from idiolect.core.scope import batch_norm, everything
 from idiolect.core.tree import Tree, layout, pick
@@ -175,6 +175,27 @@ def test_rows_may_be_made_of_all_uploads():
     assert torch.allclose(mean, made.server["share"]["6.bias"], atol=1e-14)
 
 
+def test_an_individual_upload_has_no_weight():
+    made = federation(method(replace(echo(), contribute=lambda central, arrival: (arrival.own, 2.0))))
+    with pytest.raises(UsageError, match="gossip: individual uploads have no mean: weigh them in aggregate"):
+        made.play()
+
+
+def test_rows_of_any_clients_may_be_read():
+    """Those of clients that have not trained are as at the start; of nobody there are none."""
+    counts = []
+
+    def message(central):
+        counts.append([len(central.rows_of([]).flat), central.rows_of([0, 3])["count"].flatten().tolist()])
+        return central.rows
+
+    made = federation(method(replace(echo(), message=message)), participation=0.25)
+    cohort = {sorted(made.clients).index(client) for client in made.play().cohort}
+    made.messages("ada")
+    assert counts[0] == [0, [0.0, 0.0]]
+    assert counts[-1] == [0, [float(0 in cohort), float(3 in cohort)]]
+
+
 def test_rows_of_the_server_alone_are_not_sent():
     def finish(local):
         return local.memory, tree(MINE, local.end.flat.sum(-1, keepdim=True))
@@ -207,7 +228,7 @@ def test_a_message_is_made_of_state_and_row():
         ),
         (lambda u: u, r"gossip: aggregate changed the form of its rows from .*count.* to .*sum"),
         (lambda u: Tree(ROW, u.flat.float().expand(-1, 3)), "from .*float64 to .*float32"),
-        (lambda u: u.flat, "gossip: aggregate must return a Tree, not a Tensor"),
+        (lambda u: u.flat, "gossip: aggregate must return a Tree, not a tensor of shape"),
     ],
 )
 def test_rows_have_a_form(rows, said):

@@ -16,14 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from idiolect.compute.autograd import Loss, Model, seeded
-from idiolect.compute.metrics import Metric, accuracy
+from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.data import ClientData
 from idiolect.engines.base import Engine
 from idiolect.rounds.training import Training
-from idiolect.running.validate import check_run, is_cross_entropy
+from idiolect.running.evaluation import default_metrics
+from idiolect.running.validate import check_run
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -69,7 +70,7 @@ def client_app(
     need_flower()
     from idiolect.flower.site.app import Site
 
-    return Site(model, data, loss, _metrics(loss, metrics), parts)
+    return Site(model, data, loss, default_metrics(loss) if metrics is None else tuple(metrics), parts)
 
 
 def server_app(
@@ -140,7 +141,14 @@ def server_app(
         settings = (Model(seeded(model, seed), loss), method, training, rounds, participation, seed)
         policy = WaitPolicy(sites, quorum, deadline, give_up)
         try:
-            Coordinator(*settings, grid, Path(directory), _metrics(loss, metrics), evaluate_every, policy).play_all()
+            Coordinator(
+                *settings,
+                grid,
+                Path(directory),
+                default_metrics(loss) if metrics is None else tuple(metrics),
+                evaluate_every,
+                policy,
+            ).play_all()
         except (UsageError, TooFewSitesError) as error:
             print(f"idiolect: {error}", flush=True)  # in one line, before Flower's traceback
             raise
@@ -173,12 +181,6 @@ def simulation(*, cpus: float = 1.0, gpus: float = 0.0) -> Engine:
     from idiolect.flower.ray.engine import RayEngine
 
     return RayEngine(cpus, gpus)
-
-
-def _metrics(loss: Loss, metrics: Sequence[Metric] | None) -> tuple[Metric, ...]:
-    if metrics is None:
-        return (accuracy,) if is_cross_entropy(loss) else ()
-    return tuple(metrics)
 
 
 def need_flower() -> None:

@@ -78,6 +78,8 @@ def server_round(
         for part in aggregating:
             tree, weight = _contribution(part, replace(central, state=server[part.name]), upload)
             if part.individual:
+                if not isinstance(weight, float) or weight != 1.0:
+                    raise UsageError(f"{part.name}: individual uploads have no mean: weigh them in aggregate")
                 uploads[part.name].append(tree.clone())  # the memory of an upload may be used again for the next one
             else:
                 equal = part.uniform or method.weighting == "uniform"

@@ -145,10 +145,12 @@ class ServerState:
         return message(part, replace(view, rows_of=lambda places: self._rows_of(places)[part.name]))
 
     def _rows_of(self, clients: Sequence[int]) -> Trees:
-        if self.rows is None:
-            return {}
-        rows = [self.rows.get(self.population[client]) for client in clients]
-        return {part: Tree(tree.layout, torch.stack([r[part].flat for r in rows])) for part, tree in rows[0].items()}
+        fresh = self.fresh_rows()
+        rows = [self.rows.get(self.population[client]) if self.rows else fresh for client in clients] if fresh else []
+        return {
+            part: Tree(tree.layout, torch.stack([row[part].flat for row in rows]) if rows else tree.flat[None][:0])
+            for part, tree in fresh.items()
+        }
 
 
 def general(model: Model, shared: Tree) -> Tree | None:

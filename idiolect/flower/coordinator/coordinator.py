@@ -24,11 +24,11 @@ from idiolect.flower.protocol.arrays import write_trees
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN, Instruction, write_message
 from idiolect.flower.protocol.model_form import INITIAL, model_form
 from idiolect.flower.system.files import lock_file
-from idiolect.report import RunSummary
 from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
-from idiolect.running.describe import describe, uploads
+from idiolect.running.describe import uploads
 from idiolect.running.evaluation import Measured, over_clients
+from idiolect.running.run_report import summary_of, write_run_report
 from idiolect.storage import checkpoint
 from idiolect.storage.memory import RamStore
 from idiolect.storage.run_directory import CONFIG, LOCK, RunDirectory, read_run
@@ -93,6 +93,7 @@ class Coordinator(ServerState):
             "metrics": [m.name for m in self.metrics],
             "evaluate_every": self.evaluate_every,
             "values": self.model.structure.trainable.total,
+            **({"transductive": list(self.method.transductive)} if self.method.transductive else {}),
         }
 
     def open(self) -> None:
@@ -246,17 +247,12 @@ class Coordinator(ServerState):
 
     def _write_report(self) -> None:
         """Write the report of the run."""
-        from idiolect.report.html import write_report  # imports plotly, which is slow to load
-
-        metric = self.metrics[0] if self.metrics else None
-        name, higher_is_better = self.method.name, metric.higher_is_better if metric else False
-        summary = RunSummary(name, self.seed, self.records, metric.name if metric else "loss", higher_is_better)
-        write_report(
+        name = self.method.name + (" (transductive)" if self.method.transductive else "")
+        write_run_report(
             self.directory / "report.html",
-            title=f"{name}, {pluralize(len(self.clients), 'site')}",
-            runs=[summary],
-            holdings={},
-            groups=None,
-            facts={name: str(value) for name, value in self.config().items()},
-            describe={name: describe(self.method, self.model)},
+            self.method,
+            self.model,
+            summary_of(name, self.seed, self.records, self.metrics),
+            clients=pluralize(len(self.clients), "site"),
+            config=self.config(),
         )
