@@ -351,8 +351,8 @@ class Counting(nn.Linear):
 
 
 def pair(seed=0, count=8):
-    dice = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, generator=dice), torch.arange(count) % 2
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, generator=generator), torch.arange(count) % 2
 
 
 def test_a_forward_that_works_in_place_changes_neither_data_nor_broadcast():

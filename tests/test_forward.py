@@ -42,8 +42,8 @@ def batch():
 @pytest.fixture
 def stack(model):
     """Three clients with weights of their own; the last has a smaller batch."""
-    dice = torch.Generator().manual_seed(0)
-    shift = 0.1 * torch.rand(3, model.initial.layout.total, generator=dice, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    shift = 0.1 * torch.rand(3, model.initial.layout.total, generator=generator, dtype=torch.float64)
     rows = Tree(model.initial.layout, model.initial.flat + shift)
     batches = [examples(name, size) for name, size in zip(CLIENTS, (8, 8, 5), strict=True)]
     pair = Batch(*(torch.stack(t) for t in zip(*batches[:2], strict=True)))

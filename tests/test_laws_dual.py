@@ -41,12 +41,12 @@ def on_a_line(method, targets, rounds, start=0.0, curvature=1.0, **training):
 @cache
 def bowls():
     """Eight clients with F_i(w) = (w - b_i)' A_i (w - b_i) / 2 in five dimensions, and the minimum of their sum."""
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     clients, curvature, pull = {}, torch.zeros(5, 5, dtype=torch.float64), torch.zeros(5, 1, dtype=torch.float64)
     for i in range(8):
-        turned = torch.linalg.qr(torch.randn(5, 5, generator=dice, dtype=torch.float64)).Q
+        turned = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64)).Q
         x = (5 * torch.linspace(0.5, 3.0, 5, dtype=torch.float64)).sqrt()[:, None] * turned
-        own = 3 * torch.randn(5, 1, generator=dice, dtype=torch.float64)
+        own = 3 * torch.randn(5, 1, generator=generator, dtype=torch.float64)
         copies = x.repeat(1 + i % 2, 1)  # some clients have more examples, of the same mean loss
         clients[f"{i}"] = ClientData(train=(copies, copies @ own))
         curvature, pull = curvature + x.T @ x / 5, pull + x.T @ x @ own / 5

@@ -65,8 +65,8 @@ def central(made, clients):
 
 def moves_like(made, clients, scale=1.0):
     trees = [own(made, c) for c in clients]
-    dice = torch.Generator().manual_seed(3)
-    return Tree(trees[0].layout, scale * torch.randn(len(trees), trees[0].layout.total, generator=dice).double())
+    generator = torch.Generator().manual_seed(3)
+    return Tree(trees[0].layout, scale * torch.randn(len(trees), trees[0].layout.total, generator=generator).double())
 
 
 def test_a_plain_step_is_propagated_back_through_the_network():

@@ -184,17 +184,17 @@ def test_prototypes_by_hand(weighting):
     }
     made.play()
     z = {name: made.model.module(made.personal(name))[:-1](x[name]).detach() for name in "ab"}
-    slot = made.server["prototypes"]
+    state = made.server["prototypes"]
     by = {"samples": (z["a"].sum(0) + z["b"][0]) / 3, "uniform": (z["a"].mean(0) + z["b"][0]) / 2}
-    assert torch.allclose(slot["prototypes"][0], by[weighting], rtol=0, atol=1e-12)
-    assert torch.allclose(slot["prototypes"][1], z["b"][1:].mean(0), rtol=0, atol=1e-12)
-    assert slot["known"].tolist() == [1, 1, 0]
+    assert torch.allclose(state["prototypes"][0], by[weighting], rtol=0, atol=1e-12)
+    assert torch.allclose(state["prototypes"][1], z["b"][1:].mean(0), rtol=0, atol=1e-12)
+    assert state["known"].tolist() == [1, 1, 0]
     made.participation = 0.5
     while made.cohort() != ["a"]:
         made.round += 1
     made.play()
-    assert torch.equal(made.server["prototypes"]["prototypes"][1], slot["prototypes"][1])
-    assert not torch.equal(made.server["prototypes"]["prototypes"][0], slot["prototypes"][0])
+    assert torch.equal(made.server["prototypes"]["prototypes"][1], state["prototypes"][1])
+    assert not torch.equal(made.server["prototypes"]["prototypes"][0], state["prototypes"][0])
     assert made.server["prototypes"]["known"].tolist() == [1, 1, 0]
 
 
@@ -261,21 +261,21 @@ def test_gaussians_by_hand():
     made = gaussian_world(renewal=0.25)
     made.training = replace(made.training, lr=1e-300)
     made.play()
-    slot, sigma = made.server["class_gaussians"], math.log(2)
+    state, sigma = made.server["class_gaussians"], math.log(2)
     body = made.model.module(made.model.initial)[:-1]
     z = torch.cat([body(made.clients[name].train.x[[0, 3]]).detach() for name in "ab"])
     precision = 1 + 4 / sigma**2
-    assert torch.allclose(slot["mean"][0], 0.25 * z.sum(0) / sigma**2 / precision, rtol=0, atol=1e-12)
-    assert torch.allclose(slot["deviation"][0], torch.full((4,), 0.75 + 0.25 / precision**0.5).double(), atol=1e-12)
-    assert not slot["mean"][2].any()
-    assert (slot["deviation"][2] == 1).all()
+    assert torch.allclose(state["mean"][0], 0.25 * z.sum(0) / sigma**2 / precision, rtol=0, atol=1e-12)
+    assert torch.allclose(state["deviation"][0], torch.full((4,), 0.75 + 0.25 / precision**0.5).double(), atol=1e-12)
+    assert not state["mean"][2].any()
+    assert (state["deviation"][2] == 1).all()
     made.clients = {
         name: ClientData(train=(data.train.x[[0]], data.train.y[[0]])) for name, data in made.clients.items()
     }
     made.play()
     after = made.server["class_gaussians"]
-    assert not torch.equal(after["mean"][0], slot["mean"][0])
-    assert all(torch.equal(after[name][1:], slot[name][1:]) for name in ("mean", "deviation"))
+    assert not torch.equal(after["mean"][0], state["mean"][0])
+    assert all(torch.equal(after[name][1:], state[name][1:]) for name in ("mean", "deviation"))
 
 
 def test_the_direction_of_the_divergence():

@@ -72,12 +72,12 @@ def test_a_head_fitted_first_fits_the_body_that_was_received():
 
 def test_fedrep_finds_the_representation_that_clients_have_in_common():
     """Clients y = x B w_i, with one B for all and each its own w_i: the body ends with the plane of B."""
-    dice = torch.Generator().manual_seed(0)
-    plane = torch.linalg.qr(torch.randn(6, 2, generator=dice, dtype=torch.float64))[0]
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64))[0]
     clients = {}
     for i in range(6):
-        x = torch.randn(30, 6, generator=dice, dtype=torch.float64)
-        own = torch.randn(2, 1, generator=dice, dtype=torch.float64)
+        x = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+        own = torch.randn(2, 1, generator=generator, dtype=torch.float64)
         clients[f"{i}"] = ClientData(train=(x, x @ plane @ own))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
@@ -193,8 +193,8 @@ def test_a_cluster_that_nobody_chose_keeps_its_bits_and_one_that_diverged_is_nev
 def test_clusters_begin_apart_by_what_they_are_told():
     """The first is the initial model; statistics are everybody's; each tensor is off by its own size."""
     shared = federation(methods.fedavg()).server["share"]
-    slot = federation(methods.ifca(4, noise=0.3)).server["clusters"]
-    first, *others = (Tree(shared.layout, row) for row in slot.flat.view(4, -1))
+    state = federation(methods.ifca(4, noise=0.3)).server["clusters"]
+    first, *others = (Tree(shared.layout, row) for row in state.flat.view(4, -1))
     assert torch.equal(first.flat, shared.flat)
     for other in others:
         assert torch.equal(other["1.running_var"], shared["1.running_var"])
@@ -203,7 +203,7 @@ def test_clusters_begin_apart_by_what_they_are_told():
         assert abs(float((other - shared)["4.weight"].mean() / off)) < 0.2
     assert len({float(other["0.weight"].sum()) for other in (first, *others)}) == 4
     again = federation(methods.ifca(4, noise=0.3, seed=1)).server["clusters"]
-    assert not torch.allclose(again.flat, slot.flat)
+    assert not torch.allclose(again.flat, state.flat)
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,10 @@ def test_files_of_the_checkpoint_on_disk_stay_until_there_is_another(tmp_path):
 
 def test_files_are_bounded_by_what_is_live(tmp_path):
     """Thousands of puts, each of which makes a row stale."""
-    store, dice = DiskStore(FRESH, tmp_path, segment_bytes=28 * 50), random.Random(0)
+    store, generator = DiskStore(FRESH, tmp_path, segment_bytes=28 * 50), random.Random(0)
     latest = {}
     for turn in range(6000):
-        client = f"c{dice.randrange(300)}"
+        client = f"c{generator.randrange(300)}"
         store.put(client, memory(float(turn)))
         latest[client] = float(turn)
         if turn % 40 == 0:
@@ -253,7 +253,7 @@ def run(folder, memory="disk", resume=False):
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_as_undisturbed(tmp_path):
-    whole, dice, kills = run(tmp_path / "whole"), random.Random(1), 0
+    whole, generator, kills = run(tmp_path / "whole"), random.Random(1), 0
     code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, 'tests'); import test_memory as t\n"
     code += "print('ready', flush=True); t.run(sys.argv[1], resume=sys.argv[2] == 'True')"
     for _ in range(5):
@@ -262,7 +262,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_undisturbed(tmp_path):
             [sys.executable, "-c", code, str(tmp_path / "cut"), str(begun)], stdout=subprocess.PIPE, text=True
         )
         assert child.stdout.readline() == "ready\n"
-        time.sleep(dice.uniform(0.05, 0.4))
+        time.sleep(generator.uniform(0.05, 0.4))
         child.send_signal(signal.SIGKILL)
         kills += child.wait() == -signal.SIGKILL
         child.stdout.close()

@@ -102,7 +102,7 @@ CATALOGUE = [
     methods.fedgloss(rho=0.1, strength=0.3, rho_local=0.1),
     methods.fedbn() + parts.consistent_sam(0.1) + parts.server_sam(0.1) + parts.dynamic(0.3),
     methods.sam_on(rho=0.3),
-    # predictions that read the unlabelled inputs
+    # predictions that read the unlabeled inputs
     methods.adabn(),
     methods.fedbn() + parts.adapted_statistics(),
     methods.silobn() + parts.sam(0.1) + parts.adapted_statistics(),

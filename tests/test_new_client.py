@@ -141,12 +141,12 @@ def test_where_all_is_shared():
 def test_the_federation_is_left_as_it_was(rule):
     made = played(methods.fedbn())
     rows = [*made.server.values(), *(t for c in SIZES for t in made.memory.get(c).values()), made.model.initial]
-    before, dice = [row.flat.clone() for row in rows], torch.get_rng_state()
+    before, generator = [row.flat.clone() for row in rows], torch.get_rng_state()
     with torch.no_grad():
         for tensor in new_client(made, rule, X if rule == "reestimate" else None).state_dict().values():
             tensor.zero_()
     assert all(torch.equal(row.flat, copy) for row, copy in zip(rows, before, strict=True))
-    assert torch.equal(torch.get_rng_state(), dice)
+    assert torch.equal(torch.get_rng_state(), generator)
     assert made.round == 2
 
 

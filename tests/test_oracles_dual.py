@@ -61,7 +61,7 @@ def test_duals_are_those_of_the_papers():
 
 @pytest.mark.parametrize("report", ["code", "paper"])
 def test_duals_of_perturbations(report):
-    """The model's row holds mu_i, a tensor for each weight; the server's slot is s."""
+    """The model's row holds mu_i, a tensor for each weight; the server's state is s."""
     made, expected = assert_follows(methods.fedsmoo(0.2, 0.3, report), partial(dual.fedsmoo, 0.2, 0.3, report))
     close(made.server["consistent_sam"], expected.perturbation[-1], "s")
     for i, name in enumerate(NAMES):

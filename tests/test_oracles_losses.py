@@ -32,10 +32,10 @@ def test_method(make, oracle, arguments, weighting):
 def test_fedproto(weighting):
     oracle = partial(losses.fedproto, 0.8, weighting == "samples", 2)
     made, expected = assert_follows(methods.fedproto(0.8, weighting), oracle)
-    slot = made.server["prototypes"]
-    assert set(slot["known"].nonzero().flatten().tolist()) == set(expected.prototypes[-1])
+    state = made.server["prototypes"]
+    assert set(state["known"].nonzero().flatten().tolist()) == set(expected.prototypes[-1])
     for label, prototype in expected.prototypes[-1].items():
-        assert torch.allclose(slot["prototypes"][label], prototype, rtol=0, atol=1e-11)
+        assert torch.allclose(state["prototypes"][label], prototype, rtol=0, atol=1e-11)
 
 
 def noise_of(method, samples):
@@ -65,7 +65,7 @@ def test_fedcr(kl, renewal, weighting):
     untuned = Method(method.parts[:-1], "FedCR", weighting)
     oracle = partial(losses.fedcr, 0.02, renewal, kl == "bound", 2, noise_of(untuned, 3))
     made, expected = assert_follows(untuned, oracle)
-    slot = made.server["class_gaussians"]
+    state = made.server["class_gaussians"]
     for label, (mean, deviation) in expected.gaussians[-1].items():
-        assert torch.allclose(slot["mean"][label], mean, rtol=0, atol=1e-11)
-        assert torch.allclose(slot["deviation"][label], deviation, rtol=0, atol=1e-11)
+        assert torch.allclose(state["mean"][label], mean, rtol=0, atol=1e-11)
+        assert torch.allclose(state["deviation"][label], deviation, rtol=0, atol=1e-11)

@@ -81,8 +81,8 @@ def test_ifca(names, seed, weighting):
     assert any(len({chosen[i] for chosen in expected.chosen if i in chosen}) > 1 for i in range(len(NAMES)))
 
 
-def of_cluster(slot, j):
-    return {n.removeprefix(f"{j}/"): t for n, t in slot.items() if n.startswith(f"{j}/")}
+def of_cluster(state, j):
+    return {n.removeprefix(f"{j}/"): t for n, t in state.items() if n.startswith(f"{j}/")}
 
 
 @pytest.mark.parametrize("personal", [scope.head, scope.batch_norm])

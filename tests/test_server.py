@@ -12,8 +12,8 @@ from idiolect.rounds.server import Mean
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 2**15, 2**15 + 1, 100_003])
 def test_a_mean_is_that_of_float64(dtype, size):
-    dice, weights = torch.Generator().manual_seed(0), [1.0, 60.0, 7.5]
-    rows = [torch.randn(size, generator=dice, dtype=torch.float64).to(dtype) for _ in weights]
+    generator, weights = torch.Generator().manual_seed(0), [1.0, 60.0, 7.5]
+    rows = [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for _ in weights]
     mean = Mean()
     for row, weight in zip(rows, weights, strict=True):
         mean.add(Tree.of({"w": row}), weight)

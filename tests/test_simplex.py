@@ -9,10 +9,10 @@ from idiolect.testing.oracles.collaboration import smallest_form
 
 def problem(size, rank, seed, ridge=0.0):
     """Return a matrix like those of FedPAC: scattered points seen from one of them, and small variances."""
-    dice = torch.Generator().manual_seed(seed)
-    points = torch.randn(size, rank, generator=dice, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(size, rank, generator=generator, dtype=torch.float64)
     apart = points - points[seed % size]
-    return apart @ apart.T + torch.diag(ridge * torch.rand(size, generator=dice, dtype=torch.float64))
+    return apart @ apart.T + torch.diag(ridge * torch.rand(size, generator=generator, dtype=torch.float64))
 
 
 def is_smallest(p, alpha, tolerance=1e-10):

@@ -48,13 +48,13 @@ def test_personal_models_adapt_to_each_batch(run):
 
 
 def test_nothing_of_a_batch_lasts(run):
-    net, dice = run.personal("ada"), torch.get_rng_state()
+    net, generator = run.personal("ada"), torch.get_rng_state()
     before, first = copy.deepcopy(net.state_dict()), net(X)
     net(100 * X + 7)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert torch.equal(net(X), first)
     assert torch.equal(copy.deepcopy(net)(X), first)
-    assert torch.equal(torch.get_rng_state(), dice)
+    assert torch.equal(torch.get_rng_state(), generator)
     with torch.inference_mode():
         assert torch.equal(net(X), first)
 
@@ -108,7 +108,7 @@ _FEW = population({"ada": 24, "ben": 8})
 
 def test_the_run_says_so(run, tmp_path):
     read = list(run.federation.method.transductive)
-    said = f"predictions use the unlabelled test inputs (transductive): {', '.join(read)}"
+    said = f"predictions use the unlabeled test inputs (transductive): {', '.join(read)}"
     assert said in run.notes
     assert run.config()["transductive"] == read
     assert all(record["transductive"] == read for record in run.records)
@@ -184,7 +184,7 @@ def test_evaluations_change_nothing(run):
     same_state(watched, blind)
 
 
-def test_unlabelled_inputs_are_seen_one_by_one(monkeypatch):
+def test_unlabeled_inputs_are_seen_alone(monkeypatch):
     """In their order, in as many passes as it takes, without a target."""
     monkeypatch.setattr("idiolect.rounds.queries.CHUNK", 4)
     made, asked = federation(methods.fedavg()), []
@@ -201,11 +201,11 @@ def test_unlabelled_inputs_are_seen_one_by_one(monkeypatch):
     assert asked == [(4, 0), (4, 0), (1, 0)]
 
 
-def test_a_new_client_is_admitted_with_statistics_of_its_own_as_before():
+def test_a_new_client_gets_statistics_of_its_own_as_before():
     """Of its unbiased variance, as PyTorch has it, where predictions take the biased one."""
     made = played(methods.adabn())
-    admitted = new_client.admit(made, "reestimate", X)
+    made_for_it = new_client.new_client(made, "reestimate", X)
     values = nn.functional.conv2d(X, *(made.server["share"][f"0.{leaf}"] for leaf in ("weight", "bias")))
-    assert torch.allclose(admitted[1].running_var, values.var((0, 2, 3)), rtol=0, atol=1e-12)
+    assert torch.allclose(made_for_it[1].running_var, values.var((0, 2, 3)), rtol=0, atol=1e-12)
     adapted = made.deployed("ada").at(X)["1.running_var"]
     assert torch.allclose(adapted, values.var((0, 2, 3), correction=0), rtol=0, atol=1e-12)

@@ -31,8 +31,8 @@ WORKERS = [Threads, Processes]
 
 
 def clients(count=4, size=12):
-    dice = torch.Generator().manual_seed(0)
-    x = torch.randn(count, size, 3, generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, size, 3, generator=generator)
     return {f"{i}": ClientData(train=(x[i], (x[i].sum(dim=1) > 0).long())) for i in range(count)}
 
 

@@ -72,7 +72,7 @@ def fedthe(
 ) -> Method:
     """A shared model that treats classes alike, and a head of each client's own, weighed anew for each test input.
 
-    Meant for test inputs that differ from the training examples. Predictions use the unlabelled test inputs.
+    Meant for test inputs that differ from the training examples. Predictions use the unlabeled test inputs.
 
     Args:
         epochs: passes that train a client's own head before it trains or predicts.

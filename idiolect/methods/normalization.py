@@ -59,7 +59,7 @@ def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Wei
 def adabn(weighting: Weighting = "samples") -> Method:
     """FedAvg; to predict, a client normalizes by the mean and variance of the inputs that it is to predict.
 
-    Predictions use the unlabelled test inputs. The same after FedBN is ``fedbn() + adapted_statistics()``.
+    Predictions use the unlabeled test inputs. The same after FedBN is ``fedbn() + adapted_statistics()``.
 
     Args:
         weighting: mean over clients by training examples, or uniform.

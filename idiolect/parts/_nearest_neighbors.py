@@ -94,8 +94,8 @@ def nearest_neighbors(
         width = found.features
         seen = local.each(weights, Query(found.layer, _one, {"features": (width,), "label": ()}))
         features, label = seen["features"], seen["label"]
-        dice = uniform_hash(local.seed, label.shape[-1], torch.float64)
-        kept = dice.masked_fill(label == 0, 1.0).topk(min(capacity, label.shape[-1]), largest=False).indices
+        draws = uniform_hash(local.seed, label.shape[-1], torch.float64)
+        kept = draws.masked_fill(label == 0, 1.0).topk(min(capacity, label.shape[-1]), largest=False).indices
         room = capacity - kept.shape[-1]
         features = F.pad(features.gather(-2, kept[..., None].expand(*kept.shape, width)), (0, 0, 0, room))
         label = F.pad(label.gather(-1, kept), (0, room)) - 1

@@ -21,7 +21,7 @@ class Adapting(nn.Module):
     Args:
         model: the model.
         weights: those that predict before they adapt.
-        adapt: weights and unlabelled inputs to the weights that predict for these.
+        adapt: weights and unlabeled inputs to the weights that predict for these.
 
     Attributes:
         module: the personal model itself, which does not adapt; its weights are what adapts.

@@ -40,7 +40,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
 
     Returns:
         The keys ``personalized``, ``generalized`` (None where no complete shared model exists) and ``clients`` of
-        a round's record; also ``transductive``, the parts that read the unlabelled inputs, where there are any.
+        a round's record; also ``transductive``, the parts that read the unlabeled inputs, where there are any.
     """
     names, shared = ["loss", *(m.name for m in metrics)], federation.general() is not None
     found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))

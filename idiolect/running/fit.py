@@ -103,7 +103,7 @@ def fit(
         by_autograd = f", with the loss of {own} by autograd" if own and "explicit kernels" in note else ""
         notes.append(f"clients are trained {note}{by_autograd}")
         if method.transductive:
-            notes.append(f"predictions use the unlabelled test inputs (transductive): {', '.join(method.transductive)}")
+            notes.append(f"predictions use the unlabeled test inputs (transductive): {', '.join(method.transductive)}")
         keep = partial(store_for, machine.memory, output.directory, len(kept))
         federation = Federation(wrapped, method, training, rounds, participation, seed, kept, engine, keep)
         check_parts(federation)

@@ -37,9 +37,9 @@ def network(seed: int = 0) -> nn.Module:
 
 def examples(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images that differ between clients in level and scale, with labels that depend on them."""
-    dice = torch.Generator().manual_seed(sum(map(ord, name)))
-    level, scale = torch.randn(2, generator=dice, dtype=torch.float64)
-    x = torch.randn(count, 1, 6, 6, generator=dice, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    level, scale = torch.randn(2, generator=generator, dtype=torch.float64)
+    x = torch.randn(count, 1, 6, 6, generator=generator, dtype=torch.float64)
     y = (x[:, 0, :2].mean(dim=(1, 2)) * 4 + 1.5).clamp(0, 2.999).long()
     return x * (1 + scale.abs()) + level, y
 

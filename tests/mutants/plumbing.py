@@ -120,7 +120,7 @@ MUTANTS = [
         "FedAvg-engines",
     ),
     Mutant(
-        "processes: what a client remembered stays on the desk",
+        "processes: what a client remembered stays in the worker",
         "engines/processes.py",
         "for places, trees in ((own.uploads, out.uploads), (own.after, out.memory)):",
         "for places, trees in ((own.uploads, out.uploads),):",

@@ -38,7 +38,7 @@ MUTANTS = [
         "FedAvgM",
     ),
     Mutant(
-        "server's step: the slot is sent",
+        "server's step: the state is sent",
         "parts/_server_sgd.py",
         "        server_only=True,\n        neutral",
         "        neutral",

@@ -3,7 +3,7 @@
 from mutants.planted import METHODS, Mutant
 
 AGREES, HOLDS = "tests/test_oracles_transductive.py", "tests/test_laws_transductive.py"
-RUNS, ADMIT = "tests/test_transductive.py", "tests/test_admit.py"
+RUNS, NEW = "tests/test_transductive.py", "tests/test_new_client.py"
 ADAPTED, ENSEMBLE, MODEL = "parts/_adapted_statistics.py", "parts/_head_ensemble.py", "compute/autograd.py"
 
 MUTANTS = [
@@ -72,7 +72,7 @@ MUTANTS = [
         HOLDS,
         "called_twice",
     ),
-    Mutant("admit: the biased variance", "running/new_client.py", ", x, correction=1)", ", x)", ADMIT, "by_hand"),
+    Mutant("new client: the biased variance", "running/new_client.py", ", x, correction=1)", ", x)", NEW, "by_hand"),
     Mutant(
         "FedTHE: features decide where heads agree",
         ENSEMBLE,
