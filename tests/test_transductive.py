@@ -29,7 +29,8 @@ X = examples("to predict", 9)[0]
 
 def fitted(method, **how):
     training = idiolect.Training(lr=0.3, local_epochs=3)
-    return idiolect.fit(network(), population(), method, rounds=2, training=training, engine="sequential", **how)
+    machine = idiolect.Machine(engine="sequential")
+    return idiolect.fit(network(), population(), method, rounds=2, training=training, machine=machine, **how)
 
 
 @pytest.fixture(scope="module", params=[methods.adabn(), methods.fedthe(), BOTH], ids=lambda m: m.name)
@@ -126,13 +127,13 @@ def test_the_run_says_so(run, tmp_path):
 
 def test_it_is_written_and_can_be_resumed(tmp_path):
     method = methods.adabn()
-    fitted(method, directory=tmp_path / "run", report=False)
+    fitted(method, output=idiolect.Output(tmp_path / "run", report=False))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["transductive"] for line in lines] == [["adapted_statistics"]] * 2
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["transductive"] == [
         "adapted_statistics"
     ]
-    resumed = fitted(method, directory=tmp_path / "run", report=False, resume=True)
+    resumed = fitted(method, output=idiolect.Output(tmp_path / "run", report=False, resume=True))
     assert len(resumed.records) == 2
 
 
