@@ -16,7 +16,7 @@ def outcome(folder, mutant):
     """Run a mutant's tests on the package in a folder; return pytest's exit code and the end of its output."""
     select = ["-k", mutant.only] if mutant.only else []
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    command += ["-c", str(folder / "pyproject.toml"), str(folder / mutant.tests), *select]
+    command += ["-c", str(folder / "pyproject.toml"), *(str(folder / tests) for tests in mutant.tests.split()), *select]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout[-2000:]

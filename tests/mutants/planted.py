@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 METHODS, ORACLES, LAWS = "tests/test_methods.py", "tests/test_oracles.py", "tests/test_laws.py"
-ENGINE, DATA, KERNELS = "tests/test_engine.py", "tests/test_data_clients.py", "tests/test_kernels.py"
+ENGINE, DATA, KERNELS = (
+    "tests/test_engine.py",
+    "tests/test_data_clients.py",
+    " ".join(f"tests/test_kernels{part}.py" for part in ("", "_steps", "_refused")),
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Bugs of the contract, the engines and the first methods."""
 
-from mutants.planted import ENGINE, LAWS, METHODS, ORACLES, Mutant
+from mutants.planted import ENGINE, KERNELS, LAWS, METHODS, ORACLES, Mutant
 
 MUTANTS = [
     Mutant(
@@ -132,8 +132,7 @@ MUTANTS = [
         "compute/layers.py",
         "below = d.mm(own[0]) if inward else d",
         "below = d.mm(own[0] + (sink.beta * sink.alpha) * d.t().mm(kept)) if inward else d",
-        "tests/test_kernels.py",
-        "",
+        KERNELS,
     ),
     Mutant(
         "Adam: no bias correction",
