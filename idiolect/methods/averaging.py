@@ -1,4 +1,4 @@
-"""Baselines: one model for all, one model each, and the first step from one to the other."""
+"""Baselines: one shared model, separate local models, fine-tuning, and a proximal term."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idiolect.parts import finetune, proximal, share
 
 @carded("FedAvg", 2017, "baseline", "McMahan et al., AISTATS 2017")
 def fedavg(weighting: Weighting = "samples") -> Method:
-    """Share everything: one model for all clients.
+    """Share all tensors: one model for all clients.
 
     Args:
         weighting: mean over clients by training examples, or uniform.
@@ -30,13 +30,13 @@ def fedavg_ft(
     freeze_statistics: bool = False,
     weighting: Weighting = "samples",
 ) -> Method:
-    """FedAvg, and every client fine-tunes the shared model before using it.
+    """Train with FedAvg; each client fine-tunes the shared model before predicting.
 
     Args:
-        names: what is tuned; `head` for the last linear layer only.
+        names: tensors to fine-tune; `head` selects the last linear layer only.
         epochs: passes over the client's training examples; None takes the run's local epochs.
-        lr: learning rate of tuning; None takes the round's.
-        freeze_statistics: leave running statistics as they were received while tuning.
+        lr: learning rate of fine-tuning; None takes the round's.
+        freeze_statistics: keep the received running statistics during fine-tuning.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), finetune(names, epochs, lr, freeze_statistics)), "FedAvg-FT", weighting)
@@ -44,10 +44,10 @@ def fedavg_ft(
 
 @carded("FedProx", 2020, "convergence", "Li et al., MLSys 2020")
 def fedprox(mu: float = 0.01, weighting: Weighting = "samples") -> Method:
-    """FedAvg with a pull back to the received weights during local training.
+    """FedAvg with a proximal term that pulls local training towards the received weights.
 
     Args:
-        mu: strength of the pull; 0.01 is FedBN's baseline on digits.
+        mu: strength of the proximal term; 0.01 is FedBN's baseline on digits.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), proximal(mu)), "FedProx", weighting)
@@ -55,5 +55,5 @@ def fedprox(mu: float = 0.01, weighting: Weighting = "samples") -> Method:
 
 @carded("Local", 2017, "baseline", "no federation; called SingleSet in FedBN's paper")
 def local() -> Method:
-    """Share nothing: every client trains alone, in the rounds in which it is drawn."""
+    """Share nothing: each client trains alone, in the rounds in which it is sampled."""
     return Method((share(nothing),), "Local")

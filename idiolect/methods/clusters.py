@@ -1,4 +1,4 @@
-"""Methods for clients of several kinds, which nobody has told apart."""
+"""Methods for clients that fall into clusters which are not known in advance."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from idiolect.parts import clusters, share
 def ifca(
     count: int = 2, names: Scope = everything, noise: float = 0.1, seed: int = 0, weighting: Weighting = "samples"
 ) -> Method:
-    """FedAvg in clusters: each client joins the one of several models with the least loss on its own data.
+    """FedAvg within clusters: each client joins the cluster whose model has the lowest loss on the client's data.
 
-    Generalized accuracy is that of the mean over all clients, whatever their cluster: a model that serves nobody.
+    Generalized accuracy is that of the mean over all clients, whatever their cluster; no client uses that model.
 
     Args:
         count: number of clusters.
-        names: what each cluster has its own of; with `head`, clusters share one body.
-        noise: how far apart they begin, relative to the initial weights.
-        seed: of that noise; another one is another start, which decides who finds together.
+        names: tensors of which each cluster has its own copy; with `head`, clusters share one body.
+        noise: size of the difference between initial cluster models, relative to the initial weights.
+        seed: seed of that noise; the initial models decide which clients join the same cluster.
         weighting: mean over the clients of a cluster by training examples, or uniform (the authors').
     """
     return Method((share(everything), clusters(count, names, noise, seed)), "IFCA", weighting)

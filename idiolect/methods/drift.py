@@ -1,4 +1,4 @@
-"""Methods against the drift of clients from the common optimum."""
+"""Methods that reduce client drift from the common optimum."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from idiolect.parts import control_variates, relaxed_start, share
 
 @carded("SCAFFOLD", 2020, "convergence", "Karimireddy et al., ICML 2020")
 def scaffold(weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients correct each step by control variates.
+    """FedAvg whose clients correct each local step with control variates.
 
     Args:
-        weighting: mean of the weights over clients by training examples, or uniform. Variates are always
-            averaged equally.
+        weighting: mean of the weights over clients by training examples, or uniform. The mean of the control
+            variates is always uniform.
     """
     return Method((share(everything), control_variates()), "SCAFFOLD", weighting)
 
 
 @carded("FedInit", 2023, "convergence", "Sun et al., NeurIPS 2023")
 def fedinit(beta: float = 0.1, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients start a little beyond the shared model, seen from where their last training ended.
+    """FedAvg whose clients start beyond the shared model, in the direction away from their last local weights.
 
     Args:
-        beta: how far beyond, as a share of that distance.
+        beta: distance beyond the shared model, as a share of its distance from those weights.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), relaxed_start(beta)), "FedInit", weighting)

@@ -1,4 +1,4 @@
-"""Methods whose clients keep a dual: how far they have moved against the rest."""
+"""Methods whose clients keep a dual variable: the accumulated difference from the shared model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from idiolect.parts import consistent_sam, dynamic, sam, server_sam, share
 
 @carded("FedDyn", 2021, "convergence", "Acar et al., ICLR 2021")
 def feddyn(strength: float = 0.1, weighting: Weighting = "samples") -> Method:
-    """FedAvg with a pull that each client's own history turns towards the common optimum.
+    """FedAvg with a dynamic regularizer: a proximal term, corrected by each client's dual variable.
 
     Args:
-        strength: of the pull, above 0; alpha in the paper.
-        weighting: mean of the weights over clients by training examples, or uniform (the authors'). Duals are always
-            averaged equally.
+        strength: strength of the regularizer, above 0; alpha in the paper.
+        weighting: mean of the weights over clients by training examples, or uniform (the authors'). The mean of the
+            duals is always uniform.
     """
     return Method((share(everything), dynamic(strength)), "FedDyn", weighting)
 
@@ -29,15 +29,15 @@ def fedspeed(
     dual_mean: Literal["all", "participants"] = "all",
     weighting: Weighting = "samples",
 ) -> Method:
-    """FedDyn along SAM's gradient, made for many local steps.
+    """FedDyn with SAM's gradient, for many local steps.
 
-    With `Training(clip=...)` it departs from the authors' code, which clips a part of the pull only: see `dynamic`.
+    With `Training(clip=...)` it differs from the authors' code, which clips only a part of the pull: see `dynamic`.
 
     Args:
         rho: radius of the perturbation.
-        strength: of the pull, above 0; the inverse of the paper's lambda.
-        dual_mean: the server adds the mean dual of ``"all"`` clients, as the authors' code does, or of the round's
-            ``"participants"``, as their paper has it. With all clients in every round they are the same.
+        strength: strength of the pull, above 0; the inverse of the paper's lambda.
+        dual_mean: the server adds the mean dual of ``"all"`` clients, as in the authors' code, or of the round's
+            ``"participants"``, as in their paper. With all clients in every round both are the same.
         weighting: mean of the weights over clients by training examples, or uniform (the authors').
 
     Example:
@@ -54,12 +54,12 @@ def fedsmoo(
     report: Literal["code", "paper"] = "code",
     weighting: Weighting = "samples",
 ) -> Method:
-    """FedDyn along SAM's gradient, with perturbations that clients agree on.
+    """FedDyn with SAM's gradient and a constraint that keeps the clients' perturbations consistent.
 
     Args:
         rho: radius of the perturbation.
-        strength: of the pull, above 0.
-        report: what clients tell of their perturbations, as the authors' code or their paper has it.
+        strength: strength of the pull, above 0.
+        report: form in which clients report their perturbations: that of the authors' code or of their paper.
         weighting: mean over clients by training examples, or uniform (the authors').
     """
     return Method((share(everything), consistent_sam(rho, report), dynamic(strength)), "FedSMOO", weighting)
@@ -69,12 +69,12 @@ def fedsmoo(
 def fedgloss(
     rho: float = 0.15, strength: float = 0.1, rho_local: float = 0.15, weighting: Weighting = "samples"
 ) -> Method:
-    """FedDyn whose clients start where the loss of all is worse nearby, at no cost in bytes.
+    """FedDyn whose server applies SAM's perturbation to the model that it sends, at no communication cost.
 
     Args:
         rho: radius of the server's perturbation.
-        strength: of the pull, above 0; 1 / beta in the paper.
-        rho_local: radius of the clients' own perturbation; 0 for plain local steps.
+        strength: strength of the pull, above 0; 1 / beta in the paper.
+        rho_local: radius of the clients' own perturbation; 0 takes plain local steps.
         weighting: mean over clients by training examples (the authors'), or uniform.
     """
     return Method((share(everything), sam(rho_local), server_sam(rho), dynamic(strength)), "FedGloSS", weighting)

@@ -1,4 +1,4 @@
-"""Methods that look at features: what the body makes of examples before the head sees them."""
+"""Methods that use features, the output of the body and the input of the head."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from idiolect.parts import (
 
 @carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
 def feddbe(strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients shift their features by a vector of their own, which keeps the shared ones alike.
+    """FedAvg whose clients add a personal vector to their features, which keeps the shared features similar.
 
     Args:
-        strength: of the pull of a client's mean features to everybody's.
-        momentum: of the running mean of features within a round.
+        strength: strength of the pull of a client's mean features towards the global mean.
+        momentum: momentum of the running mean of features within a round.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), domain_bias(strength, momentum)), "FedDBE", weighting)
@@ -36,13 +36,13 @@ def knnper(
     scale: float = 1.0,
     weighting: Weighting = "samples",
 ) -> Method:
-    """FedAvg; to predict, the shared model is mixed with the labels of the client's nearest examples.
+    """Train with FedAvg; to predict, mix the shared model's output with the labels of the client's nearest examples.
 
     Args:
-        neighbors: how many of its examples a client asks.
-        share_of_neighbors: what they count, in [0, 1]; choose it by validation examples, never by test examples.
-        capacity: how many examples they are looked for among.
-        scale: how far a neighbor's vote carries.
+        neighbors: number of nearest examples.
+        share_of_neighbors: their weight, in [0, 1]; choose it on validation examples, never on test examples.
+        capacity: number of examples among which neighbors are searched.
+        scale: distance scale of a neighbor's weight.
         weighting: mean over clients by training examples, or uniform.
     """
     parts = (share(everything), nearest_neighbors(neighbors, share_of_neighbors, capacity, scale))
@@ -51,12 +51,12 @@ def knnper(
 
 @carded("FedAS", 2024, "label skew", "Yang et al., CVPR 2024")
 def fedas(names: Scope = head, epochs: int = 1, lr: float | None = None) -> Method:
-    """A private head; the received body is brought to the features it knows; clients count by what they have to learn.
+    """Keep heads personal, align the received body with the client's features, and weight clients by Fisher information.
 
     Args:
         names: the head, a linear layer, which stays with the client.
-        epochs: passes that bring the body to the client's features.
-        lr: learning rate of these; None takes the round's.
+        epochs: passes that align the body with the client's features.
+        lr: learning rate of these passes; None takes the round's.
     """
     return Method((share(~names), feature_alignment(epochs, lr, names), fisher_weights()), "FedAS")
 
@@ -70,16 +70,16 @@ def fedthe(
     alone: float = 0.1,
     weighting: Weighting = "samples",
 ) -> Method:
-    """A shared model that treats classes alike, and a head of each client's own, weighed anew for each test input.
+    """Train a class-balanced shared model and personal heads; weight the two heads separately for each test input.
 
-    Meant for test inputs that differ from the training examples. Predictions use the unlabeled test inputs.
+    For test inputs that differ from the training examples. Predictions use the unlabeled test inputs.
 
     Args:
-        epochs: passes that train a client's own head before it trains or predicts.
-        steps: that find an input's weights; 0 weighs both heads equally.
-        lr: of these steps; the authors take ten times the learning rate of the own head.
+        epochs: passes that train a client's personal head before the client trains or predicts.
+        steps: steps that optimize an input's weights; 0 gives both heads equal weights.
+        lr: learning rate of these steps; the authors take ten times the learning rate of the personal head.
         momentum: weight of an input in the running mean of features.
-        alone: weight of the input's own features against that mean; at 1 it is predicted as it would be alone.
+        alone: weight of the input's own features against that mean; at 1 other inputs have no influence.
         weighting: mean over clients by training examples, or uniform (the authors').
     """
     parts = (share(everything), balanced_softmax(added=1), head_ensemble(epochs, steps, lr, momentum, alone))

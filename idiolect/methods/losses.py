@@ -1,4 +1,4 @@
-"""Methods whose clients train on a loss of their own."""
+"""Methods that change the clients' training loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from idiolect.parts import (
 
 @carded("FedLC", 2022, "label skew", "Zhang et al., ICML 2022")
 def fedlc(tau: float = 1.0, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients lower the outputs of classes that are rare among their examples.
+    """FedAvg whose clients lower the logits of classes that are rare in their training examples.
 
     Args:
         tau: size of the margin.
@@ -33,11 +33,11 @@ def fedlc(tau: float = 1.0, weighting: Weighting = "samples") -> Method:
 
 @carded("FedNTD", 2022, "label skew", "Lee et al., NeurIPS 2022")
 def fedntd(strength: float = 1.0, temperature: float = 1.0, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients keep what the received model says of the classes that an example is not of.
+    """FedAvg whose clients distill the received model's distribution over the classes other than the label.
 
     Args:
-        strength: of what is kept, against what is learned.
-        temperature: of both distributions over classes.
+        strength: weight of the distillation term in the loss.
+        temperature: temperature of both distributions over classes.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), not_true_distillation(strength, temperature)), "FedNTD", weighting)
@@ -45,11 +45,11 @@ def fedntd(strength: float = 1.0, temperature: float = 1.0, weighting: Weighting
 
 @carded("MOON", 2021, "label skew", "Li, He and Song, CVPR 2021")
 def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose clients draw features towards the received model's, away from their own last ones.
+    """FedAvg with a contrastive loss: features are pulled towards the received model's, away from the last local model's.
 
     Args:
-        strength: of the contrast; the authors choose among 0.1, 1, 5 and 10.
-        temperature: of the contrast.
+        strength: weight of the contrastive loss; the authors choose among 0.1, 1, 5 and 10.
+        temperature: temperature of the contrastive loss.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), model_contrast(strength, temperature)), "MOON", weighting)
@@ -57,7 +57,7 @@ def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting =
 
 @carded("FedRoD", 2022, "label skew", "Chen and Chao, ICLR 2022")
 def fedrod(weighting: Weighting = "samples") -> Method:
-    """A shared model that treats classes alike, and a head of each client's own for what its classes need.
+    """Train a class-balanced shared model, and a personal head per client for the client's class distribution.
 
     Generalized accuracy is that of the shared head, personalized accuracy that of both heads together.
 
@@ -69,12 +69,12 @@ def fedrod(weighting: Weighting = "samples") -> Method:
 
 @carded("FedProto", 2022, "label skew", "Tan et al., AAAI 2022")
 def fedproto(strength: float = 1.0, weighting: Weighting = "uniform") -> Method:
-    """Every client trains a model of its own; what is exchanged is a mean feature per class.
+    """Train one model per client; clients exchange only the mean feature of each class.
 
     Args:
-        strength: of the pull of features towards the prototype of their class.
-        weighting: clients that have a class count equally for its prototype (the authors'), or by their examples
-            of it.
+        strength: strength of the pull of features towards the prototype of their class.
+        weighting: clients that have a class get equal weights in its prototype (the authors'), or weights by their
+            number of examples of it.
     """
     return Method((share(nothing), prototypes(strength, weighting)), "FedProto")
 
@@ -87,13 +87,15 @@ def fedcr(
     kl: Literal["code", "bound"] = "code",
     weighting: Weighting = "samples",
 ) -> Method:
-    """A shared body of Gaussian features, held near one Gaussian per class, and a personal head, tuned at the end.
+    """Share a body with Gaussian features, regularized towards one Gaussian per class; heads are personal.
+
+    Heads are fine-tuned before the client predicts.
 
     Args:
-        strength: of the hold; the authors' for CIFAR-100, and FedFSA's authors take 1e-3.
-        samples: draws of the features of an example in each step.
-        renewal: how far the Gaussians of classes go to the new ones each round.
-        kl: the divergence as the authors' code has it, or as their theory does.
+        strength: weight of the regularizer; the authors' for CIFAR-100, and FedFSA's authors take 1e-3.
+        samples: samples of an example's features in each step.
+        renewal: step of the classes' Gaussians towards the new ones in each round.
+        kl: the divergence of the authors' code, or that of their theory.
         weighting: mean of the body over clients by training examples, or uniform (the authors').
     """
     parts = (share(~head), class_gaussians(strength, samples, renewal, kl), finetune(head, freeze_statistics=True))

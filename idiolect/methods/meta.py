@@ -1,4 +1,4 @@
-"""Methods that look for a model from which each client's own is a step away."""
+"""Meta-learning methods: the shared model is an initialization that each client adapts in a few steps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def per_fedavg(
     steps: int = 1,
     weighting: Weighting = "samples",
 ) -> Method:
-    """FedAvg on the loss after one gradient step, which every client takes before it predicts.
+    """FedAvg on the loss after one gradient step, which each client takes before it predicts.
 
     Args:
         rate: length of that step; the run's learning rate is that of training.
         variant: without second derivatives, or with a difference of gradients in place of the Hessian.
-        delta: how far apart those gradients are taken; see `meta_gradient`.
+        delta: distance between the points of those gradients; see `meta_gradient`.
         steps: plain gradient steps on the client's training examples before predicting.
         weighting: mean over clients by training examples, or uniform.
     """

@@ -1,4 +1,4 @@
-"""What to do with normalization: keep it, keep its statistics, or share nothing else."""
+"""Methods for normalization layers: keep them personal, keep their statistics personal, or share nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from idiolect.parts import adapted_statistics, share
 
 @carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
 def fedbn(weighting: Weighting = "samples") -> Method:
-    """Share everything but batch normalization, whose five tensors per layer stay with the client.
+    """Share all tensors except batch normalization, whose five tensors per layer stay with the client.
 
-    For clients that measure differently (other scanners, cameras, sensors) what normalization learns is the
-    client's own. Chosen by the type of layer. A model without batch normalization is refused.
+    For clients with different scanners, cameras or sensors, whose normalization statistics differ. Layers are
+    selected by type. A model without batch normalization is refused.
 
     Args:
         weighting: mean over clients by training examples, or uniform (the authors').
@@ -30,7 +30,7 @@ def fedbn(weighting: Weighting = "samples") -> Method:
 
 @carded("SiloBN", 2020, "feature shift", "Andreux et al., DART workshop at MICCAI 2020")
 def silobn(weighting: Weighting = "samples") -> Method:
-    """Share everything but the running statistics of normalization; its scale and shift are shared.
+    """Share all tensors except the running statistics of normalization; its scale and shift are shared.
 
     Args:
         weighting: mean over clients by training examples, or uniform.
@@ -40,11 +40,11 @@ def silobn(weighting: Weighting = "samples") -> Method:
 
 @carded("BN-only", 2021, "feature shift", "the dual of FedBN; an ablation of several papers")
 def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Weighting = "samples") -> Method:
-    """Share batch normalization alone; everything else stays with the client.
+    """Share only batch normalization; all other tensors stay with the client.
 
     Args:
         what: ``"affine"`` shares scale and shift, ``"statistics"`` running means and variances, ``"all"`` both.
-            Running variances are pooled over clients, means counted.
+            Running variances are pooled over clients, including the differences between means.
         weighting: mean over clients by training examples, or uniform.
 
     Raises:
@@ -57,7 +57,7 @@ def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Wei
 
 @carded("AdaBN", 2018, "feature shift", "Li et al., Pattern Recognition 2018")
 def adabn(weighting: Weighting = "samples") -> Method:
-    """FedAvg; to predict, a client normalizes by the mean and variance of the inputs that it is to predict.
+    """Train with FedAvg; to predict, a client normalizes with the mean and variance of its test inputs.
 
     Predictions use the unlabeled test inputs. The same after FedBN is ``fedbn() + adapted_statistics()``.
 

@@ -1,4 +1,4 @@
-"""Methods that keep, or mix in, a model of the client's own."""
+"""Methods with a personal model per client, separate from the shared model or mixed with it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from idiolect.parts import adaptive_mix, moreau_envelope, personal_mixture, pers
 
 @carded("Ditto", 2021, "label skew", "Li et al., ICML 2021")
 def ditto(strength: float = 1.0, weighting: Weighting = "samples") -> Method:
-    """FedAvg, and beside it a whole model per client that is pulled towards the shared one.
+    """Run FedAvg and also train a personal model per client, pulled towards the shared model.
 
     Args:
-        strength: of the pull; 0 is training alone.
+        strength: strength of the pull; 0 trains each client alone.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), personal_model(strength)), "Ditto", weighting)
@@ -26,9 +26,9 @@ def fedala(
     """FedAvg whose clients start from a learned mix of their last model and the shared one.
 
     Args:
-        names: which tensors are mixed; the others start from the shared model.
-        share_of_batches: share of a pass that the mix is learned on.
-        lr: step of the mix.
+        names: tensors that are mixed; the others start from the shared model.
+        share_of_batches: share of an epoch's batches on which the mix is learned.
+        lr: step size of the mixing weights.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), adaptive_mix(names, share_of_batches, lr)), "FedALA", weighting)
@@ -36,11 +36,11 @@ def fedala(
 
 @carded("APFL", 2020, "label skew", "Deng et al. 2020")
 def apfl(share_of_own: float = 0.5, adaptive: bool = True, weighting: Weighting = "samples") -> Method:
-    """FedAvg, and for each client a mixture of the shared model with one of its own.
+    """Run FedAvg and train for each client a mixture of the shared model and a personal model.
 
     Args:
-        share_of_own: share of the client's own model at first; 0 is the shared model, 1 a model of its own.
-        adaptive: learn the share; off, it stays.
+        share_of_own: initial weight of the personal model; 0 is the shared model, 1 the personal model.
+        adaptive: learn the weight; False keeps it constant.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), personal_mixture(share_of_own, adaptive)), "APFL", weighting)
@@ -48,14 +48,14 @@ def apfl(share_of_own: float = 0.5, adaptive: bool = True, weighting: Weighting 
 
 @carded("pFedMe", 2020, "label skew", "Dinh et al., NeurIPS 2020")
 def pfedme(strength: float = 15.0, steps: int = 5, lr: float = 0.05, weighting: Weighting = "samples") -> Method:
-    """Share the point that every client's own model stays near.
+    """Share the center of a Moreau envelope: each client's personal model is regularized towards it.
 
-    The authors' beta, a longer or shorter step of the server, is ``pfedme() + server_sgd(lr=2.0, momentum=0.0)``.
+    For the authors' beta, the step size of the server, use ``pfedme() + server_sgd(lr=2.0, momentum=0.0)``.
 
     Args:
-        strength: how near; the run's learning rate times it should stay below 1.
-        steps: of the client's own model on each batch.
-        lr: of those steps; times `strength` it should stay below 1.
+        strength: strength of the regularizer; its product with the run's learning rate should be below 1.
+        steps: steps of the personal model on each batch.
+        lr: learning rate of those steps; its product with `strength` should be below 1.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), moreau_envelope(strength, steps, lr)), "pFedMe", weighting)

@@ -1,4 +1,4 @@
-"""Methods whose server does more than average."""
+"""Methods that change how the server aggregates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def fedavgm(momentum: float = 0.9, lr: float = 1.0, weighting: Weighting = "samp
     """FedAvg with momentum on the server.
 
     Args:
-        momentum: of the server, in [0, 1); 0 at `lr` 1 is FedAvg.
-        lr: step of the server.
+        momentum: momentum of the server, in [0, 1); 0 with `lr` 1 is FedAvg.
+        lr: learning rate of the server.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), server_sgd(lr, momentum)), "FedAvgM", weighting)
@@ -22,11 +22,11 @@ def fedavgm(momentum: float = 0.9, lr: float = 1.0, weighting: Weighting = "samp
 
 @carded("FedAdagrad", 2021, "convergence", "Reddi et al., ICLR 2021")
 def fedadagrad(lr: float = 0.1, tau: float = 1e-3, weighting: Weighting = "samples") -> Method:
-    """FedAvg whose server steps by Adagrad, without momentum.
+    """FedAvg whose server applies Adagrad, without momentum.
 
     Args:
-        lr: step of the server.
-        tau: how far it adapts: smaller is more.
+        lr: learning rate of the server.
+        tau: degree of adaptivity; a smaller value adapts more.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), server_adaptive("adagrad", lr, beta1=0.0, tau=tau)), "FedAdagrad", weighting)
@@ -36,13 +36,13 @@ def fedadagrad(lr: float = 0.1, tau: float = 1e-3, weighting: Weighting = "sampl
 def fedadam(
     lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "samples"
 ) -> Method:
-    """FedAvg whose server steps by Adam, without correction of the bias.
+    """FedAvg whose server applies Adam, without bias correction.
 
     Args:
-        lr: step of the server.
-        beta1: decay of the mean move.
-        beta2: decay of the mean squared move.
-        tau: how far it adapts: smaller is more.
+        lr: learning rate of the server.
+        beta1: decay of the mean update.
+        beta2: decay of the mean squared update.
+        tau: degree of adaptivity; a smaller value adapts more.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), server_adaptive("adam", lr, beta1, beta2, tau)), "FedAdam", weighting)
@@ -52,13 +52,13 @@ def fedadam(
 def fedyogi(
     lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "samples"
 ) -> Method:
-    """FedAdam whose squared move grows and falls by bounded steps.
+    """FedAdam whose mean squared update changes by bounded steps.
 
     Args:
-        lr: step of the server.
-        beta1: decay of the mean move.
-        beta2: 1 less the step of the squared move.
-        tau: how far it adapts: smaller is more.
+        lr: learning rate of the server.
+        beta1: decay of the mean update.
+        beta2: 1 minus the step of the squared update.
+        tau: degree of adaptivity; a smaller value adapts more.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), server_adaptive("yogi", lr, beta1, beta2, tau)), "FedYogi", weighting)
@@ -66,7 +66,7 @@ def fedyogi(
 
 @carded("FedNova", 2020, "convergence", "Wang et al., NeurIPS 2020")
 def fednova(weighting: Weighting = "samples") -> Method:
-    """FedAvg in which clients that take more steps do not weigh more.
+    """FedAvg with normalized updates: clients that take more local steps do not have larger weights.
 
     Args:
         weighting: mean over clients by training examples, or uniform.

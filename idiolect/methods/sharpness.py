@@ -1,4 +1,4 @@
-"""Methods that look for flat minima."""
+"""Methods that search for flat minima."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def fedasam(rho: float = 0.7, eta: float = 0.2, weighting: Weighting = "samples"
     """FedAvg whose clients train with adaptive SAM.
 
     Args:
-        rho: radius, about ten times that of SAM.
-        eta: added to the size of a weight.
+        rho: radius of the perturbation, about ten times that of SAM.
+        eta: constant added to the magnitude of a weight.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), adaptive_sam(rho, eta)), "FedASAM", weighting)
@@ -35,13 +35,13 @@ def fedasam(rho: float = 0.7, eta: float = 0.2, weighting: Weighting = "samples"
 
 @carded("SAM-ON", 2023, "label skew", "Müller et al., NeurIPS 2023")
 def sam_on(rho: float = 0.5, weighting: Weighting = "samples") -> Method:
-    """FedSAM that perturbs the scale and shift of normalization layers alone; all weights are trained.
+    """FedSAM that perturbs only the scale and shift of normalization layers; all weights are trained.
 
-    ``sam(rho, normalization)`` does the same in any method, ``adaptive_sam`` likewise. With `fedbn` only what is the
-    client's own is perturbed. A model without normalization is refused.
+    ``sam(rho, normalization)`` does the same in any method, and so does ``adaptive_sam``. With `fedbn` only the
+    client's personal tensors are perturbed. A model without normalization is refused.
 
     Args:
-        rho: radius; larger than FedSAM's, since few weights are moved.
+        rho: radius of the perturbation; larger than FedSAM's, since few weights are perturbed.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), sam(rho, normalization)), "SAM-ON", weighting)
@@ -49,12 +49,12 @@ def sam_on(rho: float = 0.5, weighting: Weighting = "samples") -> Method:
 
 @carded("FedLESAM", 2024, "label skew", "Fan et al., ICML 2024")
 def fedlesam(rho: float = 0.1, weighting: Weighting = "samples") -> Method:
-    """FedSAM that perturbs along the move of the shared model since the client last took part, at FedAvg's cost.
+    """FedSAM that perturbs along the change of the shared model since the client last took part, at FedAvg's cost.
 
     FedLESAM-S is ``fedlesam() + control_variates()``.
 
     Args:
-        rho: radius of the perturbation; to be tuned, the authors say.
+        rho: radius of the perturbation; the authors recommend tuning it.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), estimated_sam(rho)), "FedLESAM", weighting)
@@ -62,11 +62,11 @@ def fedlesam(rho: float = 0.1, weighting: Weighting = "samples") -> Method:
 
 @carded("MoFedSAM", 2022, "label skew", "Qu et al., ICML 2022")
 def mofedsam(rho: float = 0.1, alpha: float = 0.1, weighting: Weighting = "samples") -> Method:
-    """FedSAM whose steps follow the direction the cohort moved last round.
+    """FedSAM whose local steps include the direction of the last round's aggregated update.
 
     Args:
         rho: radius of the perturbation.
-        alpha: share of the local gradient; the rest is the server's direction.
+        alpha: weight of the local gradient; the rest is the server's direction.
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), sam(rho), server_momentum(alpha)), "MoFedSAM", weighting)
@@ -82,17 +82,17 @@ def fedfsa(
     sensitivity: Literal["code", "paper"] = "code",
     weighting: Weighting = "samples",
 ) -> Method:
-    """MoFedSAM with a larger radius on each client's most sensitive layers; the head is tuned at the end.
+    """MoFedSAM with a larger radius on each client's most sensitive layers; the head is fine-tuned before predicting.
 
     Defaults are the authors' for Fashion-MNIST and CIFAR-10; for CIFAR-100 they use rho 0.05, rho_larger 0.9.
 
     Args:
         rho: radius of the other layers.
         rho_larger: radius of the sensitive layers.
-        top: how many layers are sensitive.
-        alpha: share of the local gradient; the rest is the server's direction.
-        selection: the most sensitive layers, the least, or random ones (the paper's ablation).
-        sensitivity: as the authors' code measures it, or as the paper writes it.
+        top: number of sensitive layers.
+        alpha: weight of the local gradient; the rest is the server's direction.
+        selection: the most sensitive layers, the least sensitive, or random ones (the paper's ablation).
+        sensitivity: definition in the authors' code, or that in the paper.
         weighting: mean over clients by training examples, or uniform (the authors').
 
     Example:

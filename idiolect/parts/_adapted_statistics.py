@@ -1,4 +1,4 @@
-"""Batch normalization by the inputs that are to be predicted."""
+"""Batch normalization with the statistics of the inputs to predict."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from idiolect.core.types import Local, Setup
 
 @part
 def adapted_statistics() -> Part:
-    r"""Normalize by the mean and variance of the inputs to predict, in place of the running statistics.
+    r"""Normalize with the mean and variance of the inputs to predict, in place of the running statistics.
 
     .. math::  \mu_\ell = \frac1n \sum_k a_{\ell k}, \qquad  v_\ell = \frac1n \sum_k (a_{\ell k} - \mu_\ell)^2
 
-    for each channel of each layer :math:`\ell` of batch normalization, over the n values :math:`a_{\ell k}` that it is
-    given by all inputs together, where the layers before it normalize in the same way. Labels are not read. A rule
-    for any method: federated training is unchanged, and nothing of it is sent or kept. Scale and shift stay as they
-    are, so with FedBN or SiloBN a client adapts its own.
+    for each channel of each batch normalization layer :math:`\ell`, over the n values :math:`a_{\ell k}` that the
+    layer receives from all inputs together; the layers before it normalize in the same way. Labels are not used. The
+    part can be added to any method: federated training is unchanged, and no statistics are sent or kept. Scale and
+    shift are unchanged, so with FedBN or SiloBN a client uses its own.
 
-    Predictions are transductive: they depend on which inputs are predicted together. The mix of classes among these
-    goes into the statistics, so inputs of few classes can be predicted worse than without; compare with the method
-    without this part. A single input has no variance: it is predicted by the running statistics.
+    Predictions are transductive: they depend on which inputs are predicted together. The class distribution of these
+    inputs affects the statistics, so inputs of few classes can be predicted less accurately; compare with the method
+    without this part. A single input has no variance: it is normalized with the running statistics.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      none while training. One more forward pass to predict, with all inputs as one batch.
@@ -32,10 +32,10 @@ def adapted_statistics() -> Part:
         adapted_statistics()
 
     Reference: Li et al., AdaBN, Pattern Recognition 2018.
-    Differs:   codes that go through PyTorch's cumulative average weigh batches equally, so their result depends on the
-        batches, and keep the unbiased variance; here all inputs are one batch, and the variance is the one that a
-        layer normalizes a batch by. Some public codes adapt two-dimensional layers alone; here all layers of batch
-        normalization.
+    Differs:   code that uses PyTorch's cumulative average gives batches equal weights, so its result depends on the
+        batches, and stores the unbiased variance; here all inputs form one batch, and the variance is the one with
+        which a layer normalizes a batch. Some public code adapts only two-dimensional layers; here all batch
+        normalization layers are adapted.
     """
 
     def memory(setup: Setup) -> Tree:

@@ -1,4 +1,4 @@
-"""Where local training starts, between what was received and what the client had."""
+"""A learned start of local training between the received model and the client's last model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from idiolect.core.types import Local, Setup
 
 @part
 def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first_epochs: int = 10) -> Part:
-    r"""Setup from a mix of the client's last model and the received one, weighed entry by entry.
+    r"""Start local training from an elementwise weighted mix of the client's last model and the received one.
 
     .. math::  s_i = w_i^{old} + (w^t - w_i^{old}) \odot M_i, \qquad
                M_i \leftarrow \mathrm{clip}_{[0,1]}\big( M_i - \eta_M\, \nabla L_i(s_i) \odot (w^t - w_i^{old}) \big)
 
-    on the named tensors; the others start from what was received. :math:`M_i` is learned on a share of the
-    client's batches before local training, with frozen statistics, and kept. The client predicts from
+    on the named tensors; the others start from the received values. :math:`M_i` is learned on a share of the
+    client's batches before local training, with frozen statistics, and is kept. The client predicts with
     :math:`s_i`.
 
     Args:
-        names: which weights are mixed; the paper's choice is the last layer.
-        share: share of one pass that the mask is learned on, in (0, 1].
-        lr: step :math:`\eta_M` of the mask, at least 0; 0 leaves it at ones, which is no mixing.
-        first_epochs: passes over that share the first time, at least 1; later it is one.
+        names: weights that are mixed; the paper mixes the last layer.
+        share: share of one pass on which the mask is learned, in (0, 1].
+        lr: step size :math:`\eta_M` of the mask, at least 0; 0 leaves it at ones, which means no mixing.
+        first_epochs: passes over that share the first time, at least 1; later there is one pass.
 
     Memory:    the named tensors as last trained, and their mask.       Sends: nothing.       Receives: nothing.
     Cost:      `share` of a pass more gradients per round.
@@ -37,9 +37,9 @@ def adaptive_mix(names: Scope = head, share: float = 0.8, lr: float = 1.0, first
         adaptive_mix(names=head, share=0.8, lr=1.0, first_epochs=10)
 
     Reference: Zhang et al., FedALA, AAAI 2023.
-    Differs:   the first time the authors go on until the last losses vary little, which may never be; here a
-        number of passes. The batches are the first of the round's own order instead of a window of the list.
-        Only clients that take part change their state; the authors mix every client's in every round.
+    Differs:   the first time the authors continue until the last losses vary little, which may never happen; here
+        the number of passes is fixed. The batches are the first in the round's order instead of a window of the
+        list. Only clients that take part change their state; the authors mix for every client in every round.
     """
     require(0 < share <= 1, f"adaptive_mix: share must be in (0, 1], got {share}")
     require(

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization in a ball that stretches with the size of each weight."""
+"""Adaptive sharpness-aware minimization: the perturbation scales with the magnitude of each weight."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from idiolect.parts.common.ascent import EPSILON, fits, uphill
 
 @part
 def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Part:
-    r"""SAM in a ball that stretches with the size of each weight.
+    r"""Apply adaptive SAM, whose perturbation scales with the magnitude of each weight.
 
     .. math::  \varepsilon = \rho\, \frac{T^2 g}{\lVert T g \rVert + 10^{-7}}, \qquad
                T = |w| + \eta \text{ on weights}, \; 1 \text{ on biases}
 
     Args:
         rho: radius, at least 0; 0 is the plain gradient.
-        eta: added to the size of a weight, at least 0.
-        names: which weights are perturbed; None for all that are trained.
+        eta: constant added to the magnitude of a weight, at least 0.
+        names: weights that are perturbed; None for all trained weights.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.
@@ -32,8 +32,7 @@ def adaptive_sam(rho: float, eta: float = 0.2, names: Scope | None = None) -> Pa
         adaptive_sam(rho=0.7, eta=0.2, names=None)
 
     Reference: Kwon et al., ICML 2021; in federated learning Caldarola et al., ECCV 2022 (rho 0.7, eta 0.2).
-    Differs:   which tensors are biases is read from their name in their own layer, ``bias``, whatever the
-        layer's name.
+    Differs:   a tensor is a bias if its name within its layer is ``bias``, whatever the layer's name.
     """
     require(rho >= 0 and eta >= 0, f"adaptive_sam: rho and eta must be at least 0, got {rho} and {eta}")
 

@@ -1,4 +1,4 @@
-"""Features of a class are held near where the cohort has them."""
+"""A regularizer that pulls features towards the cohort's mean for their class."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from idiolect.parts.common.classes import classifier, of_class
 
 @part
 def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
-    r"""Pull the features of an example to the mean of its class over the cohort.
+    r"""Pull the features of an example towards the mean of its class over the cohort.
 
     .. math::  L = L_i + \frac{\lambda}{d}\, \lVert z - \bar z_y \rVert^2, \qquad
                \bar z_y = \frac{\sum_{i \in S_t} \sum_{k: y_k = y} z_i(x_k)}{\sum_{i \in S_t} n_{i,y}}
 
-    where z is what the head is given, and the means are of the bodies as trained. A class that nobody had last round
-    is pulled to the client's own mean under the received body. In the first round nothing is pulled.
+    where z is the input of the head, and the means are computed with the trained bodies. Features of a class that no
+    client of the last round had are pulled towards the client's own mean under the received body. The first round has
+    no pull.
 
     Args:
         strength: :math:`\lambda`, at least 0; 0 is no pull.
         names: the head: the tensors of one linear layer.
 
     Memory:    none.
-    Sends:     the sum of features and the number of examples of each class.       Receives: the same of the cohort.
-    Cost:      C (d + 1) values, both ways; two passes over the examples without gradient a round.
+    Sends:     the sum of features and the number of examples of each class.       Receives: the cohort's sums.
+    Cost:      C (d + 1) values, both ways; two passes over the examples without gradient per round.
     Raises:    UsageError: if `strength` is negative, the head is not one linear layer, or targets are not classes.
 
     Example:
@@ -40,7 +41,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
         aligned_features(strength=0.5, names=head)
 
     Reference: Xu et al., FedPAC, ICLR 2023.
-    Differs:   features are summed in evaluation mode; the authors' are of training mode.
+    Differs:   features are computed in evaluation mode; the authors compute them in training mode.
     """
     require(strength >= 0, f"aligned_features: strength must be at least 0, got {strength}")
 
@@ -76,7 +77,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
 
 
 def class_sums(names: Scope, structure: ModelStructure) -> Query:
-    """Look at what a head is given: the sum for each class, how many examples it has, and the sum of all squares."""
+    """Return, from the inputs of a head, the sum and number of examples of each class, and the sum of all squares."""
     layer, classes, width = classifier(names, structure)
 
     def sums(seen: Pass, y: Tensor, facts: Tree) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Clients that are pulled towards those whose weights are near theirs."""
+"""A pull of each client towards clients with similar weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from idiolect.parts.common.pull import pull
 
 @part
 def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = None) -> Part:
-    r"""Pull each client to a mean of its own over the cohort, in which near weights count more.
+    r"""Pull each client towards its own weighted mean over the cohort, in which similar models have larger weights.
 
     .. math::  \xi_{ij} = \frac{\kappa}{m - 1}\, e^{-\lVert w_i - w_j \rVert^2 / \sigma} \quad (j \neq i), \qquad
                \xi_{ii} = 1 - \sum_{j \neq i} \xi_{ij}, \qquad
                u_i = \sum_j \xi_{ij}\, w_j, \qquad  d = g + \lambda\, (w - u_i)
 
-    over the m clients of a round. Each is told :math:`u_i` alone, and holds on to it until it has taken part
-    again; at first it is the initial weights, which is what everybody has.
+    over the m clients of a round. Each client receives only its own :math:`u_i`, and keeps it until it takes part
+    again; initially :math:`u_i` is the initial weights.
 
     Args:
-        strength: :math:`\lambda`, at least 0; 0 is training without others.
-        others: :math:`\kappa`, in [0, 1]: how much of :math:`u_i` belongs to others if all have the same weights.
-            So a client's weight in its own mean is never negative.
-        sigma: squared distance at which the weight of another has fallen to 1 / e of that, above 0. None takes the
+        strength: :math:`\lambda`, at least 0; 0 trains without other clients.
+        others: :math:`\kappa`, in [0, 1]: share of other clients in :math:`u_i` if all models have the same weights.
+            A client's weight in its own mean is therefore never negative.
+        sigma: squared distance at which the weight of another client falls to 1 / e of that, above 0. None takes the
             (lower) median over the pairs of the cohort.
 
-    Memory:    none.       Sends: all trainable weights.       Receives: as many, for this client alone.
+    Memory:    none.       Sends: all trainable weights.       Receives: as many, specific to this client.
     Cost:      their bytes, both ways; on the server the distance of each pair; no extra gradient.
     Raises:    UsageError: if an argument is out of range.
 
@@ -39,9 +39,9 @@ def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = 
 
     Reference: Huang et al., FedAMP, AAAI 2021, with :math:`A(x) = 1 - e^{-x/\sigma}`.
     Differs:   the paper's :math:`\alpha_k / \sigma` is :math:`\kappa / (m - 1)` here, and its
-        :math:`\lambda / \alpha_k` is `strength`: with a fixed :math:`\alpha_k` and sigma no client hears of another
-        as soon as a model has many weights. All clients take part in the paper; here only those of a round are
-        mixed. Some public codes forget the square of the distance.
+        :math:`\lambda / \alpha_k` is `strength`: with a fixed :math:`\alpha_k` and sigma the weights of other clients
+        vanish if a model has many weights. All clients take part in the paper; here only those of a round are mixed.
+        Some public code omits the square of the distance.
     """
     require(strength >= 0, f"attention: strength must be at least 0, got {strength}")
     require(0 <= others <= 1, f"attention: others must be in [0, 1], got {others}")
@@ -76,12 +76,12 @@ def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = 
 
 
 def _trained(structure: ModelStructure, tree: Tree) -> Tree:
-    """Return the trainable weights that may be sent."""
+    """Return the trainable weights that may be sent to the server."""
     return pick(tree, structure.names("weight") & structure.exchangeable)
 
 
 def _squared_distances(rows: torch.Tensor) -> torch.Tensor:
-    """Return those of all pairs, from products about the mean: one kernel, in which little cancels."""
+    """Return the squared distances of all pairs, from products about the mean: one kernel, with little cancellation."""
     centered = rows - rows.mean(dim=0)
     products = centered @ centered.T
     lengths = products.diagonal()
@@ -89,7 +89,7 @@ def _squared_distances(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _median(apart: torch.Tensor) -> torch.Tensor:
-    """Return the median over pairs, above 0; over no pairs any number serves."""
+    """Return the median over pairs, above 0; without pairs any number is valid."""
     pairs = apart[~torch.eye(len(apart), dtype=torch.bool, device=apart.device)]
     found = pairs.median() if len(pairs) else apart.new_ones(())
     return found.clamp(min=torch.finfo(apart.dtype).tiny)

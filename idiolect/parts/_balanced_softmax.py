@@ -1,4 +1,4 @@
-"""A softmax balanced by how often a client has each class."""
+"""A softmax balanced by a client's class frequencies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def balanced_softmax(names: Scope = head, added: int = 0) -> Part:
     where :math:`n_c` counts the client's training examples of class c. The model predicts without the counts.
 
     Args:
-        names: the linear layer whose outputs the loss is given.
-        added: how many examples each class counts beside those the client has, at least 0. FedTHE's authors add 1.
+        names: the linear layer whose outputs enter the loss.
+        added: number added to each class count, at least 0. FedTHE's authors add 1.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.

@@ -1,4 +1,4 @@
-"""One Gaussian per class, of features that are Gaussian themselves, to which all clients contribute."""
+"""Gaussian features, regularized towards one Gaussian per class that all clients contribute to."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def class_gaussians(
     kl: Literal["code", "bound"] = "code",
     names: Scope = head,
 ) -> Part:
-    r"""Make features Gaussian, and hold them near the Gaussian of their class, to which all clients contribute.
+    r"""Make features Gaussian, and regularize them towards the Gaussian of their class, computed from all clients.
 
     .. math::  \frac{1}{J} \sum_j L\big(h(z + \sigma \odot \epsilon_j)\big)
                + \beta\, \mathrm{KL}\big(N(m_y, s_y^2) \,\Vert\, N(z, \sigma^2)\big), \qquad
                \sigma = \operatorname{softplus}(V z + v)
 
-    where z are the features, h the head, and the map (V, v), which is attached to the head and begins at zero, belongs
-    to the body. After training a client multiplies the Gaussians of all its examples of a class, and the server
-    multiplies what clients send and a unit Gaussian:
+    where z are the features and h is the head. The map (V, v) is attached to the head, is initialized at zero, and
+    belongs to the body. After training a client multiplies the Gaussians of all its examples of a class, and the
+    server multiplies the clients' Gaussians and a unit Gaussian:
 
     .. math::  S_y^{-2} = 1 + \sum_{i, b: y_b = y} \sigma_b^{-2}, \qquad
                M_y = S_y^2 \sum_{i, b: y_b = y} \sigma_b^{-2} z_b
 
-    A class that the cohort lacks keeps its Gaussian, N(0, 1) at first. Noise is a hash of the client's seed and of how
-    many steps it has taken, so that both passes of SAM see the same. The client predicts with the head at the mean,
-    z: with a linear head that is what the mean of outputs over samples tends to.
+    A class that the cohort lacks keeps its Gaussian, initially N(0, 1). Noise is a hash of the client's seed and its
+    number of steps, so that both passes of SAM use the same noise. The client predicts with the head at the mean, z:
+    with a linear head this is the limit of the mean of outputs over samples.
 
     Args:
         strength: :math:`\beta`, at least 0.
-        samples: J, draws of the features of an example in each step, at least 1.
-        renewal: how far the means and standard deviations of classes go to the new ones each round, in (0, 1].
-        kl: ``"code"`` as above, as the authors train; ``"bound"`` the other way round, as their theory has it.
+        samples: J, number of samples of an example's features in each step, at least 1.
+        renewal: step of the classes' means and standard deviations towards the new ones in each round, in (0, 1].
+        kl: ``"code"`` as above, as in the authors' code; ``"bound"`` with the arguments swapped, as in their theory.
         names: the linear layer from features to classes.
 
     Memory:    the number of steps taken.
@@ -60,8 +60,8 @@ def class_gaussians(
 
     Reference: Zhang et al., FedCR, ICML 2023.
     Differs:   the authors map the last hidden layer to means and deviations; here the means are the features
-        themselves. They multiply Gaussians during the last epoch, from models that differ; here after it, in one
-        look. They predict with the mean of sampled outputs. Deviations are at least 1e-4.
+        themselves. They multiply Gaussians during the last epoch, with a changing model; here they are multiplied
+        after it, in one pass. The authors predict with the mean of sampled outputs. Deviations are at least 1e-4.
     """
     require(strength >= 0, f"class_gaussians: strength must be at least 0, got {strength}")
     require(samples >= 1, f"class_gaussians: samples must be at least 1, got {samples}")

@@ -1,4 +1,4 @@
-"""Several models on the server, of which each client takes part in one."""
+"""Several cluster models on the server, of which each client trains one."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from idiolect.parts.common.copies import copies
 
 @part
 def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed: int = 0) -> Part:
-    r"""Keep several models on the server; a client trains the one that suits its data best.
+    r"""Keep several models on the server; each client trains the one with the lowest loss on its data.
 
     .. math::  \hat\jmath_i = \arg\min_j F_i(\theta_j^t), \qquad
                \theta_j^{t+1} = \frac{\sum_i s_{ij}\, n_i\, w_i^{t+}}{\sum_i s_{ij}\, n_i}, \qquad
                s_{ij} = 1 \text{ where } j = \hat\jmath_i \text{, else } 0
 
-    over the cohort, with the method's weighting: the trained models are averaged, cluster by cluster, and a
-    cluster that nobody chose stays as it is. :math:`F_i` is the loss of all the client's training examples,
-    normalized by running statistics. The client predicts with the cluster that suits it best by then.
+    over the cohort, with the method's weighting: the trained models are averaged within each cluster, and a cluster
+    that no client chose is unchanged. :math:`F_i` is the loss on all the client's training examples, normalized with
+    running statistics. To predict, the client chooses again, among the newest models.
 
-    The first model is the initial one. Each weight of the others is off from it by :math:`\nu r u`, with r the
-    root mean square of its tensor and u of mean 0 and variance 1 (uniform), since equal models would never part.
+    The first model is the initial one. Each weight of the others differs from it by :math:`\nu r u`, with r the
+    root mean square of its tensor and u of mean 0 and variance 1 (uniform), since equal models would stay equal.
 
     Args:
-        count: how many clusters, at least 1; with one nothing is left to choose.
-        names: which of the exchanged tensors each cluster has its own of. The others are common to all: with
-            `head`, clusters share one body.
-        noise: :math:`\nu`, above 0: how far apart clusters begin, relative to the initial weights. Far apart, one
-            may begin so much better than the others that it gets every client.
-        seed: of that noise.
+        count: number of clusters, at least 1; with 1 there is no choice.
+        names: exchanged tensors of which each cluster has its own copy. The others are common to all: with `head`,
+            clusters share one body.
+        noise: :math:`\nu`, above 0: size of the initial differences between clusters, relative to the initial
+            weights. With large differences one cluster may have the lowest loss for all clients.
+        seed: seed of that noise.
 
-    Memory:    which cluster the client is in.
-    Sends:     that choice, one number per cluster; the trained tensors are in what `share` sends.
-    Receives:  every cluster's tensors. The mean over all clusters, which `share` makes, travels beside them:
-        the named part of it serves nobody.
-    Cost:      `count` times the bytes of the named tensors down; `count` passes forward over the client's
-        examples per round, and wherever a personal model is made; no extra gradient.
+    Memory:    the client's cluster.
+    Sends:     that choice, one number per cluster; `share` sends the trained tensors.
+    Receives:  every cluster's tensors. The mean over all clusters, computed by `share`, is sent as well; its named
+        tensors are not used by any client.
+    Cost:      `count` times the bytes of the named tensors down; `count` forward passes over the client's
+        examples per round, and for each personal model; no extra gradient.
     Raises:    UsageError: if an argument is out of range, or no weight among `names` is exchanged.
 
     Example:
@@ -50,8 +50,8 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed
 
     Reference: Ghosh et al., IFCA, NeurIPS 2020, with averaging of models (its option II) and, for `names`, the
         sharing of weights between clusters.
-    Differs:   the paper draws each initial model on its own and counts clients equally; the gradient-averaging
-        option is not here. Personal tensors (``share(~batch_norm)``) stay the client's own in every cluster.
+    Differs:   the paper draws initial models independently and gives clients equal weights; its gradient-averaging
+        option is not implemented. Personal tensors (``share(~batch_norm)``) stay personal in every cluster.
     """
     require(count >= 1, f"clusters: count must be at least 1, got {count}")
     require(noise > 0, f"clusters: noise must be above 0, got {noise}; equal clusters would never part")
@@ -97,7 +97,7 @@ def clusters(count: int = 2, names: Scope = everything, noise: float = 0.1, seed
 
 
 def _noise(weights: Tree, seed: int) -> Tree:
-    """Return numbers with the root mean square of each tensor."""
+    """Return uniform noise with the root mean square of each tensor."""
     flat = weights.flat
     size = torch.stack([t.square().mean().sqrt() for t in weights.values()])
     uniform = uniform_hash(torch.tensor(seed, device=flat.device), len(flat), flat.dtype)

@@ -1,4 +1,4 @@
-"""Perturbations that clients agree on."""
+"""SAM with perturbations that are kept consistent over clients."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _OWNER = "consistent_sam"
 
 @part
 def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Part:
-    r"""SAM whose perturbations are drawn, by a dual of each client, to one that the cohort shares.
+    r"""Apply SAM with each client's perturbation pulled, by a dual variable, towards one shared by the cohort.
 
     .. math::  q = g - \mu_i - s, \qquad  \hat s = \rho\, \frac{q}{\lVert q \rVert + 10^{-7}}, \qquad
                \mu_i \leftarrow \mu_i + \hat s - s, \qquad  \tilde g = \nabla F_i(w + \hat s)
 
-    at every step; and on the server, with :math:`a` the mean of what clients report,
-    :math:`s \leftarrow \rho\, a / (\lVert a \rVert + 10^{-7})`. All begin at 0, so a client's first step is SAM's.
-    :math:`\mu_i` and :math:`s` are for trainable tensors that are exchanged; personal ones are perturbed along their
+    at every step; and on the server, with :math:`a` the mean of the clients' reports,
+    :math:`s \leftarrow \rho\, a / (\lVert a \rVert + 10^{-7})`. All start at 0, so a client's first step is SAM's.
+    :math:`\mu_i` and :math:`s` cover trainable tensors that are exchanged; personal tensors are perturbed along their
     gradient. The norm of :math:`q` is over all of them.
 
     Another SAM listed after it (``fedsmoo() + flexible_sam(...)``) is nested: :math:`g` and :math:`\tilde g` are
-    then its gradients, and a step costs four.
+    then its gradients, and a step takes four gradients.
 
     Args:
         rho: radius, at least 0; 0 is the plain gradient, without duals and without the second pass.
         report: clients send :math:`\mu_i` (``"code"``), or :math:`\mu_i - \hat s` of their last step
             (``"paper"``).
 
-    Memory:    mu_i, one tensor per weight, in the model, since it moves at every step; in the ``"paper"`` form also
+    Memory:    mu_i, one tensor per weight, in the model, since it changes at every step; in the ``"paper"`` form also
         the last perturbation.
     Sends:     the report, one tensor per exchanged weight.      Receives: s, the same.
     Cost:      bytes double, both ways; one more gradient per step.
@@ -47,8 +47,8 @@ def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Par
         consistent_sam(rho=0.1, report='code')
 
     Reference: Sun et al., FedSMOO, ICML 2023.
-    Differs:   the gradient enters q as it is; one public code clips it before. FedFSA's authors compare with a
-        FedSMOO whose layers all read mu_i and s from the first value on; here each layer has its own stretch.
+    Differs:   the gradient enters q without clipping; one public code clips it first. FedFSA's authors compare with a
+        FedSMOO in which all layers read mu_i and s from the first value on; here each layer reads its own values.
     """
     require(rho >= 0, f"consistent_sam: rho must be at least 0, got {rho}")
     require(report in ("code", "paper"), f"consistent_sam: no report {report!r}: code or paper")
@@ -105,7 +105,7 @@ def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Par
 
 
 def _leaf(what: str, name: str) -> str:
-    """Return the name of a buffer for a weight: one without dots."""
+    """Return the name of a weight's buffer, which has no dots."""
     return f"{what}/{name.replace('.', '/')}"
 
 

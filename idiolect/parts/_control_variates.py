@@ -1,4 +1,4 @@
-"""Corrections for the drift of clients."""
+"""Control variates that correct client drift."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from idiolect.core.types import Central, Local, Setup, Update
 
 @part
 def control_variates() -> Part:
-    r"""Correct each step by how this client's gradient differs from the cohort's.
+    r"""Correct each local step by the difference between the client's and the cohort's mean gradient.
 
     .. math::  d = g - c_i + c, \qquad c_i^+ = c_i - c + \frac{w^t - w_i^{t+}}{\eta_t K_i}, \qquad
                c \leftarrow c + \frac{1}{N} \sum_{i \in S_t} (c_i^+ - c_i)
 
-    On trainable tensors that are exchanged. Variates are averaged equally over clients, whatever the method's
+    on trainable tensors that are exchanged. The mean of variates is uniform over clients, whatever the method's
     weighting: with N in the denominator, c stays the mean of all c_i.
 
     Memory:    c_i, one tensor per exchanged weight.
@@ -26,8 +26,8 @@ def control_variates() -> Part:
         control_variates()
 
     Reference: Karimireddy et al., SCAFFOLD, ICML 2020, option II.
-    Differs:   the steps and the learning rate are those the client took. Momentum, weight decay and clipping make
-        the new variate the mean move per step instead of the mean gradient.
+    Differs:   the number of steps and the learning rate are the client's own. With momentum, weight decay or clipping
+        the new variate is the mean update per step instead of the mean gradient.
     """
 
     def zeros(setup: Setup) -> Tree:

@@ -1,4 +1,4 @@
-"""Which values of a model matter to a client, and who else they matter to."""
+"""A mix of critical values over clients with overlapping sets of critical values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 @part
 def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
-    r"""Setup critical values from the mean over clients with whom they overlap, the others from the shared ones.
+    r"""Start critical values from the mean over clients with overlapping critical values, the others from shared ones.
 
     .. math::  c_i = \lvert (w_i^{t+} - s_i) \odot w_i^{t+} \rvert, \qquad
                M_i = \text{the top values of } c_i \text{, tensor by tensor}, \qquad
@@ -21,16 +21,16 @@ def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
                    O_{ij} \geq \bar O + \tfrac{t+1}{\beta} (\max O - \bar O) \}, \qquad
                s_i = M_i \odot \bar w_i + (1 - M_i) \odot w^t
 
-    :math:`\bar O` and the maximum are over pairs of the round's clients. The bar rises: after :math:`\beta` rounds
-    it is above every overlap, and critical values are the client's own. The client predicts from :math:`s_i`.
+    :math:`\bar O` and the maximum are over pairs of the round's clients. The threshold rises: after :math:`\beta`
+    rounds it exceeds every overlap, and critical values are no longer mixed. The client predicts with :math:`s_i`.
 
     Args:
         top: share of each tensor's values that are critical, in [0, 1], rounded down; 0 is no mixing.
-        rounds: :math:`\beta`, at least 1: rounds until a client is its own only partner.
+        rounds: :math:`\beta`, at least 1: rounds until a client has no other partners.
 
     Memory:    :math:`M_i`, a value per exchanged weight.
-    Sends:     :math:`M_i`.      Receives: :math:`\bar w_i`, for this client alone.
-    Cost:      bytes double, both ways, though a mask needs a bit a value; no extra gradient.
+    Sends:     :math:`M_i`.      Receives: :math:`\bar w_i`, specific to this client.
+    Cost:      bytes double, both ways, although a mask needs one bit per value; no extra gradient.
     Raises:    UsageError: if an argument is out of range.
 
     Example:
@@ -39,7 +39,7 @@ def critical_mix(top: float = 0.5, rounds: int = 100) -> Part:
 
     Reference: Wu et al., FedCAC, ICCV 2023.
     Differs:   all clients take part in the paper; here overlaps are between those of a round, and a client keeps its
-        mask and mean until it takes part again. A value that did not move is never critical. Statistics are shared.
+        mask and mean until it takes part again. An unchanged value is never critical. Statistics are shared.
     """
     require(0 <= top <= 1, f"critical_mix: top must be in [0, 1], got {top}")
     require(rounds >= 1, f"critical_mix: rounds must be at least 1, got {rounds}")
@@ -92,7 +92,7 @@ def _largest(values: Tree, share: float) -> Tree:
 
 
 def _partners(masks: torch.Tensor, bar: float) -> torch.Tensor:
-    """Return for each client, a row, who counts in its mean; `bar` is where between mean and largest overlap."""
+    """Return, for each client (a row), its partners; `bar` places the threshold between mean and largest overlap."""
     common = masks @ masks.T
     count = common.diagonal()
     overlap = 1 - (count + count[:, None] - 2 * common) / (2 * count[:, None].clamp(min=1))

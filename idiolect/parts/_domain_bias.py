@@ -1,4 +1,4 @@
-"""Where a client's features lie, taken apart into what is its own and what is everybody's."""
+"""A personal shift of the features, which separates client-specific from shared features."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAME = "domain_bias"
 
 @dataclass(frozen=True)
 class _Shifted:
-    """Moves the running mean of a layer's features, and shifts them.
+    """A module that updates the running mean of a layer's features, and shifts the features.
 
-    Adds W z to h(u) instead of z to u, which is the same: whoever looks at features sees u.
+    It adds W z to h(u) instead of z to u, which is equivalent: other parts that read features get u.
     """
 
     momentum: float
@@ -41,25 +41,26 @@ def _moved(mean: Tensor, features: Tensor, momentum: float) -> Tensor:
 
 @part
 def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = head) -> Part:
-    r"""Give each client a vector of its own on top of its features, and hold their mean at everybody's.
+    r"""Add a personal vector to each client's features, and regularize their mean towards the global mean.
 
     .. math::  h_i(x) = h\big(u(x) + z_i\big), \qquad
                F_i + \frac{\kappa}{2d} \lVert m_i - \bar m \rVert^2, \qquad
                m_i \leftarrow (1 - \mu)\, m_i + \mu\, \overline{u(x)}
 
-    So the body learns features that lie alike at all clients, and :math:`z_i` takes up where a client's own
-    lie. :math:`m_i` begins every round at 0 and moves with every batch; only that of the present batch is
-    differentiated. The first round is without all this: it gives :math:`\bar m`, the mean of its clients'
-    last :math:`m_i`, once and for all. :math:`z_i` begins at 0 and trains with the rest, by the same optimizer.
+    The body learns features with similar means on all clients, and :math:`z_i` represents the client-specific
+    offset. :math:`m_i` starts every round at 0 and is updated on every batch; only the term of the current batch is
+    differentiated. The first round uses neither the vector nor the pull: it computes :math:`\bar m`, the mean of its
+    clients' last :math:`m_i`, which is then fixed. :math:`z_i` starts at 0 and is trained with the same optimizer as
+    the other weights.
 
     Args:
-        strength: :math:`\kappa`, at least 0; with 0 there are the vectors and nothing else. What a step sees of the
-            pull is :math:`\kappa \mu / d`, so it goes with momentum and the scale of features.
-        momentum: :math:`\mu`, in (0, 1]; 1 takes the mean of each batch by itself.
+        strength: :math:`\kappa`, at least 0; with 0 only the vectors remain. The effective strength in a step is
+            :math:`\kappa \mu / d`, so it depends on momentum and on the scale of features.
+        momentum: :math:`\mu`, in (0, 1]; 1 uses the mean of each batch alone.
         names: the head, a linear layer.
 
     Memory:    :math:`z_i` and :math:`m_i`, d values each, for d features.
-    Sends:     :math:`m_i`, d values a round, of which the server uses those of the first.
+    Sends:     :math:`m_i`, d values per round; the server uses those of the first round.
     Receives:  :math:`\bar m`, d values.
     Cost:      no extra gradient.
     Raises:    UsageError: if an argument is out of range, or `names` is no linear layer.
@@ -70,9 +71,9 @@ def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = hea
 
     Reference: Zhang et al., FedDBE, NeurIPS 2023. The authors choose both numbers for each data set; their example
         has 50 and 1.
-    Differs:   the authors' first phase has all clients; here it is the first round, whoever takes part in it,
-        and a client that comes later begins with all terms. Their :math:`z_i` has an optimizer of its own,
-        without momentum, decay and clipping; here those of the run act on it.
+    Differs:   the authors' first phase has all clients; here it is the first round, with the clients that take part
+        in it, and a client that joins later starts with all terms. Their :math:`z_i` has a separate optimizer,
+        without momentum, decay and clipping; here those of the run apply to it.
     """
     require(strength >= 0, f"domain_bias: strength must be at least 0, got {strength}")
     require(0 < momentum <= 1, f"domain_bias: momentum must be in (0, 1], got {momentum}")

@@ -1,4 +1,4 @@
-"""A regularizer that learns, round by round, where each client pulls to."""
+"""A dynamic regularizer with a dual variable per client."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 @part
 def dynamic(strength: float, dual_mean: Literal["all", "participants"] = "all") -> Part:
-    r"""Pull each step towards what was received less how far this client has moved in all its rounds.
+    r"""Pull each step towards the received weights minus the client's accumulated updates.
 
     .. math::  d = g + \lambda\, (w - w^t + h_i), \qquad  h_i \leftarrow h_i + w_i^{t+} - w^t, \qquad
                w^{t+1} = \sum_{i \in S_t} p_i\, w_i^{t+} + \frac{1}{N} \sum_{i} h_i
 
-    on trainable tensors that are exchanged. Where nothing moves any more, each client's gradient is
-    :math:`-\lambda h_i` and the :math:`h_i` sum to zero, hence so do the gradients: clients do not drift, whatever
-    their number of local steps. :math:`h_i` is :math:`-\lambda_i / \alpha` in FedDyn, :math:`-\hat g_i / \lambda`
-    in FedSpeed. Over the population it is averaged equally, whatever the method's weighting.
+    on trainable tensors that are exchanged. At a fixed point each client's gradient is :math:`-\lambda h_i` and the
+    :math:`h_i` sum to zero, hence so do the gradients: there is no client drift, whatever the number of local steps.
+    :math:`h_i` is :math:`-\lambda_i / \alpha` in FedDyn, :math:`-\hat g_i / \lambda` in FedSpeed. Its mean over the
+    population is uniform, whatever the method's weighting.
 
     Args:
         strength: :math:`\lambda`, above 0: :math:`\alpha` of FedDyn, :math:`1 / \lambda` of FedSpeed's paper,
-            :math:`1 / \beta` of FedGloSS. The learning rate times it should stay below 1. A strength near 0 is not
-            FedAvg: the first round, with all clients, still goes twice as far.
-        dual_mean: what the server adds to the mean of the weights: the mean of the duals of ``"all"`` clients, of
-            which those that never took part are 0, or :math:`\sum_{i \in S_t} p_i h_i` of the round's
+            :math:`1 / \beta` of FedGloSS. Its product with the learning rate should be below 1. A strength near 0 is
+            not FedAvg: the first round, with all clients, still has an update twice as long.
+        dual_mean: the term that the server adds to the mean of the weights: the mean of the duals of ``"all"``
+            clients, in which those that never took part are 0, or :math:`\sum_{i \in S_t} p_i h_i` of the round's
             ``"participants"``.
 
     Memory:    h_i, one tensor per exchanged weight.
-    Sends:     nothing: the server knows how h_i moves; with ``"participants"`` h_i.      Receives: nothing.
+    Sends:     nothing: the server knows how h_i changes; with ``"participants"`` h_i.      Receives: nothing.
     Cost:      no extra gradient; with ``"participants"`` bytes up double.
     Raises:    UsageError: if `strength` is not above 0, or `dual_mean` is neither.
 
@@ -40,10 +40,10 @@ def dynamic(strength: float, dual_mean: Literal["all", "participants"] = "all") 
 
     Reference: Acar et al., FedDyn, ICLR 2021 (``"all"``); Sun et al., FedSpeed, ICLR 2023, whose paper has
         ``"participants"`` and whose code ``"all"``.
-    Differs:   the pull is a term of the direction, so it is clipped with the rest; public codes hide a part of it in
-        the optimizer's weight decay, which is not. FedDyn's code makes :math:`\lambda` smaller for larger clients.
-        With ``"participants"`` a client might send the sum of its weights and h_i alone; here weights stay what
-        other parts read.
+    Differs:   the pull is a term of the direction, so it is clipped with the gradient; public code puts a part of it
+        in the optimizer's weight decay, which is not clipped. FedDyn's code makes :math:`\lambda` smaller for larger
+        clients. With ``"participants"`` a client could send only the sum of its weights and h_i; here both are sent,
+        since other parts read the weights.
     """
     require(strength > 0, f"dynamic: strength must be above 0, got {strength}")
     everybody = dual_mean == "all"

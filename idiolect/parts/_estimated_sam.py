@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization whose perturbation the client estimates without a gradient."""
+"""Sharpness-aware minimization with a perturbation that is estimated without a gradient."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from idiolect.parts.common.first import TRAINED, trained, untrained
 
 @part
 def estimated_sam(rho: float) -> Part:
-    r"""Take the gradient uphill of the shared model, by how it has moved since the client last received it.
+    r"""Take the gradient at weights perturbed along the change of the shared model since the client last received it.
 
     .. math::  \delta_i = \rho\, \frac{w_i^{old} - w^t}{\lVert w_i^{old} - w^t \rVert + 10^{-7}}, \qquad
                \tilde g = \nabla F_i(w + \delta_i)
 
     with :math:`w_i^{old}` as received at the client's last participation. The perturbation is fixed for the round,
-    and zero the first time. On trainable tensors that are exchanged, the norm over all of them together; personal
-    ones are not perturbed.
+    and zero the first time. It covers trainable tensors that are exchanged, with the norm over all of them together;
+    personal tensors are not perturbed.
 
     Args:
         rho: radius, at least 0; 0 is the plain gradient.
 
-    Memory:    the exchanged weights as last received, and whether there are any.
+    Memory:    the exchanged weights as last received, and a flag that they exist.
     Sends:     nothing.       Receives: nothing.
     Cost:      no extra gradient.
     Raises:    UsageError: if `rho` is negative.
@@ -33,8 +33,8 @@ def estimated_sam(rho: float) -> Part:
         estimated_sam(rho=0.5)
 
     Reference: Fan et al., FedLESAM, ICML 2024.
-    Differs:   the authors' code takes the last round's move for every client, shifts all values of a tensor by one
-        entry of it, and divides by a sum of absolute values; here the equations of the paper.
+    Differs:   the authors' code takes the last round's update for every client, shifts all values of a tensor by one
+        of its entries, and divides by a sum of absolute values; this part follows the equations of the paper.
     """
     require(rho >= 0, f"estimated_sam: rho must be at least 0, got {rho}")
 

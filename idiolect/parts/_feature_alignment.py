@@ -1,4 +1,4 @@
-"""The received body, brought to the features that the client's own head knows."""
+"""An alignment of the received body with the features that the client's head was trained on."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from idiolect.parts.common.classes import classifier
 
 
 def _to_class_means(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
-    """Return, summed over the classes of a batch, how far their features are from the class's mean."""
+    """Return the distance of features from their class mean, summed over the classes of a batch."""
     of_its_class = (y[:, None] == y).sum(dim=1)
     return ((seen.features - facts["means"][y]).square().mean(dim=1) / of_its_class).sum()
 
 
 @part
 def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = head) -> Part:
-    r"""Before anything else, train the body until each class has the features that it last had here.
+    r"""Train the received body, before local training, towards the client's last mean features of each class.
 
     .. math::  \sum_{y \in B} \frac{1}{d\, |B_y|} \sum_{x \in B_y} \lVert u(x) - c_{i,y} \rVert^2
 
     over the batches B of the client's examples, where :math:`c_{i,y}` is the mean of class y's features under
-    the client's last model. The head stays as it is. A client that has not trained yet aligns nothing. The
+    the client's last model. The head is unchanged. A client that has not trained yet skips the alignment. The
     client predicts with the aligned body.
 
     Args:
-        epochs: passes over the training examples, at least 0; 0 aligns nothing.
-        lr: learning rate; None takes the round's. The authors take 0.01 whatever that is.
+        epochs: passes over the training examples, at least 0; 0 skips the alignment.
+        lr: learning rate; None takes the round's. The authors always take 0.01.
         names: the head, a linear layer.
 
-    Memory:    the means, d values per class, and whether there are any.      Sends: nothing.
+    Memory:    the means, d values per class, and a flag that they exist.      Sends: nothing.
     Receives:  nothing.
-    Cost:      `epochs` passes more per round, and wherever a personal model is made; one pass without gradient
-        at the end of a round.
+    Cost:      `epochs` additional passes per round, and for each personal model; one pass without gradient at the
+        end of a round.
     Raises:    UsageError: if `epochs` is negative, `lr` is not above 0, `names` is no linear layer, or targets
         are no labels.
 
@@ -46,9 +46,9 @@ def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = h
         feature_alignment(epochs=1, lr=None, names=head)
 
     Reference: Yang et al., FedAS, CVPR 2024.
-    Differs:   the authors' code keeps the last body and takes the means from it when the next one is received,
-        in whichever mode the model was left; here they are taken at the end of training, in evaluation mode.
-        They align by plain gradient descent, here it is the run's optimizer, batch size and clipping.
+    Differs:   the authors' code keeps the last body and computes the means with it when the next one is received,
+        in the mode in which the model was left; here they are computed at the end of training, in evaluation mode.
+        They align by plain gradient descent; here the run's optimizer, batch size and clipping apply.
     """
     require(epochs >= 0, f"feature_alignment: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"feature_alignment: lr must be above 0, got {lr}")
