@@ -51,7 +51,7 @@ def knnper(
 
 @carded("FedAS", 2024, "label skew", "Yang et al., CVPR 2024")
 def fedas(names: Scope = head, epochs: int = 1, lr: float | None = None) -> Method:
-    """Keep heads personal, align the received body with the client's features, and weight clients by Fisher information.
+    """Keep heads personal, align the received body with the client's features, weight clients by Fisher information.
 
     Args:
         names: the head, a linear layer, which stays with the client.

@@ -45,7 +45,7 @@ def fedntd(strength: float = 1.0, temperature: float = 1.0, weighting: Weighting
 
 @carded("MOON", 2021, "label skew", "Li, He and Song, CVPR 2021")
 def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting = "samples") -> Method:
-    """FedAvg with a contrastive loss: features are pulled towards the received model's, away from the last local model's.
+    """FedAvg with a contrastive loss: pull features towards the received model's, away from the last local model's.
 
     Args:
         strength: weight of the contrastive loss; the authors choose among 0.1, 1, 5 and 10.

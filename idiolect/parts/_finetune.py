@@ -1,4 +1,4 @@
-"""What a client does with its model before it is used."""
+"""Fine-tuning of a client's model before it predicts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def finetune(
 ) -> Part:
     r"""Train the deployed model on the client's own data before it predicts.
 
-    A rule for any method: federated training is unchanged, and nothing of the fine-tuning is sent or kept.
-    It is the plain gradient of the loss, with the run's optimizer, batch size and clipping.
+    The part can be added to any method: federated training is unchanged, and fine-tuned weights are not sent or kept.
+    Fine-tuning follows the plain gradient of the loss, with the run's optimizer, batch size and clipping.
 
     Args:
-        names: which tensors are tuned: `everything`, or `head` for the last linear layer.
-        epochs: passes over the training examples; None takes the run's local epochs, 0 tunes nothing.
+        names: tensors to fine-tune: `everything`, or `head` for the last linear layer.
+        epochs: passes over the training examples; None takes the run's local epochs, 0 skips fine-tuning.
         lr: learning rate; None takes the round's.
-        freeze_statistics: normalize by the running statistics instead of the batch's while tuning. Off, they
-            adapt to the client even when only the head is tuned, as in the public codes.
+        freeze_statistics: normalize with the running statistics instead of the batch's. If False, the statistics
+            adapt to the client even when only the head is fine-tuned, as in public code.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      `epochs` more passes wherever a personal model is made; none while training.
+    Cost:      `epochs` more passes for each personal model; none during training.
     Raises:    UsageError: if `epochs` is negative or `lr` is not above 0.
 
     Example:
@@ -36,7 +36,7 @@ def finetune(
         >>> finetune(head, epochs=10)
         finetune(names=head, epochs=10, lr=None, freeze_statistics=False)
 
-    Reference: the usual FedAvg-FT; head only in the codes of FedRep, FedCR and FedFSA.
+    Reference: the usual FedAvg-FT; head only in the code of FedRep, FedCR and FedFSA.
     """
     require(epochs is None or epochs >= 0, f"finetune: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"finetune: lr must be above 0, got {lr}")

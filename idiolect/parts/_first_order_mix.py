@@ -1,4 +1,4 @@
-"""A start mixed from the models of others, as far as each helps on the client's own validation examples."""
+"""A mix of other clients' models, weighted by how much each lowers the client's validation loss."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ AFFINITY, SCORE, TOLD, UPLOADED = "others/affinity", "others/score", "others/tol
 
 @part
 def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) -> Part:
-    r"""Start from a mean of models, each weighed by how fast the validation loss falls on the way to it.
+    r"""Start from a mean of models, each weighted by its decrease of the validation loss per unit of distance.
 
     .. math::  \sigma_{ij} = \frac{L_i(b_i) - L_i(\theta_j)}{\lVert \theta_j - b_i \rVert}, \qquad
                \omega_{ij} = \frac{\max(\sigma_{ij}, 0)}{\sum_k \max(\sigma_{ik}, 0)}, \qquad
                s_i = \sum_j \omega_{ij}\, \theta_j, \qquad  P_{ij} \leftarrow P_{ij} + \sigma_{ij}
 
-    over the client's own model and some models :math:`\theta_j` of others as they were last uploaded.
-    :math:`b_i` is where the client's last training started: the client goes back to it if no model is better.
-    :math:`L_i` is the mean loss of its validation examples, or of its training examples where it has none,
-    normalized by each model's own running statistics. Norms are over trainable weights. A model that lies at
-    :math:`b_i`, or whose loss is not finite, scores 0. The client predicts from :math:`s_i`.
+    over the client's own model and some models :math:`\theta_j` of other clients as they were last uploaded.
+    :math:`b_i` is the start of the client's last training: the client returns to it if no model is better.
+    :math:`L_i` is the mean loss on its validation examples, or on its training examples if it has none, normalized
+    with each model's own running statistics. Norms are over trainable weights. A model equal to :math:`b_i`, or
+    with a loss that is not finite, scores 0. The client predicts with :math:`s_i`.
 
-    The server chooses among those that have uploaded; clients beyond the population that the run was set up for are
-    never chosen. A place goes to one at random with probability
-    :math:`\max(0, \epsilon - \delta t)` in round t (from 0), else to the largest :math:`P_{ij}`, ties at random.
+    The server chooses among clients that have uploaded; clients beyond the population for which the run was set up
+    are never chosen. Each place is filled at random with probability
+    :math:`\max(0, \epsilon - \delta t)` in round t (from 0), else by the largest :math:`P_{ij}`, with random ties.
 
     Args:
-        others: how many models of others a client is sent, at least 1. With fewer in the pool, places stay empty.
+        others: number of other clients' models that a client receives, at least 1. If fewer exist, places stay empty.
         explore: :math:`\epsilon`, in [0, 1].
         decay: :math:`\delta`, at least 0.
 
     Memory:    :math:`b_i`, and the last scores. On the server a model and a row of P for each client.
     Sends:     the model, and a score for each place.
-    Receives:  `others` models, for this client alone, without the names of their clients; empty places too.
-    Cost:      ``others + 2`` passes forward over the examples that decide, per round and wherever a personal model
-        is made; `others` times the bytes of the model down; no extra gradient.
+    Receives:  `others` models, specific to this client, without the names of their clients; empty places count.
+    Cost:      ``others + 2`` forward passes over the validation examples, per round and for each personal model;
+        `others` times the bytes of the model down; no extra gradient.
     Raises:    UsageError: if an argument is out of range.
 
     Example:
@@ -54,9 +54,9 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
 
     Reference: Zhang et al., FedFomo, ICLR 2021.
     Differs:   the authors' code takes the L1 norm or the square of the norm, adds scores to P after dividing by
-        their sum, which may be near 0, and offers the models of the last round alone; here the norm, the scores,
-        and the whole pool. Running means are mixed by the same weights; running variances are those of the mixture,
-        :math:`\sum_j \omega_{ij} (v_j + (\mu_j - \bar\mu)^2)`. Dropout is as in training, alike for all models.
+        their sum, which may be near 0, and offers only the models of the last round; here the norm, the scores
+        and the whole pool are used. Running means are mixed with the same weights; running variances are those of the
+        mixture, :math:`\sum_j \omega_{ij} (v_j + (\mu_j - \bar\mu)^2)`. Dropout is on, and the same for all models.
     """
     require(others >= 1, f"first_order_mix: others must be at least 1, got {others}")
     require(0 <= explore <= 1, f"first_order_mix: explore must be in [0, 1], got {explore}")
@@ -121,7 +121,7 @@ def first_order_mix(others: int = 5, explore: float = 0.3, decay: float = 0.05) 
 
 
 def _chosen(central: Central, client: int, affinity: Sequence[float], others: int, chance: float) -> list[int]:
-    """Return whose models a client is sent; the same when its scores arrive as when they were sent."""
+    """Return the clients whose models a client receives; the result is the same when its scores arrive."""
     generator = stream(central.seed, "first_order_mix", client)
     known = [j for j, up in enumerate(central.state[UPLOADED].tolist()) if up and j != client]
     best, picked = sorted(generator.permutation(known).tolist(), key=lambda j: -affinity[j]), list[int]()
@@ -131,7 +131,7 @@ def _chosen(central: Central, client: int, affinity: Sequence[float], others: in
 
 
 def _model(structure: ModelStructure, tree: Tree) -> Tree:
-    """Return the tensors that may be sent."""
+    """Return the tensors that may be sent to the server."""
     return pick(tree, structure.exchangeable)
 
 
@@ -148,7 +148,7 @@ def _beside(tree: Tree, name: str, values: Tensor) -> Tree:
 
 
 def _scores(local: Local, weights: Tree, base: Tree, models: Sequence[Tree], told: Tensor) -> Tensor:
-    """Return how fast the loss falls on the way to each model, ``(..., n)``; 0 for those that were not told."""
+    """Return the decrease of the loss per distance to each model, ``(..., n)``; 0 for empty places."""
 
     def loss(model: Tree) -> Tensor:
         return local.whole(overlay(weights, model), only=nothing, split="val").loss[..., None]

@@ -1,4 +1,4 @@
-"""How much each client's training moved what it knows, as a weight."""
+"""Weights of clients from the trace of their Fisher information."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from idiolect.core.tree import Tree, layout, norm
 from idiolect.core.types import Arrival, Central, Local, Update
 
 LEAST = 1e-12
-"""The least weight: clients that have all fitted their data count alike."""
+"""The smallest weight: clients that have all fitted their data get equal weights."""
 
 
 @part
 def fisher_weights() -> Part:
-    r"""Weigh clients by the trace of their Fisher information instead of their numbers of examples.
+    r"""Weight clients by the trace of their Fisher information instead of their numbers of examples.
 
     .. math::  w^{t+1} = \frac{\sum_{i \in S_t} I_i\, w_i^{t+}}{\sum_{i \in S_t} I_i}, \qquad
                I_i = \sum_{B} \lVert \nabla F_i(w_i^{t+}; B) \rVert^2
 
-    over the batches B of a pass, in all trainable weights, normalized by running statistics. A client whose
-    model is still far from what its data ask for counts for more. It decides the mean of all shared tensors,
-    whatever the method's weighting.
+    over the batches B of a pass, in all trainable weights, normalized with running statistics. A client whose model
+    has not yet fitted its data has a larger weight. These weights apply to all shared tensors, and replace the
+    method's weighting.
 
     Memory:    none.       Sends: one value.       Receives: nothing.
-    Cost:      one pass of gradients at the end of a round; on the server a second sum of what is shared.
+    Cost:      one pass of gradients at the end of a round; on the server a second sum of the shared tensors.
 
     Example:
         >>> fisher_weights()
@@ -33,8 +33,8 @@ def fisher_weights() -> Part:
 
     Reference: Yang et al., FedAS, CVPR 2024.
     Differs:   as in the authors' code, the gradient is that of a batch, not of each example, so the trace
-        depends on the batch size, and is a sum, so it grows with the number of batches. Their code computes it
-        for all clients in every round; here for those that take part.
+        depends on the batch size; it is a sum, so it grows with the number of batches. Their code computes it
+        for all clients in every round; here it is computed for those that take part.
     """
 
     def finish(local: Local) -> tuple[Tree, Tree]:

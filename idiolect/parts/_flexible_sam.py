@@ -25,7 +25,7 @@ def flexible_sam(
     sensitivity: Literal["code", "paper"] = "code",
     layers: Scope = weights,
 ) -> Part:
-    r"""SAM whose radius is larger on the layers that moved most when this client trained last.
+    r"""Apply SAM with a larger radius on the layers that changed most in this client's last training.
 
     .. math::  \varepsilon_k = r_k \frac{g_k}{\lVert g \rVert + 10^{-7}}, \qquad
                r_k = \rho_{larger} \text{ if } k \in M_i \text{ else } \rho
@@ -36,19 +36,19 @@ def flexible_sam(
     .. math::  s_k = \mathrm{mean}\big( (N(w_k^{end}) - N(w_k^{start}))^2 \big) \;\text{(code)}, \qquad
                s_k = \mathrm{mean}\big( (w_k^{end} - w_k^{start})^2 \big) \;\text{(paper)}
 
-    with :math:`N` the scaling of a tensor by its own minimum and maximum to [0, 1].
+    with :math:`N` the scaling of a tensor to [0, 1] by its own minimum and maximum.
 
     Args:
         rho: radius of the other tensors, at least 0.
         rho_larger: radius of the sensitive ones, at least 0.
-        top: how many tensors are sensitive; at least 1 and at most the model's candidates.
-        selection: the most sensitive, the least sensitive (of those that moved), or random ones: the paper's
+        top: number of sensitive tensors; at least 1 and at most the model's candidates.
+        selection: the most sensitive, the least sensitive (of those that changed), or random ones: the paper's
             ablation.
-        sensitivity: the authors' code, or the formula of the paper.
-        layers: where candidates are looked for. Candidates are tensors with two or more dimensions outside
-            normalization layers.
+        sensitivity: the definition of the authors' code, or the formula of the paper.
+        layers: scope of the candidates. Candidates are tensors with two or more dimensions outside normalization
+            layers.
 
-    Memory:    per client the candidates' sensitivities and which of them are chosen.
+    Memory:    per client the candidates' sensitivities and the selected ones.
     Sends:     nothing.    Receives: nothing.
     Cost:      one more gradient per step.
     Raises:    UsageError: if an argument is out of range, or the model has fewer than `top` candidates.
@@ -58,9 +58,9 @@ def flexible_sam(
         flexible_sam(rho=0.05, rho_larger=0.9, top=2, selection='most', sensitivity='code', layers=weights)
 
     Reference: Xing et al., AAAI 2025.
-    Differs:   the authors leave out tensors by pieces of their name (bn, downsample, shortcut, norm, bias); here
-        biases and normalization go by dimension and type, so the convolution of a shortcut is a candidate. A
-        constant tensor, which makes all of their scores NaN, here ranks last.
+    Differs:   the authors exclude tensors by parts of their name (bn, downsample, shortcut, norm, bias); here
+        biases and normalization are excluded by dimension and type, so the convolution of a shortcut is a candidate.
+        A constant tensor, which makes all of their scores NaN, here ranks last.
     """
     require(rho >= 0 and rho_larger >= 0, f"flexible_sam: radii must be at least 0, got {rho}, {rho_larger}")
     require(top >= 1, f"flexible_sam: top must be at least 1, got {top}")

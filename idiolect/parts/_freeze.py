@@ -1,4 +1,4 @@
-"""Tensors that do not move in local training."""
+"""Tensors that are frozen in local training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from idiolect.core.types import Local
 
 @part
 def freeze(names: Scope = head) -> Part:
-    r"""Keep the named tensors where they are during local training.
+    r"""Freeze the named tensors during local training.
 
     .. math::  d = g \text{ without the named tensors}
 
-    So neither the gradient moves them nor weight decay, and clipping does not count them. Running statistics are
-    no part of a direction: they go on moving. What trains tensors by itself (`head_first`, `finetune`) may train
-    these.
+    The gradient and weight decay do not change them, and the norm for clipping excludes them. Running statistics are
+    not part of a direction: they are still updated. Parts with their own training (`head_first`, `finetune`) may
+    train frozen tensors.
 
     Args:
-        names: which tensors; `nothing` freezes none.
+        names: tensors to freeze; `nothing` freezes none.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
@@ -30,8 +30,8 @@ def freeze(names: Scope = head) -> Part:
         freeze(names=head)
 
     Reference: Oh et al., FedBABU, ICLR 2022; Collins et al., FedRep, ICML 2021.
-    Differs:   the authors of FedRep switch gradients off, under which an optimizer with momentum may still move
-        a tensor; here it has no step at all. What perturbs weights (`sam`) perturbs frozen ones too.
+    Differs:   the authors of FedRep turn off gradients, with which an optimizer with momentum may still change a
+        tensor; here the tensor takes no step. Parts that perturb weights (`sam`) also perturb frozen ones.
     """
 
     def direction(direction: Tree, weights: Tree, local: Local) -> Tree:

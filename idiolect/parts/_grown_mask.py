@@ -1,4 +1,4 @@
-"""Which values of a model a client keeps to itself: more and more of them."""
+"""A growing mask of the values of a model that are personal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASK, BEFORE, COUNT = "mask", "before", "flag/participations"
 
 @part
 def grown_mask(growth: float = 0.25, limit: float = 0.8, every: int = 1) -> Part:
-    r"""Make values personal that training moves most, and train them before those that are shared.
+    r"""Make those values personal that training changes most, and train them before the shared values.
 
     .. math::  s_i = m_i \odot \varphi_i + (1 - m_i) \odot w^t, \qquad
                d = m_i \odot g \text{ in a first pass}, \qquad  d = (1 - m_i) \odot g \text{ in a second}
@@ -24,25 +24,25 @@ def grown_mask(growth: float = 0.25, limit: float = 0.8, every: int = 1) -> Part
                \text{, where nobody shares } w^t, \qquad
                m_i \leftarrow 1 \text{ for the largest } \lvert w_i^{t+} - a_i \rvert \text{ still shared}
 
-    tensor by tensor: of G shared values all but :math:`(1 - p)\, G`, rounded, turn personal. :math:`\varphi_i` are
-    the client's values as last trained, :math:`a_i` those of the last growth (at first the initial ones), and
-    :math:`m_i` is zero at first. A client trains its personal values before it predicts as well, of which nothing
-    is kept.
+    tensor by tensor: of G shared values all but :math:`(1 - p)\, G`, rounded, become personal. :math:`\varphi_i` are
+    the client's values as last trained, :math:`a_i` those of the last growth step (initially the initial values), and
+    :math:`m_i` is initially zero. A client also trains its personal values before it predicts; these values are not
+    kept.
 
-    Masks are of tensors with two axes or more. Biases, scales and shifts stay shared, and so do running statistics,
-    unless `share` says otherwise.
+    Tensors with two or more axes have masks. Biases, scales and shifts stay shared, and so do running statistics,
+    unless `share` excludes them.
 
     Args:
-        growth: p in [0, 1]: share of the shared values that turn personal at a time; 0 is averaging.
-        limit: in [0, 1]: a tensor whose personal share is above it grows no more.
-        every: participations of the client from one growth to the next, at least 1.
+        growth: p in [0, 1]: share of the shared values that become personal at each growth step; 0 is averaging.
+        limit: in [0, 1]: a tensor whose personal share exceeds it stops growing.
+        every: participations of the client between growth steps, at least 1.
 
-    Memory:    :math:`\varphi_i`, :math:`a_i`, :math:`m_i`, and participations since the last growth.
-    Sends:     :math:`m_i`. Personal values travel with what `share` sends; the server leaves them out of the mean.
+    Memory:    :math:`\varphi_i`, :math:`a_i`, :math:`m_i`, and participations since the last growth step.
+    Sends:     :math:`m_i`. `share` also sends personal values; the server excludes them from the mean.
     Receives:  nothing.
-    Cost:      as many passes again as local training takes, once a client has personal values, and wherever a
-        personal model is made; a value more per weight up, though a mask needs a bit a value; on the server a
-        second sum of these tensors.
+    Cost:      twice the passes of local training once a client has personal values, and as many passes as local
+        training for each personal model; one more value per weight up, although a mask needs one bit per value; on
+        the server a second sum of these tensors.
     Raises:    UsageError: if an argument is out of range, or no tensor with two axes or more is exchanged.
 
     Example:
@@ -50,11 +50,11 @@ def grown_mask(growth: float = 0.25, limit: float = 0.8, every: int = 1) -> Part
         grown_mask(growth=0.25, limit=0.8, every=1)
 
     Reference: Tamirisa et al., FedSelect, CVPR 2024.
-    Differs:   with several local epochs all passes over the personal values come first; the authors take turns.
-        They test a model right after its training. In their code values turn personal that have just been
-        overwritten by the mean, ties all turn personal, a value that nobody shares becomes 0, scales of
-        normalization have masks too, and growth is by the number of the round. Weight decay moves what a pass holds
-        within that pass alone. A client without personal values has no first pass.
+    Differs:   with several local epochs all passes over the personal values come first; the authors alternate. They
+        test a model directly after its training. In their code values that have just been overwritten by the mean
+        become personal, all tied values become personal, a value that no client shares becomes 0, scales of
+        normalization also have masks, and growth depends on the number of the round. Weight decay changes the values
+        that a pass holds only within that pass. A client without personal values has no first pass.
     """
     require(0 <= growth <= 1, f"grown_mask: growth must be in [0, 1], got {growth}")
     require(0 <= limit <= 1, f"grown_mask: limit must be in [0, 1], got {limit}")
@@ -124,7 +124,7 @@ def _part(local: Local, which: str) -> Tree:
 
 
 def _grown(mask: Tree, moved: Tree, growth: float, limit: float) -> Tree:
-    """Return a mask in which a share of each tensor's zeros, where values moved most, are ones; the first of equals."""
+    """Return a mask in which a share of each tensor's zeros, where values changed most, are ones; ties by position."""
     return Tree(
         mask.layout,
         torch.cat([_grow(mask.stretch(name), moved.stretch(name), growth, limit) for name in mask], dim=-1),

@@ -1,4 +1,4 @@
-"""Two heads that each input to predict weighs for itself, without its label."""
+"""An ensemble of two heads with weights that are optimized for each test input, without its label."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "head_ensemble"
 
 
 class OwnHead(Private):
-    """A linear layer like another one, and how much each input to predict counts it, which is filled to predict."""
+    """A second linear layer, with its weight for each input to predict; these weights are filled before predicting."""
 
     def __init__(self, shared: nn.Linear) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class OwnHead(Private):
         self.register_buffer("share", shared.weight.detach().new_zeros(0), persistent=False)
 
     def outputs(self, features: Tensor) -> Tensor:
-        """Return what this layer makes of features."""
+        """Return the outputs of this layer for features."""
         return F.linear(features, self.weight, self.bias)
 
     def mix(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return the mixed outputs of both heads, as the shared one's forward hook."""
+        """Return the mixed outputs of both heads, as a forward hook of the shared head."""
         share = self.get_buffer("share")[:, None]
         if shared.training or not len(share):
             return outputs
@@ -46,38 +46,38 @@ class OwnHead(Private):
 def head_ensemble(
     epochs: int = 1, steps: int = 20, lr: float = 0.1, momentum: float = 0.1, alone: float = 0.1, names: Scope = head
 ) -> Part:
-    r"""Give every client a second head, and mix it with the shared one by weights that suit each input to predict.
+    r"""Give each client a second head, and mix it with the shared one by weights optimized for each test input.
 
     .. math::  q = (1 - \lambda)\, g(z) + \lambda\, p_i(z), \qquad
                \min_\lambda\; c\, \mathrm{H}(\sigma(q))
                    + (1 - c) \big( (1 - \lambda) \lVert r - \bar m \rVert + \lambda \lVert r - m_i \rVert \big)
 
     for each input, with features z, shared head g, own head :math:`p_i`, softmax :math:`\sigma`, entropy H and
-    :math:`c = \cos(\sigma(g), \sigma(p_i))`: where the heads agree the surer mixture counts, where they do not, whether
-    the features are near the client's mean :math:`m_i` or the cohort's, :math:`\bar m`. The features that are compared
-    are :math:`r = \beta z + (1 - \beta) h`, with the running mean h of the inputs so far,
-    :math:`h \leftarrow \alpha z + (1 - \alpha) h`, which begins at the first. :math:`\lambda` is found by Adam from one
-    half, the weights being a softmax of two numbers.
+    :math:`c = \cos(\sigma(g), \sigma(p_i))`: if the heads agree, the entropy of the mixture dominates; if they
+    disagree, the distances of the features from the client's mean :math:`m_i` and the cohort's, :math:`\bar m`. The
+    compared features are :math:`r = \beta z + (1 - \beta) h`, with the running mean h of the inputs so far,
+    :math:`h \leftarrow \alpha z + (1 - \alpha) h`, which starts at the first input. Adam optimizes :math:`\lambda`,
+    starting at one half; the two weights are a softmax of two numbers.
 
-    Before a client trains or predicts, its own head trains on the features of the body it received, and
-    :math:`m_i` is the mean of these features. :math:`\bar m` is the plain mean of the cohort's; before the first round
-    there is none, and c times the entropy decides. In local training the own head waits.
+    Before a client trains or predicts, its personal head is trained on the features of the received body, and
+    :math:`m_i` is the mean of these features. :math:`\bar m` is the unweighted mean over the cohort; before the first
+    round it does not exist, and only the entropy term is used. Local training does not change the personal head.
 
-    Predictions are transductive: they depend on which inputs are predicted together, and in which order, but for
+    Predictions are transductive: they depend on which inputs are predicted together, and in which order, except with
     ``alone=1``. The shared model is g alone.
 
     Args:
-        epochs: passes over the training examples that train the own head; at least 0.
-        steps: of Adam, at least 0; 0 weighs both heads equally.
-        lr: of Adam, above 0.
+        epochs: passes over the training examples that train the personal head; at least 0.
+        steps: steps of Adam, at least 0; 0 gives both heads equal weights.
+        lr: learning rate of Adam, above 0.
         momentum: :math:`\alpha` in (0, 1]: weight of an input in the running mean.
-        alone: :math:`\beta` in [0, 1]: weight of the input's own features; at 1 it is predicted as it would be alone.
+        alone: :math:`\beta` in [0, 1]: weight of the input's own features; at 1 other inputs have no influence.
         names: the linear layer that is the shared head. The loss takes its outputs.
 
-    Memory:    the own head, the mean features, and whether the client has trained.
+    Memory:    the personal head, the mean features, and a flag that the client has trained.
     Sends:     the mean features.       Receives: the cohort's.
-    Cost:      `epochs` more passes per round, backwards through the own head alone, and one without gradient; the same
-        wherever a personal model is made, and one more pass over the inputs to predict.
+    Cost:      `epochs` more passes per round, backwards through the personal head only, and one without gradient; the
+        same for each personal model, and one more pass over the inputs to predict.
     Raises:    UsageError: if an argument is out of range, or `names` is not one linear layer.
 
     Example:
@@ -85,12 +85,12 @@ def head_ensemble(
         head_ensemble(epochs=1, steps=10, lr=0.1, momentum=0.1, alone=0.1, names=head)
 
     Reference: Jiang and Lin, FedTHE, ICLR 2023.
-    Differs:   the authors' code keeps own heads by worker process; here by client. Its own heads begin at random and
-        have no bias; here the own head begins as the shared one a client receives first, with its bias. Its first mean
-        of the cohort is a vector of ones; here there is none. The running mean leaves out the first input of
-        each batch there, and a batch stops its steps together where the gradient is small; here each input counts and
-        has all steps, so the result does not depend on batches. The own head's features are normalized by running
-        statistics, as they are to predict.
+    Differs:   the authors' code keeps personal heads by worker process; here they are kept by client. Its personal
+        heads start at random and have no bias; here they start as the first received shared head, with its bias. Its
+        first mean of the cohort is a vector of ones; here there is none. There, the running mean excludes the first
+        input of each batch, and all inputs of a batch stop together when the gradient is small; here each input is
+        included and takes all steps, so the result does not depend on batches. The personal head's features are
+        normalized with running statistics, as for predictions.
     """
     require(epochs >= 0 and steps >= 0, f"head_ensemble: epochs and steps must be at least 0, got {epochs}, {steps}")
     require(lr > 0, f"head_ensemble: lr must be above 0, got {lr}")
@@ -178,7 +178,7 @@ def _both(seen: Pass, y: Tensor, facts: Tree) -> dict[str, Tensor]:
 
 
 def _running(features: Tensor, momentum: float) -> Tensor:
-    """Return the running mean of features after each input, ``(n, d)``; it begins at the first."""
+    """Return the running mean of features after each input, ``(n, d)``; it starts at the first input."""
     means = [features[0]]
     for now in features[1:]:
         means.append(torch.lerp(means[-1], now, momentum))
@@ -186,17 +186,17 @@ def _running(features: Tensor, momentum: float) -> Tensor:
 
 
 def _shares(shared: Tensor, own: Tensor, apart: Tensor, steps: int, lr: float) -> Tensor:
-    """Return how much each input counts its own head, ``(n,)``.
+    """Return the weight of the personal head for each input, ``(n,)``.
 
-    The weights of the heads are a softmax of two numbers that begin alike and have opposite gradients, so under Adam
-    they move by opposite steps: one number says where both are.
+    The weights of the heads are a softmax of two numbers that start equal and have opposite gradients, so Adam
+    takes opposite steps for them: one number determines both.
 
     Args:
         shared: ``(n, classes)`` outputs of the shared head.
-        own: of the own head.
-        apart: ``(n,)`` how much farther the features are from the client's mean than from the cohort's.
-        steps: of Adam.
-        lr: of Adam.
+        own: outputs of the personal head.
+        apart: ``(n,)`` distance of the features from the client's mean minus that from the cohort's.
+        steps: steps of Adam.
+        lr: learning rate of Adam.
     """
     agreement = F.cosine_similarity(shared.softmax(1), own.softmax(1), dim=1)
     place, first, second = torch.zeros_like(apart), torch.zeros_like(apart), torch.zeros_like(apart)

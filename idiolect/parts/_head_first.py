@@ -1,4 +1,4 @@
-"""A head that trains before the body."""
+"""Training of the head before the body."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from idiolect.core.types import Local
 def head_first(
     names: Scope = head, epochs: int | None = None, lr: float | None = None, freeze_statistics: bool = False
 ) -> Part:
-    r"""Train the named tensors alone before anything else, on what was just received.
+    r"""Train only the named tensors before local training, on the received model.
 
     .. math::  h_i \leftarrow h_i - \eta\, \nabla_h F_i(u^t, h_i) \quad \text{for some epochs, with the body } u^t
 
-    With the run's optimizer, which local training then begins afresh. A client does the same before it
-    predicts: it uses the newest body with a head refitted to it, of which nothing is kept.
+    The run's optimizer is used, and is reset for local training. A client does the same before it predicts: it uses
+    the newest body with a head retrained on it, which is not kept.
 
     Args:
-        names: which tensors are trained first: `head` for the last linear layer.
+        names: tensors that are trained first: `head` for the last linear layer.
         epochs: passes over the training examples; None takes the run's local epochs, 0 trains nothing.
         lr: learning rate; None takes the round's.
-        freeze_statistics: normalize by the running statistics meanwhile. Off, they move as in any other epoch.
+        freeze_statistics: normalize with the running statistics in these epochs. If False, they are updated.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      `epochs` more passes per round, and wherever a personal model is made; backwards through the
-        named tensors alone.
+    Cost:      `epochs` more passes per round, and for each personal model; backwards through the named tensors only.
     Raises:    UsageError: if `epochs` is negative or `lr` is not above 0.
 
     Example:
@@ -35,8 +34,8 @@ def head_first(
         head_first(names=head, epochs=10, lr=None, freeze_statistics=False)
 
     Reference: Collins et al., FedRep, ICML 2021; Xu et al., FedPAC, ICLR 2023.
-    Differs:   the authors train every client's head once more after the last round; here whenever a client's
-        model is looked at. These epochs see the examples in the order of the first ones that follow.
+    Differs:   the authors train every client's head once more after the last round; here it is trained whenever a
+        client's model is evaluated. These epochs use the same order of examples as the first epochs that follow.
     """
     require(epochs is None or epochs >= 0, f"head_first: epochs must be at least 0, got {epochs}")
     require(lr is None or lr > 0, f"head_first: lr must be above 0, got {lr}")

@@ -1,4 +1,4 @@
-"""A network of the server that makes each client's weights."""
+"""A hypernetwork on the server that generates each client's weights."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ def hypernetwork(
     width: int = 100,
     seed: int = 0,
 ) -> Part:
-    r"""Generate each client's weights on the server, by a network from a vector that stands for the client.
+    r"""Generate each client's weights on the server with a hypernetwork, from an embedding vector of the client.
 
     .. math::  \theta_i = h(v_i; \varphi), \qquad  \Delta_i = \theta_i^{t+} - \theta_i, \qquad
                G = -\nabla_{\varphi, v}\, \frac{1}{|S_t|} \sum_{i \in S_t} \langle h(v_i; \varphi), \Delta_i \rangle
 
     The client trains from :math:`\theta_i`, and the server takes one step of SGD with momentum along G, at the
-    :math:`\varphi` and :math:`v` that generated: the move :math:`\Delta_i` stands for the gradient of the client's
-    loss. Clients count equally. A client predicts with :math:`h(v_i; \varphi)`, also one that never trained.
+    :math:`\varphi` and :math:`v` that generated the weights: the update :math:`\Delta_i` replaces the gradient of the
+    client's loss. Clients have equal weights. A client predicts with :math:`h(v_i; \varphi)`, even if it never
+    trained.
 
     :math:`h` is a linear layer, three times ReLU and a linear layer, and a linear layer to all generated values.
-    :math:`v_i` has :math:`\lfloor 1 + N / 4 \rfloor` values for N clients. Both start as PyTorch starts linear layers
-    and embeddings. A client that is absent keeps its vector and the momentum of it.
+    :math:`v_i` has :math:`\lfloor 1 + N / 4 \rfloor` values for N clients. Both have PyTorch's initialization of
+    linear layers and embeddings. An absent client keeps its vector and the vector's momentum.
 
     Args:
-        names: what is generated: the trainable tensors among them; `share` must not exchange these. What is left out
-            is for `share`; ``~head`` leaves clients their heads. Statistics are never generated.
+        names: tensors to generate: the trainable ones among them; `share` must not exchange these. Other tensors can
+            be exchanged by `share`; with ``~head`` heads are personal. Statistics are never generated.
         lr: learning rate of the server's step, above 0.
-        momentum: of the server's step, in [0, 1).
-        weight_decay: of :math:`\varphi`, at least 0.
-        clip: bound on the norm of G over all tensors together, above 0; None is no bound.
-        width: of the layers of h, at least 1. h has about `width` times as many values as it generates.
-        seed: of the first :math:`\varphi` and :math:`v`.
+        momentum: momentum of the server's step, in [0, 1).
+        weight_decay: weight decay of :math:`\varphi`, at least 0.
+        clip: bound on the norm of G over all tensors together, above 0; None sets no bound.
+        width: width of the layers of h, at least 1. h has about `width` times as many values as it generates.
+        seed: seed of the initial :math:`\varphi` and :math:`v`.
 
-    Memory:    none; the server keeps h, the vectors and their momentum to itself.
-    Sends:     :math:`\Delta_i`.      Receives: :math:`\theta_i`, for this client alone.
-    Cost:      the bytes of what is generated, both ways; on the server a pass through h for each client, and one
-        back; it holds all moves of a round. No extra gradient.
+    Memory:    none; only the server has h, the vectors and their momentum.
+    Sends:     :math:`\Delta_i`.      Receives: :math:`\theta_i`, specific to this client.
+    Cost:      the bytes of the generated tensors, both ways; on the server a forward pass through h for each client,
+        and one backward pass; it holds all updates of a round. No extra gradient.
     Raises:    UsageError: if an argument is out of range, nothing is to be generated, or it is exchanged as well.
 
     Example:
@@ -64,11 +65,11 @@ def hypernetwork(
         ('lr', 0.05)
 
     Reference: Shamsian et al., pFedHN, ICML 2021.
-    Differs:   one client trains per step in the paper, with which a cohort of one agrees; of more, G is the mean, and
-        does not depend on their order. The paper prints the move with the other sign; here, as in the authors' code,
-        the step is descent. In the code momentum and weight decay also move the vectors of clients that are absent;
-        here a vector has no decay, and moves when its client takes part. The code trains on fifty mini-batches a
-        round, each the first of a new pass; here on those of the local epochs.
+    Differs:   the paper trains one client per step, which equals a cohort of one; with more clients, G is the mean, and
+        does not depend on their order. The paper prints the update with the opposite sign; here, as in the authors'
+        code, the step is descent. In the code momentum and weight decay also change the vectors of absent clients;
+        here a vector has no decay, and changes only when its client takes part. The code trains on fifty mini-batches
+        per round, each the first of a new pass; here on those of the local epochs.
     """
     _check(lr, momentum, weight_decay, clip, width)
 
@@ -139,7 +140,7 @@ def _generated(names: Scope, structure: ModelStructure) -> Layout:
 
 
 def generate(network: Tree, vector: Tensor) -> Tensor:
-    """Return what a network, weights and biases in the order of its layers, makes of vectors ``(..., inputs)``."""
+    """Return a network's outputs for vectors ``(..., inputs)``; it holds weights and biases in the order of layers."""
     layers = list(zip(network.tensors[::2], network.tensors[1::2], strict=True))
     (weight, bias), *hidden, last = layers
     found = F.linear(vector, weight, bias)
@@ -149,7 +150,7 @@ def generate(network: Tree, vector: Tensor) -> Tensor:
 
 
 def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor) -> Tree:
-    """Return a network as PyTorch starts linear layers: uniform within one over the root of a layer's inputs."""
+    """Return a network with PyTorch's initialization: uniform within one over the root of a layer's inputs."""
     sizes = [inputs, *[width] * (HIDDEN + 1), outputs]
     tensors = {}
     for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
@@ -161,7 +162,7 @@ def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor
 
 
 def _gradient(network: Tree, own: Tensor, moves: Tree, clip: float | None) -> tuple[Tensor, Tensor]:
-    """Return G, clipped, in the network's row and in the clients' vectors, ``(n, inputs)``."""
+    """Return G, clipped, for the network's row and for the clients' vectors, ``(n, inputs)``."""
     with torch.enable_grad():
         phi, own = Tree(network.layout, network.flat.detach().requires_grad_()), own.detach().requires_grad_()
         along = (generate(phi, own) * moves.flat).sum(dim=-1).mean()

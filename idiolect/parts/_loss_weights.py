@@ -1,4 +1,4 @@
-"""Clients that count for more the larger their loss is."""
+"""Weights of clients that increase with their loss."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from idiolect.core.tree import Tree, norm, overlay, pick, vectors
 from idiolect.core.types import Arrival, Central, Local, Update
 
 LEAST = 1e-10
-"""What is added to each loss, as in the authors' code: the move of a client is divided by its loss."""
+"""Constant added to each loss, as in the authors' code, since a client's update is divided by its loss."""
 
 
 @part
 def loss_weights(q: float = 1.0) -> Part:
-    r"""Weigh each client's move by a power of its loss, and shorten the moves that are long for their loss.
+    r"""Weight each client's update by a power of its loss, and divide by an estimate of the curvature.
 
     .. math::  w^{t+1} = w^t + \frac{\sum_{i \in S_t} p_i F_i^q\, \Delta_i}
                    {\sum_{i \in S_t} p_i F_i^q \big(1 + q \lVert \Delta_i \rVert^2 / (\eta F_i)\big)}, \qquad
                \Delta_i = w_i^{t+} - w^t, \qquad  F_i = F_i(w^t) + 10^{-10}
 
-    a step on :math:`\sum_i p_i F_i^{q+1} / (q + 1)`. :math:`F_i(w^t)` is the loss of all the client's training
-    examples under the weights it received, normalized by running statistics; :math:`\eta` is the round's learning
-    rate. On trainable tensors that are exchanged, the norm over all of them together; statistics are averaged plainly.
-    The denominator is an estimate of curvature: it holds for plain descent, and is a rule of thumb under momentum,
-    weight decay or clipping.
+    a step on :math:`\sum_i p_i F_i^{q+1} / (q + 1)`. :math:`F_i(w^t)` is the loss on all the client's training
+    examples with the received weights, normalized with running statistics; :math:`\eta` is the round's learning
+    rate. This applies to trainable tensors that are exchanged, with the norm over all of them together; statistics
+    take the plain mean. The denominator is an estimate of curvature: it holds for plain gradient descent, and is a
+    heuristic with momentum, weight decay or clipping.
 
     Args:
-        q: how much a larger loss counts, at least 0. 0 is the plain mean; with a large q the worst client decides,
-            and steps become short.
+        q: exponent of the loss, at least 0. 0 is the plain mean; with a large q the client with the largest loss
+            dominates, and steps become short.
 
     Memory:    none.       Sends: one value, :math:`F_i(w^t)`.       Receives: nothing.
-    Cost:      one pass forward over the client's examples; on the server a second sum of what is shared.
+    Cost:      one forward pass over the client's examples; on the server a second sum of the shared tensors.
     Raises:    UsageError: if `q` is negative, a client's loss is negative, or the power of a loss is too large.
 
     Example:
@@ -41,10 +41,10 @@ def loss_weights(q: float = 1.0) -> Part:
         loss_weights(q=5)
 
     Reference: Li et al., q-FedAvg, ICLR 2020.
-    Differs:   :math:`p_i` is the method's weighting. The paper draws clients in proportion to their examples and sums
-        without :math:`p_i`; here they are drawn uniformly, so the mean carries it. The authors' code draws uniformly
-        and sums without it: that is a uniform weighting. Dropout, where there is any, is on as in training. Public
-        codes that take the loss from training, or the norm after the power, are not followed.
+    Differs:   :math:`p_i` is the method's weighting. The paper samples clients in proportion to their examples and
+        sums without :math:`p_i`; here they are sampled uniformly, so the mean includes it. The authors' code samples
+        uniformly and sums without it, which is a uniform weighting. Dropout is on, as in training. Some public code
+        takes the loss from training, or the norm after the power; this part does not.
     """
     require(q >= 0, f"loss_weights: q must be at least 0, got {q}")
 

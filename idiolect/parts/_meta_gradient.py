@@ -1,4 +1,4 @@
-"""Weights that are good to start from rather than to use."""
+"""The gradient of the loss after one adaptation step."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def meta_gradient(
     delta: float = 1e-2,
     steps: int = 1,
 ) -> Part:
-    r"""Descend on the loss after one gradient step, which a client then takes before it predicts.
+    r"""Minimize the loss after one gradient step; a client takes that step before it predicts.
 
     .. math::  \tilde w = w - a\, g(w; D), \qquad v = g(\tilde w; D'), \qquad
                d = v \;\text{(first order)}, \qquad
                d = v - a\, \frac{g(w + \delta v; D) - g(w - \delta v; D)}{2\delta} \;\text{(Hessian-free)}
 
-    for the gradient of :math:`F_i(w - a \nabla F_i(w))`, whose factor :math:`I - a \nabla^2 F_i(w)` is left out
-    or comes from two gradients. D and D' are the two halves of a batch (every other example; a batch of one is
-    both). Running statistics and the loss are those of the first pass, so they move once.
+    for the gradient of :math:`F_i(w - a \nabla F_i(w))`, whose factor :math:`I - a \nabla^2 F_i(w)` is omitted
+    or computed from two gradients. D and D' are the two halves of a batch (every other example; a batch of one is
+    both). Running statistics and the loss are those of the first pass, so statistics are updated once.
 
     To predict, a client takes `steps` steps :math:`w \leftarrow w - a \nabla F_i(w)` with all its examples at
-    once, normalized by running statistics, as predictions are.
+    once, normalized with running statistics, as predictions are.
 
     Args:
         rate: :math:`a`, at least 0; 0 is the plain gradient of whole batches, and no step before predicting.
         variant: without second derivatives, or with a difference of gradients in place of the Hessian.
-        delta: :math:`\delta`, above 0: how far apart those are taken, in lengths of v. Where a network has kinks
-            (ReLU, pooling by maximum) a small one sees a kink or two, and weighs each by :math:`1 / \delta`.
+        delta: :math:`\delta`, above 0: distance between the points of those gradients, in lengths of v. If a network
+            has kinks (ReLU, max pooling), a small delta crosses few of them, and scales each by :math:`1 / \delta`.
         steps: plain gradient steps before predicting, at least 0.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
-    Cost:      two gradients of half a batch per step instead of one of a whole; Hessian-free four. `steps` passes
-        wherever a personal model is made.
+    Cost:      two gradients of half a batch per step instead of one of a whole batch; Hessian-free four. `steps`
+        passes for each personal model.
     Raises:    UsageError: if an argument is out of range.
 
     Example:
@@ -46,9 +46,9 @@ def meta_gradient(
         meta_gradient(rate=0.01, variant='first_order', delta=0.01, steps=1)
 
     Reference: Fallah et al., Per-FedAvg, NeurIPS 2020.
-    Differs:   the paper draws three batches, D, D' and D'' for the Hessian; here D'' is D, and D and D' come of
-        one batch, so that a local epoch is still one pass over the examples. Public codes take the step before
-        predicting on one batch. Momentum, decay and clipping are the run's and act on d alone.
+    Differs:   the paper draws three batches, D, D' and D'' for the Hessian; here D'' is D, and D and D' are from
+        one batch, so that a local epoch is still one pass over the examples. Public code takes the step before
+        predicting on one batch. Momentum, decay and clipping are the run's and apply to d only.
     """
     require(rate >= 0 and delta > 0, f"meta_gradient: needs rate >= 0 and delta > 0, got {rate} and {delta}")
     require(steps >= 0, f"meta_gradient: steps must be at least 0, got {steps}")

@@ -18,7 +18,7 @@ _LEAST = 1e-3
 
 @part
 def mixed_heads(names: Scope = head) -> Part:
-    r"""Setup from a mix of the cohort's heads that suits the client's own features best.
+    r"""Start from the mix of the cohort's heads that minimizes estimated variance plus squared bias for the client.
 
     .. math::  h_i = \sum_j \alpha_{ij} h_j, \qquad
                \alpha_i = \arg\min_{\alpha \geq 0, \sum \alpha = 1}
@@ -28,14 +28,14 @@ def mixed_heads(names: Scope = head) -> Part:
                V_i = \frac{1}{n_i} \Big( \frac{1}{n_i} \sum_k \lVert z_k \rVert^2 - \lVert m_i \rVert^2 \Big)
 
     with features z under the received body, their class means :math:`\bar z_{i,y}` and shares of classes
-    :math:`p_{i,y}`: the variance of a mixed head against its bias. Weights below 0.001 become 0, and the rest sums to
-    one again. A client that is absent keeps its last mix.
+    :math:`p_{i,y}`: the variance of a mixed head plus its squared bias. Weights below 0.001 become 0, and the others
+    are normalized to sum to one. An absent client keeps its last mix.
 
     Args:
         names: the head: the tensors of one linear layer.
 
     Memory:    none.
-    Sends:     the head as trained, a feature per class, one number.       Receives: a head for this client alone.
+    Sends:     the trained head, a feature per class, one number.       Receives: a head specific to this client.
     Cost:      their bytes; a pass over the examples without gradient; a quadratic program per client on the server.
     Raises:    UsageError: if the head is not one linear layer, or targets are not classes.
 
@@ -44,9 +44,9 @@ def mixed_heads(names: Scope = head) -> Part:
         mixed_heads(names=head)
 
     Reference: Xu et al., FedPAC, ICLR 2023, equation 9.
-    Differs:   the matrix of the program is positive but for rounding; where it is not, the authors drop eigenvalues
-        below 0.01, a number that depends on the scale of features, and here they are raised to just above 0.
-        Features are of evaluation mode.
+    Differs:   the matrix of the program is positive definite up to rounding; if it is not, the authors drop
+        eigenvalues below 0.01, a number that depends on the scale of features; here they are raised to just above 0.
+        Features are computed in evaluation mode.
     """
 
     def rows(setup: Setup) -> Tree:

@@ -1,4 +1,4 @@
-"""Features that are nearer the received model's than those of the client's last one."""
+"""A contrastive loss between the features of the received model and of the client's last model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def model_contrast(strength: float, temperature: float = 0.5, names: Scope = hea
 
     .. math::  L - \mu \log \frac{e^{\cos(z, z^t) / \tau}}{e^{\cos(z, z^t) / \tau} + e^{\cos(z, z_i^-) / \tau}}
 
-    where :math:`z^t` are features of the model that local training starts from and :math:`z_i^-` those of the model
-    that it ended with when the client took part last, both in evaluation mode. A client that takes part for the
+    where :math:`z^t` are features of the model from which local training starts and :math:`z_i^-` those of the
+    client's model at the end of its last participation, both in evaluation mode. A client that takes part for the
     first time has no last model, and trains on the plain loss.
 
     Args:
@@ -35,8 +35,8 @@ def model_contrast(strength: float, temperature: float = 0.5, names: Scope = hea
         model_contrast(strength=1.0, temperature=0.5, names=head)
 
     Reference: Li, He and Song, MOON, CVPR 2021.
-    Differs:   the authors put a projection of two layers before the head; here features are what the model's own
-        head is given. Their code sets a client that comes late apart from its initial weights; here from nothing.
+    Differs:   the authors put a projection of two layers before the head; here features are the input of the model's
+        own head. Their code uses the initial weights as the last model of a client that joins late; here there is none.
     """
     require(strength >= 0, f"model_contrast: strength must be at least 0, got {strength}")
     require(temperature > 0, f"model_contrast: temperature must be above 0, got {temperature}")

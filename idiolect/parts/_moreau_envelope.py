@@ -1,4 +1,4 @@
-"""Personal models that the shared one is the envelope of."""
+"""Personal models from the Moreau envelope of the loss."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ NAME = "moreau_envelope"
 
 @part
 def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) -> Part:
-    r"""Descend on the Moreau envelope of the loss, whose minimizer near the weights is the client's own model.
+    r"""Minimize the Moreau envelope of the loss; its inner minimizer is the client's personal model.
 
     .. math::  \theta_i \approx \operatorname{argmin}_\theta F_i(\theta)
                    + \tfrac{\lambda}{2} \lVert \theta - w \rVert^2, \qquad
                d = \lambda\, (w - \theta_i)
 
-    On each batch :math:`\theta` goes on from the last one, by some steps
+    On each batch :math:`\theta` continues from the last batch, with several steps
 
     .. math::  \theta \leftarrow \theta - \eta_p \big( g_i(\theta) + \lambda\, (\theta - w) \big)
 
-    The client predicts with :math:`\theta_i`, which starts from what it receives the first time. The run's learning
-    rate times :math:`\lambda` should stay below 1, and so should :math:`\eta_p \lambda`.
+    The client predicts with :math:`\theta_i`, which starts from the first received weights. The run's learning rate
+    times :math:`\lambda` should stay below 1, and so should :math:`\eta_p \lambda`.
 
     Args:
-        strength: :math:`\lambda`, above 0: how near the client's own model stays.
-        steps: of :math:`\theta` on each batch, at least 1.
-        lr: :math:`\eta_p` of those steps, at least 0.
+        strength: :math:`\lambda`, above 0: strength of the pull of the personal model towards the weights.
+        steps: steps of :math:`\theta` on each batch, at least 1.
+        lr: :math:`\eta_p`, learning rate of those steps, at least 0.
 
-    Memory:    :math:`\theta_i` with its own statistics, and whether the client has trained.
+    Memory:    :math:`\theta_i` with its own statistics, and a flag that the client has trained.
     Sends:     nothing.       Receives: nothing.
     Cost:      `steps` gradients per step instead of one.
     Raises:    UsageError: if an argument is out of range.
@@ -43,9 +43,9 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
         moreau_envelope(strength=15.0, steps=3, lr=0.05)
 
     Reference: Dinh et al., pFedMe, NeurIPS 2020.
-    Differs:   the authors' code has all clients train in every round, starts :math:`\theta` from the received
-        weights at each, and decays it; here it goes on from the client's last round. Statistics are
-        :math:`\theta`'s, of the first pass over each batch.
+    Differs:   in the authors' code all clients train in every round, and :math:`\theta` starts from the received
+        weights each time, with weight decay; here it continues from the client's last round. Statistics are those of
+        :math:`\theta`, from the first pass over each batch.
     """
     require(strength > 0 and lr >= 0, f"moreau_envelope: needs strength > 0 and lr >= 0, got {strength}, {lr}")
     require(steps >= 1, f"moreau_envelope: steps must be at least 1, got {steps}")

@@ -1,4 +1,4 @@
-"""What the client's own examples say of a new one, beside the model."""
+"""A mix of the model's predictions with the labels of the client's nearest examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "nearest_neighbors"
 
 @dataclass(frozen=True)
 class _Vote:
-    """Mixes what a layer says with the labels of the examples whose features are nearest."""
+    """A module that mixes a layer's predictions with the labels of the examples with the nearest features."""
 
     neighbors: int
     share: float
@@ -51,23 +51,23 @@ def nearest_neighbors(
     .. math::  p(y \mid x) = \lambda\, p_{nn}(y \mid x) + (1 - \lambda)\, \mathrm{softmax}(f(x))_y, \qquad
                p_{nn}(y \mid x) \propto \sum_{k} e^{-\lVert u(x) - u(x_k) \rVert^2 / (d\, s)}\, [y_k = y]
 
-    over the k nearest of the client's training examples, for d features. A rule for any method: federated
-    training is unchanged. A model in evaluation mode then gives log-probabilities, which cross-entropy and
-    accuracy take as they take logits; in training mode it is as before.
+    over the k nearest of the client's training examples, for d features. The part can be added to any method:
+    federated training is unchanged. A model in evaluation mode then returns log-probabilities, which cross-entropy
+    and accuracy accept like logits; in training mode it is unchanged.
 
     Args:
-        neighbors: how many have a vote, at least 1.
-        share: :math:`\lambda` in [0, 1]; 0 is the model alone, 1 the neighbors alone, whose loss is infinite where
-            none has the right label. Choose it by validation examples, never by those that results are reported on.
-        capacity: how many examples a client looks among, at least 1; where it has more, as many at random.
-        scale: s, above 0: how far a neighbor's vote carries.
-        names: the head, a linear layer, whose outputs are mixed. Nothing but a log-softmax may follow it.
+        neighbors: k, at least 1.
+        share: :math:`\lambda` in [0, 1]; 0 is the model alone, 1 the neighbors alone, whose loss is infinite if none
+            has the correct label. Choose it on validation examples, never on those for which results are reported.
+        capacity: number of examples in which neighbors are searched, at least 1; a larger set is sampled at random.
+        scale: s, above 0: distance scale of a neighbor's weight.
+        names: the head, a linear layer, whose outputs are mixed. Only a log-softmax may follow it.
 
-    Memory:    none: what the neighbors are is made whenever a personal model is, in ``capacity * (d + 1)``
-        values. It must be the last part that changes the weights that predict.
+    Memory:    none: the stored examples are computed for each personal model, in ``capacity * (d + 1)`` values. The
+        part must be the last that changes the weights for prediction.
     Sends:     nothing.
-    Cost:      none while training. One pass without gradient over the client's examples wherever a personal model
-        is made, whose features are held at once; `capacity` distances per prediction.
+    Cost:      none during training. One pass without gradient over the client's examples for each personal model,
+        whose features are held in memory at once; `capacity` distances per prediction.
     Raises:    UsageError: if an argument is out of range, `names` is no linear layer, or targets are no labels.
 
     Example:

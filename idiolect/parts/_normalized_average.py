@@ -1,4 +1,4 @@
-"""Averages in which a client's number of steps does not count."""
+"""A mean of updates that are normalized by each client's number of steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _COUNT = layout(("effective steps",), (torch.Size([1]),))
 
 @part
 def normalized_average() -> Part:
-    r"""Average how far clients move per step, so that who takes more steps does not weigh more.
+    r"""Average the clients' updates per step, so that clients with more steps do not have larger weights.
 
     .. math::  w^{t+1} = w^t + \tau \sum_{i \in S_t} p_i \frac{w_i^{t+} - w^t}{a_i}, \qquad
                \tau = \sum_{i \in S_t} p_i a_i
 
-    :math:`a_i` counts the client's steps as its optimizer makes them count: K under plain descent, and under
-    momentum :math:`\mu`, which repeats earlier gradients, :math:`\sum_{k=1}^{K} (1 - \mu^k) / (1 - \mu)`. On
-    trainable tensors that are exchanged; statistics are averaged plainly. Clients with equally many steps give the
-    plain mean.
+    :math:`a_i` is the client's effective number of steps: K for plain gradient descent, and with momentum
+    :math:`\mu`, which repeats earlier gradients, :math:`\sum_{k=1}^{K} (1 - \mu^k) / (1 - \mu)`. This applies to
+    trainable tensors that are exchanged; statistics take the plain mean. If all clients take the same number of
+    steps, the result is the plain mean.
 
     Memory:    none.       Sends: one number, :math:`a_i`.       Receives: nothing.
     Cost:      no extra gradient.
@@ -32,8 +32,8 @@ def normalized_average() -> Part:
 
     Reference: Wang et al., FedNova, NeurIPS 2020.
     Differs:   with a proximal term the paper's :math:`a_i` discounts earlier steps, and the authors' code takes the
-        mean number of steps for :math:`\tau`; here that term changes neither. Nesterov's momentum counts as it
-        moves, in their code as the plain one. Under Adam :math:`a_i` is the number of steps.
+        mean number of steps for :math:`\tau`; here that term changes neither. Nesterov's momentum has its own
+        :math:`a_i`; their code uses that of plain momentum. With Adam :math:`a_i` is the number of steps.
     """
 
     def finish(local: Local) -> tuple[Tree, Tree]:

@@ -1,4 +1,4 @@
-"""Learn from the received model what the client's own examples do not teach."""
+"""Distillation of the received model over the classes other than the label."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from idiolect.parts.common.classes import classifier, of_class
 
 
 def _not_true(outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the log-probabilities of the classes that are not the label's; 0 for the label itself."""
+    """Return the log-probabilities of the classes other than the label; 0 for the label."""
     true = of_class(y, outputs.shape[1])
     return outputs.masked_fill(true, -math.inf).log_softmax(1).masked_fill(true, 0.0)
 
 
 @part
 def not_true_distillation(strength: float, temperature: float = 1.0, names: Scope = head) -> Part:
-    r"""Keep what the received model says of the classes that an example is not of.
+    r"""Distill the received model's distribution over the classes other than the label.
 
     .. math::  L + \beta \tau^2 \sum_{c \neq y} q_c \log \frac{q_c}{p_c}, \qquad
                p = \operatorname{softmax}_{c \neq y} (f / \tau)
 
-    and q the same of the model that local training starts from, in evaluation mode. The label itself takes no part,
-    so what is learned of it is left alone.
+    and q the same for the model from which local training starts, in evaluation mode. The label is excluded, so the
+    term does not affect learning of the true class.
 
     Args:
         strength: :math:`\beta`, at least 0; 0 is the plain loss.
-        temperature: :math:`\tau`, above 0. Its square keeps the size of the gradient, as in the authors' code.
+        temperature: :math:`\tau`, above 0. Its square preserves the scale of the gradient, as in the authors' code.
         names: the linear layer from features to classes.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
@@ -43,7 +43,7 @@ def not_true_distillation(strength: float, temperature: float = 1.0, names: Scop
         not_true_distillation(strength=1.0, temperature=1.0, names=head)
 
     Reference: Lee et al., FedNTD, NeurIPS 2022.
-    Differs:   where some tensors are personal, the client's own belong to the model it learns from.
+    Differs:   if some tensors are personal, the distilled model includes the client's personal ones.
     """
     require(strength >= 0, f"not_true_distillation: strength must be at least 0, got {strength}")
     require(temperature > 0, f"not_true_distillation: temperature must be above 0, got {temperature}")

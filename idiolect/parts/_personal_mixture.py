@@ -1,4 +1,4 @@
-"""Personal models that are a mixture of the shared one and one of the client's own."""
+"""Personal models that are a mixture of the shared model and a local model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SHARE, DUE = f"{NAME}.share", f"{NAME}.due"
 
 @part
 def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
-    r"""Predict with a mixture of the shared model and a model of the client's own, trained for the mixture's sake.
+    r"""Predict with a mixture of the shared model and a local model, which is trained on the loss of the mixture.
 
     .. math::  \bar v = a\, v + (1 - a)\, w, \qquad  d_v = a\, \nabla F_i(\bar v), \qquad
                a \leftarrow \mathrm{clip}_{[0,1]}\big( a - \eta\, \langle v - w, \nabla F_i(\bar v) \rangle \big)
 
-    while w trains as it would without. :math:`a` is learned once a round, on the first batch, while w is what all
-    share. The client's own v trains by the run's optimizer beside w, and starts from what the client receives the
-    first time. What has been received last is mixed in to predict.
+    while the training of w is unchanged. :math:`a` is updated once per round, on the first batch, when w is still the
+    shared model. The client's local v is trained with the run's optimizer, in the same steps as w, and starts from the
+    first received weights. The mixture for predictions uses the last received weights.
 
     Args:
-        share: :math:`a` at first, in [0, 1]: how much is the client's own.
-        adaptive: learn :math:`a`; off, it stays.
+        share: initial :math:`a`, in [0, 1]: weight of the local model.
+        adaptive: learn :math:`a`; if False, it is constant.
 
-    Memory:    v, statistics of the mixture, :math:`a`, and whether the client has trained.
+    Memory:    v, statistics of the mixture, :math:`a`, and a flag that the client has trained.
     Sends:     nothing.       Receives: nothing.
     Cost:      one more gradient per step.
     Raises:    UsageError: if `share` is outside [0, 1].
@@ -40,10 +40,10 @@ def personal_mixture(share: float = 0.5, adaptive: bool = True) -> Part:
         personal_mixture(share=0.75, adaptive=False)
 
     Reference: Deng et al., APFL, 2020.
-    Differs:   the authors' code predicts with the mixture of the outputs of v and w, where the paper, as here, mixes
-        their weights; it steps w before v, whose gradient then sees the new w; it scales the slope of :math:`a` by
-        :math:`a^2 + (1 - a)^2`, and decays :math:`a`. Other public codes train v on its own loss, or write the mixture
-        into v after each round. Clipping is of w and v together.
+    Differs:   the authors' code predicts with the mixture of the outputs of v and w; the paper, as here, mixes their
+        weights. The code updates w before v, whose gradient then uses the new w; it scales the gradient of :math:`a`
+        by :math:`a^2 + (1 - a)^2`, and decays :math:`a`. Other public code trains v on its own loss, or writes the
+        mixture into v after each round. Clipping applies to w and v together.
     """
     require(0 <= share <= 1, f"personal_mixture: share must be in [0, 1], got {share}")
 

@@ -1,4 +1,4 @@
-"""A private model of each client, held near the shared one."""
+"""A personal model per client, regularized towards the shared model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from idiolect.parts.common.pull import pull
 
 @part
 def personal_model(strength: float) -> Part:
-    r"""Give every client a whole model of its own, trained beside the shared one and pulled towards it.
+    r"""Train a personal model per client, in addition to the shared model and pulled towards it.
 
     .. math::  v_i \leftarrow v_i - \eta \big( g_i(v_i) + \lambda\, (v_i - w^t) \big)
 
-    over the same batches as the shared model, after it; the anchor is what was received, and does not move.
+    over the same batches as the shared model, after it; the anchor is the received weights, and is fixed.
     The client predicts with :math:`v_i`, which starts from the initial weights.
 
     Args:
-        strength: :math:`\lambda`, at least 0; 0 is training alone.
+        strength: :math:`\lambda`, at least 0; 0 trains each client alone.
 
     Memory:    a whole model, with its own statistics.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.

@@ -1,4 +1,4 @@
-"""A head of the client's own beside the shared one."""
+"""A private head per client, added to the shared head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idiolect.parts.common.classes import classifier, layer_in
 
 
 class PrivateHead(Private):
-    """A linear layer beside another, which it adds to in evaluation mode. It begins at zero, where it adds nothing."""
+    """A linear layer whose outputs are added to another layer's in evaluation mode. It is initialized at zero."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -23,22 +23,22 @@ class PrivateHead(Private):
         self.bias = nn.Parameter(torch.zeros_like(like[:, 0]))
 
     def beside(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return the outputs of the shared head with this one's, as its forward hook."""
+        """Return the outputs of the shared head plus this head's, as a forward hook of the shared head."""
         return outputs if shared.training else outputs + F.linear(given[0], self.weight, self.bias)
 
 
 @part
 def private_head(names: Scope = head) -> Part:
-    r"""Give every client a second head, which learns what the shared one gets wrong on the client's own examples.
+    r"""Give each client a private head, trained on the client's examples to correct the shared head's outputs.
 
     .. math::  L(g(z)) + L\big(\operatorname{sg}[g(z)] + p_i(\operatorname{sg}[z])\big)
 
     where g is the shared head, :math:`p_i` the private one, z the features and sg stops the gradient, so that
-    neither body nor shared head know of the second term. A client predicts with :math:`g(z) + p_i(z)`. The shared
-    model is g alone: there the private head is as it began, zero.
+    the second term trains neither body nor shared head. A client predicts with :math:`g(z) + p_i(z)`. The shared
+    model is g alone: its private head is zero.
 
-    List it after parts that change the loss of the shared head alone, such as `balanced_softmax`: the second term is
-    the loss of the run and of the parts that are listed after this one.
+    List it after parts that change only the loss of the shared head, such as `balanced_softmax`: the second term uses
+    the loss of the run, changed by the parts listed after this one.
 
     Args:
         names: the linear layer that is the shared head.
@@ -52,8 +52,8 @@ def private_head(names: Scope = head) -> Part:
         private_head(names=head)
 
     Reference: Chen and Chao, FedRoD, ICLR 2022.
-    Differs:   the private head begins at zero instead of at random or as a copy of the shared one. It is linear; the
-        paper's variant for new clients makes it from their distribution over classes.
+    Differs:   the private head starts at zero instead of at random or as a copy of the shared one. It is linear; the
+        paper's variant for new clients generates it from their distribution over classes.
     """
 
     def attach(module: nn.Module) -> None:

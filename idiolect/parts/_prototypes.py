@@ -1,4 +1,4 @@
-"""What clients tell each other is a mean feature per class."""
+"""Exchange of a mean feature per class."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
                \bar c_y = \sum_{i: n_{i,y} > 0} q_i\, c_{i,y}, \qquad
                c_{i,y} = \frac{1}{n_{i,y}} \sum_{b: y_b = y} z_b
 
-    After training a client looks once at its examples, in evaluation mode, for its :math:`c_{i,y}`. Where no client
-    has had a class yet there is no pull; a class that the cohort lacks keeps its prototype.
+    After training a client computes :math:`c_{i,y}` in one pass over its examples, in evaluation mode. A class that
+    no client has had yet has no pull; a class that the cohort lacks keeps its prototype.
 
     Args:
         strength: :math:`\lambda`, at least 0; 0 is the plain loss.
-        weighting: clients that have a class count equally for its prototype, or by their examples of it.
+        weighting: clients that have a class get equal weights in its prototype, or weights by their examples of it.
         names: the linear layer from features to classes.
 
     Memory:    none.
-    Sends:     prototypes and counts, one per class.      Receives: prototypes, and which there are.
+    Sends:     prototypes and counts, one per class.      Receives: prototypes, and which of them exist.
     Cost:      one pass without a gradient per round.
     Raises:    UsageError: if `strength` is negative, `weighting` is neither, or targets are not class labels.
 
@@ -41,9 +41,9 @@ def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "unif
         prototypes(strength=1.0, weighting='uniform', names=head)
 
     Reference: Tan et al., FedProto, AAAI 2022.
-    Differs:   the authors collect features during training, from models that differ, and forget the prototype of a
-        class that the cohort lacks. The paper's formula divides by clients and by examples; its code counts clients
-        equally, as is the default here.
+    Differs:   the authors collect features during training, with a changing model, and discard the prototype of a
+        class that the cohort lacks. The paper's formula divides by clients and by examples; its code gives clients
+        equal weights, which is the default here.
     """
     require(strength >= 0, f"prototypes: strength must be at least 0, got {strength}")
     require(weighting in ("uniform", "samples"), f"prototypes: weighting is 'uniform' or 'samples', not {weighting!r}")

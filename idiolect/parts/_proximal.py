@@ -1,4 +1,4 @@
-"""Weights held near what was received."""
+"""A proximal term that keeps weights near the received ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from idiolect.parts.common.pull import pull
 
 @part
 def proximal(mu: float) -> Part:
-    r"""Pull the exchanged weights back to what was received.
+    r"""Pull the exchanged weights towards the received weights.
 
     .. math::  d = g + \mu\, (w - w^t)
 
-    the gradient of :math:`\tfrac{\mu}{2} \lVert w - w^t \rVert^2`. Personal tensors are left alone.
+    the gradient of :math:`\tfrac{\mu}{2} \lVert w - w^t \rVert^2`. Personal tensors have no pull.
 
     Args:
-        mu: strength, at least 0; 0 is no pull.
+        mu: strength of the pull, at least 0; 0 is no pull.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient.
@@ -28,8 +28,8 @@ def proximal(mu: float) -> Part:
         proximal(mu=0.01)
 
     Reference: Li et al., MLSys 2020 (FedProx).
-    Differs:   some public codes penalize the norm without its square, whose gradient has length mu however
-        near the weights are; here it is squared, as in the paper.
+    Differs:   some public code penalizes the norm without its square, whose gradient has length mu at any distance;
+        here it is squared, as in the paper.
     """
     require(mu >= 0, f"proximal: mu must be at least 0, got {mu}")
 

@@ -1,4 +1,4 @@
-"""Where local training starts, away from where the client ended."""
+"""A start of local training beyond the received weights, away from the client's last weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from idiolect.core.types import Central, Local, Setup, Update
 
 @part
 def relaxed_start(beta: float = 0.1) -> Part:
-    r"""Start a little beyond the received weights, seen from where the client's last training ended.
+    r"""Start beyond the received weights, in the direction away from the client's last trained weights.
 
     .. math::  s_i = w^t + \beta\, (w^t - w_i^{old}), \qquad
                w^{t+1} = w^t + \sum_{i \in S_t} p_i\, (w_i^{t+} - s_i)
 
     on trainable tensors that are exchanged. :math:`w_i^{old}` is the initial model for a client that has not trained
-    yet. The start serves training alone: a client that predicts does so with the weights as they were received.
+    yet. The start is used only for training: a client predicts with the received weights.
 
     Args:
-        beta: how far beyond, at least 0; 0 starts from the received weights.
+        beta: distance beyond the received weights, as a share of :math:`w^t - w_i^{old}`, at least 0; 0 starts from
+            the received weights.
 
     Memory:    the exchanged weights as last trained.
     Sends:     :math:`s_i - w^t`, one tensor per exchanged weight.       Receives: nothing.
@@ -30,9 +31,9 @@ def relaxed_start(beta: float = 0.1) -> Part:
         relaxed_start(beta=0.1)
 
     Reference: Sun et al., FedInit, NeurIPS 2023.
-    Differs:   nothing from the authors' code, whose server adds the mean of :math:`w_i - s_i`. Their server knows
-        every client's last weights; here the client sends the difference instead. With equal weights of clients and
-        all of them in every round, the new shared weights are the plain mean of :math:`w_i`.
+    Differs:   the results are those of the authors' code, whose server adds the mean of :math:`w_i - s_i`. Their server
+        keeps every client's last weights; here the client sends the difference instead. With equal weights of clients
+        and all clients in every round, the new shared weights are the plain mean of :math:`w_i`.
     """
     require(beta >= 0, f"relaxed_start: beta must be at least 0, got {beta}")
 

@@ -13,18 +13,18 @@ from idiolect.parts.common.ascent import EPSILON, fits, uphill
 
 @part
 def sam(rho: float, names: Scope | None = None) -> Part:
-    r"""Take the gradient at the worst point of a ball around the weights, to first order.
+    r"""Take the gradient at the point of largest loss in a ball around the weights, to first order.
 
     .. math::  \varepsilon = \rho\, \frac{g}{\lVert g \rVert + 10^{-7}}, \qquad  \tilde g = \nabla F_i(w + \varepsilon)
 
     The norm is over all perturbed tensors together. Both gradients use the same batch and the same dropout.
-    Running statistics are those of the first pass, so they move once per step; the weights are never moved
-    and moved back, so nothing is rounded twice.
+    Running statistics are those of the first pass, so they are updated once per step. Weights are not perturbed in
+    place and restored, which avoids a second rounding.
 
     Args:
         rho: radius, at least 0; 0 is the plain gradient, without the second pass.
-        names: which weights are perturbed, such as `normalization` (SAM-ON); None for all that are trained. The
-            step follows the gradient of all of them.
+        names: weights that are perturbed, such as `normalization` (SAM-ON); None for all trained weights. The step
+            follows the gradient of all trained weights.
 
     Memory:    none.       Sends: nothing.       Receives: nothing.
     Cost:      one more gradient per step.
@@ -36,7 +36,7 @@ def sam(rho: float, names: Scope | None = None) -> Part:
 
     Reference: Foret et al., ICLR 2021; in federated learning Qu et al., ICML 2022, and Caldarola et al.,
         ECCV 2022; on normalization alone Müller et al., NeurIPS 2023.
-    Differs:   public codes update running statistics in both passes; here only the first counts.
+    Differs:   public code updates running statistics in both passes; here only the first updates them.
     """
     require(rho >= 0, f"sam: rho must be at least 0, got {rho}")
 

@@ -1,4 +1,4 @@
-"""A step of the server whose length adapts, value by value, to how its clients move."""
+"""An adaptive optimizer on the server: Adagrad, Adam or Yogi."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def server_adaptive(
     beta2: float = 0.99,
     tau: float = 1e-3,
 ) -> Part:
-    r"""Let the server take a step whose length adapts, value by value, to how its clients have moved so far.
+    r"""Apply an adaptive optimizer on the server, with the clients' mean update as its gradient.
 
     .. math::  m \leftarrow \beta_1 m + (1 - \beta_1) \bar\Delta^t, \qquad
                w^{t+1} = w^t + \eta_g \frac{m}{\sqrt V + \tau}
 
-    without correction of the bias, with :math:`\bar\Delta^t` the mean move of the clients and, by rule,
+    without bias correction, with :math:`\bar\Delta^t` the clients' mean update and, by rule,
 
     .. math::  V \leftarrow V + \bar\Delta^2 \text{ (adagrad)}, \quad
                V \leftarrow \beta_2 V + (1 - \beta_2) \bar\Delta^2 \text{ (adam)}, \quad
                V \leftarrow V - (1 - \beta_2) \bar\Delta^2 \operatorname{sign}(V - \bar\Delta^2) \text{ (yogi)}
 
-    from :math:`m = 0` and :math:`V = \tau^2`. On trainable tensors that are exchanged; statistics are averaged
-    plainly. The mean move is what the parts listed before make of it.
+    from :math:`m = 0` and :math:`V = \tau^2`. This applies to trainable tensors that are exchanged; statistics take
+    the plain mean. The mean update includes changes by the parts listed before.
 
     Args:
-        rule: how V follows the squared move.
-        lr: step :math:`\eta_g` of the server, above 0.
+        rule: update rule of V.
+        lr: learning rate :math:`\eta_g` of the server, above 0.
         beta1: decay of the mean m, in [0, 1).
         beta2: decay of V, in [0, 1); not used by adagrad.
-        tau: how far it adapts: moves below it are scaled alike; above 0.
+        tau: degree of adaptivity, above 0: updates below it are scaled equally.
 
-    Memory:    none; the server keeps m and V to itself.       Sends: nothing.       Receives: nothing.
+    Memory:    none; only the server has m and V.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient, no bytes.
     Raises:    UsageError: if an argument is out of range.
 
@@ -49,7 +49,7 @@ def server_adaptive(
         server_adaptive(rule='yogi', lr=0.1, beta1=0.9, beta2=0.99, tau=0.001)
 
     Reference: Reddi et al., ICLR 2021.
-    Differs:   some public codes start from V = 0, or correct the bias as Adam does.
+    Differs:   some public code starts from V = 0, or corrects the bias as Adam does.
     """
     require(rule in ("adagrad", "adam", "yogi"), f"server_adaptive: no rule {rule!r}: adagrad, adam or yogi")
     require(lr > 0 and tau > 0, f"server_adaptive: lr and tau must be above 0, got {lr} and {tau}")

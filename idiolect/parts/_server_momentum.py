@@ -1,4 +1,4 @@
-"""Directions the server remembers."""
+"""Momentum from the last round's aggregated update, applied in local steps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 @part
 def server_momentum(alpha: float) -> Part:
-    r"""Mix the local gradient with the direction the cohort moved last round.
+    r"""Mix the local gradient with the direction of the last round's aggregated update.
 
     .. math::  d = \alpha\, g + (1-\alpha)\, \bar\nabla^{t}, \qquad
                \bar\nabla^{t+1} = \sum_{i \in S_t} p_i \frac{w^t - w_i^{t+}}{\eta_t K_i}, \qquad \bar\nabla^{0} = 0
 
-    On trainable tensors that are exchanged; personal ones follow the gradient alone, since no server knows
-    how they moved. In the first round, where there is no direction yet, a step is :math:`\alpha \eta` long.
+    on trainable tensors that are exchanged; personal tensors follow only the gradient, since the server does not
+    know their updates. In the first round there is no direction yet, and a step is :math:`\alpha \eta g`.
 
     Args:
-        alpha: share of the local gradient, in (0, 1]; 1 is no momentum.
+        alpha: weight of the local gradient, in (0, 1]; 1 is no momentum.
 
     Memory:    none.       Sends: nothing.
     Receives:  the direction, one tensor per exchanged weight.
@@ -30,9 +30,9 @@ def server_momentum(alpha: float) -> Part:
         server_momentum(alpha=0.1)
 
     Reference: Xu et al. 2021 (FedCM); Qu et al., ICML 2022 (MoFedSAM); alpha 0.1 in Xing et al., AAAI 2025.
-    Differs:   the authors divide by the first client's number of steps, the initial learning rate, and
-        multiply by the decay; here each client's own steps and the round's own rate, which is the same where
-        clients have equal sizes and the rate is constant.
+    Differs:   the authors divide by the first client's number of steps and the initial learning rate, and
+        multiply by the decay; here each client's own steps and the round's learning rate are used, which is the same
+        if clients have equal sizes and the rate is constant.
     """
     require(0 < alpha <= 1, f"server_momentum: alpha must be in (0, 1], got {alpha}; 0 would never use the data")
 

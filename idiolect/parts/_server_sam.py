@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization of the server: clients start where the loss of all is worse nearby."""
+"""Sharpness-aware minimization on the server: clients start from perturbed shared weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from idiolect.parts.common.ascent import EPSILON
 
 @part
 def server_sam(rho: float) -> Part:
-    r"""Send the weights moved uphill along the last pseudo-gradient; take the move off the mean that comes back.
+    r"""Send weights perturbed along the last pseudo-gradient; subtract the perturbation from the returned mean.
 
     .. math::  \tilde w^t = w^t + \varepsilon^t, \qquad
                \varepsilon^t = \rho\, \frac{\Delta^{t-1}}{\lVert \Delta^{t-1} \rVert + 10^{-7}}, \qquad
                \Delta^t = \sum_{i \in S_t} p_i\, (\tilde w^t - w_i^{t+}), \qquad  w^{t+1} = w^t - \Delta^t
 
-    on trainable tensors that are exchanged. In the first round, where there is no pseudo-gradient yet, nothing is
-    moved. Who only predicts gets :math:`w^t`.
+    on trainable tensors that are exchanged. In the first round there is no pseudo-gradient yet, and no perturbation.
+    Clients that only predict receive :math:`w^t`.
 
     Args:
-        rho: radius, at least 0; 0 moves nothing.
+        rho: radius, at least 0; 0 is no perturbation.
 
-    Memory:    none; the server keeps the next move.
-    Sends:     nothing.      Receives: nothing: the weights that are sent are moved.
+    Memory:    none; the server keeps the next perturbation.
+    Sends:     nothing.      Receives: nothing: the weights are perturbed before they are sent.
     Cost:      no extra gradient.
     Raises:    UsageError: if `rho` is negative.
 
@@ -32,7 +32,7 @@ def server_sam(rho: float) -> Part:
         server_sam(rho=0.1)
 
     Reference: Caldarola et al., FedGloSS, CVPR 2025.
-    Differs:   the radius is the same in all rounds; the authors let it grow over the first of them.
+    Differs:   the radius is the same in all rounds; the authors increase it over the first rounds.
     """
     require(rho >= 0, f"server_sam: rho must be at least 0, got {rho}")
 

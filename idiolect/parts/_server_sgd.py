@@ -1,4 +1,4 @@
-"""A step of the server with momentum along the mean move of its clients."""
+"""SGD with momentum on the server."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from idiolect.core.types import Central, Setup, Update
 
 @part
 def server_sgd(lr: float = 1.0, momentum: float = 0.9) -> Part:
-    r"""Let the server take a step with momentum along the mean move of its clients.
+    r"""Apply SGD with momentum on the server, with the clients' mean update as its step direction.
 
     .. math::  v \leftarrow \mu v + \bar\Delta^t, \qquad w^{t+1} = w^t + \eta_g v, \qquad
                \bar\Delta^t = \sum_{i \in S_t} p_i\, w_i^{t+} - w^t
 
-    On trainable tensors that are exchanged; statistics are averaged plainly. The mean move is what the parts
-    listed before make of it.
+    on trainable tensors that are exchanged; statistics take the plain mean. The mean update includes changes by the
+    parts listed before.
 
     Args:
-        lr: step :math:`\eta_g` of the server, above 0; 1 with no momentum is the mean itself.
+        lr: learning rate :math:`\eta_g` of the server, above 0; 1 without momentum is the plain mean.
         momentum: :math:`\mu` in [0, 1).
 
-    Memory:    none; the server keeps v to itself.       Sends: nothing.       Receives: nothing.
+    Memory:    none; only the server has v.       Sends: nothing.       Receives: nothing.
     Cost:      no extra gradient, no bytes.
     Raises:    UsageError: if an argument is out of range.
 

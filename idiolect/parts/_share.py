@@ -1,4 +1,4 @@
-"""The exchange of weights, which is itself a part."""
+"""The exchange of weights, as a part."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def share(names: Scope = everything, variance: Literal["mean", "pooled"] = "mean
     .. math::  w^{t+1}[A] = \sum_{i \in S_t} p_i\, w_i^{t+}[A], \qquad
                \varphi_i \leftarrow w_i^{t+}[A^c], \qquad  s_i^{t} = (w^t[A],\, \varphi_i)
 
-    Counters of batches are always kept: an average of integers means nothing.
+    Counters of batches always stay on the client: a mean of integers is not meaningful.
 
     Args:
-        names: what is exchanged. `everything` is FedAvg, ``~batch_norm`` FedBN, `batch_norm` its dual,
+        names: tensors that are exchanged. `everything` is FedAvg, ``~batch_norm`` FedBN, `batch_norm` its dual,
             `nothing` local training.
-        variance: how running variances that are exchanged are averaged. ``"mean"`` averages them like any
-            tensor, as the public codes do; ``"pooled"`` gives the variance of the pooled clients,
-            :math:`\sum p_i (v_i + \mu_i^2) - \bar\mu^2`, which counts the spread of their means.
+        variance: aggregation of exchanged running variances. ``"mean"`` averages them like any tensor, as in public
+            code; ``"pooled"`` gives the variance of the pooled clients,
+            :math:`\sum p_i (v_i + \mu_i^2) - \bar\mu^2`, which includes the differences between their means.
 
     Memory:    the tensors that are not exchanged.
     Sends:     the exchanged tensors, both ways.
@@ -73,7 +73,7 @@ def _variance_names(structure: ModelStructure) -> Names:
 
 
 def _second_moments(central: Central, tree: Tree) -> Tree:
-    """Return a tree with second moments for variances, about the broadcast means: little cancels there."""
+    """Return a tree with second moments for variances, about the broadcast means, which limits cancellation."""
     old, pairs = central.old, _pairs(central.structure, tree)
     return overlay(tree, Tree.of({var: tree[var] + (tree[mean] - old[mean]) ** 2 for mean, var in pairs}))
 

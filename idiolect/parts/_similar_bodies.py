@@ -17,7 +17,7 @@ _ALIKE = 0.9999
 
 @part
 def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
-    r"""After some rounds of averaging, start from the own head on a body mixed from clients with similar heads.
+    r"""Mix the bodies of clients whose heads are similar, after some rounds of averaging; keep each client's head.
 
     .. math::  \sigma_{ij} = \max\Big(0, \frac{1}{C} \sum_c \cos(h_{ic}, h_{jc})\Big) \text{, at most } 0.9999
                \text{, which is } \sigma_{ii}, \qquad
@@ -25,15 +25,15 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
                u_i = \sum_j a_{ij}\, u_j
 
     over the clients of a round, where :math:`h_{ic}` is the row of the head's matrix for class c, and the body
-    :math:`u` all that is exchanged but the head, with its statistics. A client's first start after the warm-up
+    :math:`u` is all exchanged tensors except the head, with statistics. A client's first start after the warm-up
     is the shared model.
 
     Args:
-        warmup: rounds in which the exchange alone is played, at least 0. The authors take half of all rounds.
+        warmup: rounds of plain exchange, at least 0. The authors take half of all rounds.
         names: the head: the tensors of one layer.
 
     Memory:    the head as last trained.
-    Sends:     nothing more than the exchange.      Receives: a body for this client alone, after the warm-up.
+    Sends:     nothing besides the exchange.      Receives: a body specific to this client, after the warm-up.
     Cost:      bytes down nearly double after the warm-up; no extra gradient.
     Raises:    UsageError: if `warmup` is negative, or the head is not one layer, with a matrix, that is exchanged.
 
@@ -43,9 +43,9 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
 
     Reference: Tan et al., pFedSim, 2023.
     Differs:   a body is mixed from the clients of the round in which its client last took part. The public code keeps
-        all models and all similarities between clients that were ever drawn together, and mixes anew before
-        training. It leaves the similarity of two clients unbounded, which gives an infinite weight at 1. Here the
-        shared model goes on being averaged after the warm-up, for those who come late.
+        all models and all similarities between clients that were ever sampled together, and mixes again before
+        training. It does not bound the similarity of two clients, which gives an infinite weight at 1. Here the
+        shared model is still averaged after the warm-up, for clients that join late.
     """
     require(warmup >= 0, f"similar_bodies: warmup must be at least 0, got {warmup}")
 

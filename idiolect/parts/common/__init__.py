@@ -1,1 +1,1 @@
-"""What two or more parts share."""
+"""Helpers that two or more parts share."""

@@ -1,4 +1,4 @@
-"""A gradient taken where the loss is worse nearby."""
+"""Gradients at perturbed weights, for sharpness-aware minimization."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from idiolect.core.tree import EMPTY, Tree, axpy
 from idiolect.core.types import GradFn, Gradient, Setup, Step
 
 EPSILON = 1e-7
-"""Added to the norm of the gradient, as in FedFSA's code; a client that has fitted its data is not shaken."""
+"""Constant added to the norm of the gradient, as in FedFSA's code; a zero gradient gives no perturbation."""
 
 
 def uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) -> GradFn:
-    """Return the gradient at ``weights + scale * ascent``; buffers and loss are of the first pass."""
+    """Return the gradient at ``weights + scale * ascent``; buffers and loss are those of the first pass."""
 
     def sharp(at: Tree, batch: Step) -> Gradient:
         here = grad(at, batch)
@@ -27,7 +27,7 @@ def uphill(grad: GradFn, ascent: Callable[[Tree, Tree], tuple[Tensor, Tree]]) ->
 
 
 def fits(names: Scope | None) -> Callable[[Setup], Tree]:
-    """Return a memory of nothing, which says before the first round if there is nothing to perturb."""
+    """Return an empty memory, which raises an error before the first round if no weight can be perturbed."""
 
     def memory(setup: Setup) -> Tree:
         some = names is None or names(setup.structure) & setup.structure.names("weight")

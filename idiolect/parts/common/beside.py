@@ -1,4 +1,4 @@
-"""A copy of a client's weights and statistics that moves with every step beside the model, and is never sent."""
+"""A private copy of a client's weights and statistics that is updated at every step, and is never sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idiolect.parts.common.first import TRAINED
 
 
 def attach_copy(module: nn.Module, name: str, trains: bool) -> Private:
-    """Attach a copy to a module and return it; its weights train like any other, or are state."""
+    """Attach a copy to a module and return it; its weights are trainable, or are state."""
     structure, own = structure_of(module), Private()
     start = pick(initial_tree(module, structure), structure.exchangeable)
     weights, statistics = pick(start, structure.names("weight")).flat, pick(start, structure.names("statistic")).flat
@@ -24,22 +24,22 @@ def attach_copy(module: nn.Module, name: str, trains: bool) -> Private:
 
 
 def copied(structure: ModelStructure) -> Layout:
-    """Return the layout of a copy: all that could be exchanged, weights before statistics."""
+    """Return the layout of a copy: all exchangeable tensors, weights before statistics."""
     return structure.layout.only(structure.exchangeable)
 
 
 def copy_in(row: Tree, name: str, structure: ModelStructure) -> Tree:
-    """Return the copy that a row holds."""
+    """Return the copy in a row."""
     return Tree(copied(structure), pick(row, _names(name)).flat)
 
 
 def put_copy(row: Tree, name: str, copy: Tree) -> Tree:
-    """Return a row, or its buffers, with another copy in it."""
+    """Return a row, or its buffers, with its copy replaced."""
     return overlay(row, Tree(row.layout.only(_names(name)), copy.flat))
 
 
 def begin_copy(row: Tree, name: str, structure: ModelStructure, memory: Tree) -> Tree:
-    """Return a row whose copy is the model itself, where the client has not trained before."""
+    """Return a row whose copy is the model itself if the client has not trained before."""
     model = pick(row, copied(structure).starts)
     return put_copy(row, name, where(memory[TRAINED] > 0, copy_in(row, name, structure), model))
 

@@ -1,4 +1,4 @@
-"""What parts that look at features and classes have in common: the head, and who is of which class."""
+"""Helpers for parts that use features and classes: the head, and the class of each example."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Classifier(NamedTuple):
     """A linear layer from features to classes."""
 
     layer: str
-    """Its name."""
+    """Name of the layer."""
     classes: int
     features: int
 
@@ -27,10 +27,10 @@ class Classifier(NamedTuple):
 
 
 def classifier(names: Scope, structure: ModelStructure) -> Classifier:
-    """Return the linear layer whose tensors these are.
+    """Return the linear layer to which the named tensors belong.
 
     Raises:
-        UsageError: if they are not of one linear layer.
+        UsageError: if they do not belong to one linear layer.
 
     Example:
         >>> from idiolect.core.scope import head
@@ -45,7 +45,7 @@ def classifier(names: Scope, structure: ModelStructure) -> Classifier:
 
 
 def layer_in(module: nn.Module, names: Scope) -> nn.Linear:
-    """Return the layer itself that `classifier` finds in a module.
+    """Return the layer that `classifier` finds, as a module.
 
     Raises:
         UsageError: if it is not linear.
@@ -57,7 +57,7 @@ def layer_in(module: nn.Module, names: Scope) -> nn.Linear:
 
 
 def equip(module: nn.Module, names: Scope, name: str) -> tuple[nn.Linear, Private] | None:
-    """Give the layer that `classifier` finds a private module of this name; None if it has it already."""
+    """Add a private module of this name to the layer that `classifier` finds; return None if it exists already."""
     layer = layer_in(module, names)
     if hasattr(layer, name):
         return None
@@ -67,13 +67,13 @@ def equip(module: nn.Module, names: Scope, name: str) -> tuple[nn.Linear, Privat
 
 
 def filled(weights: Tree, store: Tree) -> Tree:
-    """Return weights with buffers in another shape than theirs: those that are filled to predict."""
+    """Return weights with buffers that have other shapes: those that are filled before predicting."""
     shapes = {**weights.layout.shape_of, **store.layout.shape_of}
     return combine(layout(tuple(shapes), tuple(shapes.values())), weights, store)
 
 
 def of_class(y: Tensor, classes: int) -> Tensor:
-    """Return which class each example is of, ``(b, classes)`` of bool.
+    """Return the class of each example as a one-hot tensor of bool, ``(b, classes)``.
 
     Raises:
         UsageError: if the targets are not ``(b,)`` labels.

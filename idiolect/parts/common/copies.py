@@ -1,4 +1,4 @@
-"""Several models in one row."""
+"""Layout of several models in one row."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from idiolect.core.tree import Layout, layout
 
 @lru_cache(maxsize=64)
 def copies(one: Layout, count: int) -> Layout:
-    """Return the layout of several models one after the other."""
+    """Return the layout of several consecutive models."""
     return layout(tuple(f"{j}/{name}" for j in range(count) for name in one.names), one.shapes * count)

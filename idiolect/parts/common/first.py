@@ -1,4 +1,4 @@
-"""Whether a client has trained before: until then, what it keeps of its last round means nothing."""
+"""A flag that a client has trained before; without it, the state of its last round is not valid."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def untrained(setup: Setup) -> Tree:
 
 
 def trained(memory: Tree) -> Tree:
-    """Return a memory with the flag up."""
+    """Return a memory with the flag set."""
     return overlay(memory, Tree(memory.layout.only({TRAINED}), torch.ones_like(memory[TRAINED])))

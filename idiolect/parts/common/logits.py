@@ -12,11 +12,11 @@ from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier
 
 ABSENT = 1e-8
-"""Count of a class without examples, so that no shift is infinite."""
+"""Count of a class without examples, so that all shifts are finite."""
 
 
 def shifted(names: Scope, shift: Callable[[Tensor], Tensor], added: int = 0) -> Callable[[Local], Objective]:
-    """Return an objective on outputs to which a function of the client's counts of classes is added."""
+    """Return an objective that adds a function of the client's class counts to the outputs."""
 
     def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)

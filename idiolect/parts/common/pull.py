@@ -1,4 +1,4 @@
-"""The pull of weights to an anchor."""
+"""The pull of weights towards an anchor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from idiolect.core.tree import Tree, axpy, pick
 
 
 def pull(mu: float, direction: Tree, weights: Tree, anchor: Tree) -> Tree:
-    """Add the gradient of half `mu` times the squared distance to the anchor, where the anchor has names."""
+    """Add the gradient of half `mu` times the squared distance to the anchor, for the tensors in the anchor."""
     near = pick(anchor, direction)
     return axpy(mu, pick(weights, near) - near, direction)

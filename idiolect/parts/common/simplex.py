@@ -1,4 +1,4 @@
-"""The smallest quadratic form over weights that are not negative and sum to one."""
+"""Minimization of a quadratic form over the simplex."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 def smallest_on_simplex(matrix: Tensor) -> Tensor:
     r"""Return :math:`\arg\min_\alpha \alpha^T P \alpha` over :math:`\alpha \geq 0, \sum \alpha = 1`.
 
-    An active-set method in float64, exact but for rounding: it solves on the support, lets in the index that promises
-    most, and takes out what would turn negative. Meant for a matrix of at most a few hundred rows.
+    An active-set method in float64, exact up to rounding: it solves on the support, adds the index with the largest
+    decrease, and removes indices that would become negative. For a matrix of at most a few hundred rows.
 
     Args:
-        matrix: ``(m, m)`` P, symmetric, positive semi-definite but for rounding. Eigenvalues that are not clearly
-            above 0 are raised, so that there is one answer: of several, about the one nearest to equal weights.
+        matrix: ``(m, m)`` P, symmetric, positive semi-definite up to rounding. Eigenvalues that are not clearly
+            above 0 are raised, so that the solution is unique: about the one nearest to equal weights.
 
     Returns:
         ``(m,)`` in float64.
@@ -40,7 +40,7 @@ def smallest_on_simplex(matrix: Tensor) -> Tensor:
 
 
 def _descend(p: Tensor, alpha: Tensor, support: Tensor) -> Tensor:
-    """Go to the smallest value on a support, or on what of it stays positive on the way."""
+    """Return the minimizer on a support, without the indices that become negative on the way to it."""
     while True:
         best = torch.zeros_like(alpha)
         best[support] = torch.linalg.solve(p[support][:, support], torch.ones_like(alpha[support]))
@@ -54,7 +54,7 @@ def _descend(p: Tensor, alpha: Tensor, support: Tensor) -> Tensor:
 
 
 def _definite(p: Tensor) -> Tensor:
-    """Return a matrix whose eigenvalues are above 0, which rounding may have denied it."""
+    """Return the matrix with eigenvalues raised above 0 if rounding made them too small."""
     values, vectors = torch.linalg.eigh(p)
     least = (1e-12 * values[-1]).clamp(min=1e-100)
     return p if values[0] >= least else (vectors * values.clamp(min=least)) @ vectors.T

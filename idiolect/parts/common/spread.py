@@ -1,4 +1,4 @@
-"""Features that are Gaussians instead of points."""
+"""Gaussian features: means and standard deviations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
 from idiolect.parts.common.classes import Classifier, classifier, layer_in
 
 SMALLEST = 1e-4
-"""No standard deviation of a feature is below this."""
+"""Smallest standard deviation of a feature."""
 
 KEY_BITS = 24
-"""Of a client's seed: what a float of 32 bits holds exactly."""
+"""Number of bits of a client's seed that a float of 32 bits represents exactly."""
 
 Normal = tuple[Tensor, Tensor]
 """Means and standard deviations."""
 
 
 class Spread(nn.Module):
-    """A linear map from features to raw standard deviations. It begins at zero, and is exchanged like the body."""
+    """A linear map from features to raw standard deviations. It is initialized at zero, and exchanged like the body."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class Spread(nn.Module):
 
 
 def add_spread(names: Scope, module: nn.Module) -> None:
-    """List a `Spread` in the layer from features to classes, and a private count of steps for the noise.
+    """Add a `Spread` to the layer from features to classes, and a private count of steps for the noise.
 
-    The layer does not use them: the module predicts as before.
+    The layer does not use them: predictions are unchanged.
     """
     layer = layer_in(module, names)
     if not hasattr(layer, "spread"):
@@ -44,13 +44,13 @@ def add_spread(names: Scope, module: nn.Module) -> None:
 
 
 def normal(seen: Pass, found: Classifier) -> Normal:
-    """Return the Gaussian of each example's features, ``(b, d)`` twice."""
+    """Return the means and standard deviations of each example's features, ``(b, d)`` each."""
     weight, bias = (seen.weights[found.tensor(f"spread.{name}")] for name in ("weight", "bias"))
     return seen.features, F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
 
 
 def key_of(local: Local) -> Tensor:
-    """Return what the noise of a client's round depends on, ``(..., 1)``, as a fact for an objective."""
+    """Return the key of the noise of a client's round, ``(..., 1)``, as a fact for an objective."""
     return (local.seed % (1 << KEY_BITS))[..., None].to(local.start.flat.dtype)
 
 
@@ -63,7 +63,7 @@ def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
 
 
 def count_steps(names: Scope, grad: GradFn, local: Local) -> GradFn:
-    """Return the gradient, which also counts its step."""
+    """Return a gradient function that also counts its steps."""
     steps = local.structure.layout.only({classifier(names, local.structure).tensor("noise.steps")})
 
     def counted(at: Tree, step: Step) -> Gradient:
