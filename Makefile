@@ -11,7 +11,7 @@ help:
 	@echo "make test       check, then all quick tests"
 	@echo "make check      format, lint, types, import law"
 	@echo "make fmt        format and fix what can be fixed"
-	@echo "make docs       write the catalogue of methods anew"
+	@echo "make docs       write the catalog of methods anew"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make clean      remove caches and the environment; runs are kept"
 
@@ -37,7 +37,7 @@ fmt: $(BIN)/.installed-dev
 	$(BIN)/ruff check --fix
 
 docs: $(BIN)/.installed-dev
-	$(BIN)/python docs/catalogue.py
+	$(BIN)/python docs/catalog.py
 
 test-slow: $(BIN)/.installed-dev
 	$(BIN)/python -m pytest -m slow

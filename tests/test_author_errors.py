@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_methods import CATALOGUE
+from test_methods import CATALOG
 
 import idiolect
 from idiolect import Method, Part, UsageError, methods, part
@@ -163,7 +163,7 @@ def test_a_reduction_that_mixes_the_clients_of_a_stack_names_the_part():
         check_parts(federation(others, engine=Stacked(4)))
 
 
-@pytest.mark.parametrize("made", CATALOGUE, ids=lambda m: m.name)
+@pytest.mark.parametrize("made", CATALOG, ids=lambda m: m.name)
 def test_the_trial_step_accepts_every_method_and_changes_nothing(made):
     for engine in (None, Stacked(4)):
         fed = federation(made, engine=engine)

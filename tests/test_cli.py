@@ -155,7 +155,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("idiolect 0.")
 
 
-def test_methods_lists_the_catalogue(capsys):
+def test_methods_lists_the_catalog(capsys):
     assert cli.main(["methods"]) == 0
     text = capsys.readouterr().out
     assert [entry["name"] for entry in catalog.read()] == sorted(methods.__all__, key=text.index)

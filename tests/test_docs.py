@@ -26,7 +26,7 @@ from idiolect.registry.names import SHIFTS, SPLITS, method_of
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-KNOWN = ("make", "pip", "git", "cd", "python docs/catalogue.py")
+KNOWN = ("make", "pip", "git", "cd", "python docs/catalog.py")
 
 
 class Block(NamedTuple):
@@ -136,9 +136,9 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(goal), target
 
 
-def test_the_catalogue_is_not_stale():
-    written = runpy.run_path(str(ROOT / "docs" / "catalogue.py"))
-    for file, write in (("docs/methods.md", "catalogue"), ("idiolect/methods/catalog.json", "entries")):
+def test_the_catalog_is_not_stale():
+    written = runpy.run_path(str(ROOT / "docs" / "catalog.py"))
+    for file, write in (("docs/methods.md", "catalog"), ("idiolect/methods/catalog.json", "entries")):
         assert (ROOT / file).read_text(encoding="utf-8") == written[write](), "run: make docs"
 
 

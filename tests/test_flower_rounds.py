@@ -9,7 +9,7 @@ pytest.importorskip("flwr")
 
 from flower_grid import replies_late
 from flower_worlds import World, assert_same
-from test_methods import CATALOGUE
+from test_methods import CATALOG
 
 from idiolect import ClientData, methods, parts, scope
 from idiolect.storage.run_directory import read_run
@@ -48,8 +48,8 @@ def test_rounds_equal_those_of_the_simulation(tmp_path, method):
     assert_same_records(coordinator, run)
 
 
-@pytest.mark.parametrize("method", CATALOGUE, ids=lambda m: m.name)
-def test_every_method_of_the_catalogue(tmp_path, method):
+@pytest.mark.parametrize("method", CATALOG, ids=lambda m: m.name)
+def test_every_method_of_the_catalog(tmp_path, method):
     world = World(tmp_path, method, rounds=2, sizes={"ada": 9, "ben": 3})
     coordinator, run = world.play(), world.simulated()
     assert_same(world, coordinator, run.federation)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 from mutants import MUTANTS
-from test_methods import CATALOGUE
+from test_methods import CATALOG
 
 from idiolect import Method, methods, parts, scope
 from idiolect.core.card import Card, card_of
@@ -182,7 +182,7 @@ def test_a_method_enters_with_all_that_is_asked(name):
     assert isinstance(made, Method)
     assert card.title == made.name
     assert card.reference
-    assert made.name in {method.name for method in CATALOGUE}, "it is not in tests/test_methods.py"
+    assert made.name in {method.name for method in CATALOG}, "it is not in tests/test_methods.py"
     oracle = "".join(path.read_text() for path in ROOT.glob("tests/test_*oracles*.py"))
     assert re.search(rf"methods\.{name}\b", oracle), "no test compares it with an oracle"
     if inspect.signature(make).parameters:

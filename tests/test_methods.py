@@ -15,7 +15,7 @@ RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random",
 PFEDHN = methods.pfedhn(lr=0.1, width=5)
 NORMS = methods.fedbn() + parts.sam(0.1) + parts.hypernetwork(scope.batch_norm, lr=0.1, width=5)
 FEDAMP, FEDPAC, FEDSELECT = methods.fedamp(strength=0.5), methods.fedpac(strength=0.7), methods.fedselect()
-CATALOGUE = [
+CATALOG = [
     methods.fedavg(),
     methods.fedavg(weighting="uniform"),
     methods.fedavg_ft(epochs=1),
@@ -128,18 +128,18 @@ OWN = "each client is given tensors of its own, whatever its examples"
 DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
     RANDOM: {check_identical_clients: RANDOM_LAYERS},
-    **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOGUE if {"attention", "first_order_mix"} & names(m)},
+    **{m: {check_nothing_personal_is_sent: SENT} for m in CATALOG if {"attention", "first_order_mix"} & names(m)},
     FEDPAC: {check_nothing_personal_is_sent: "personal heads are mixed on the server: each is sent there"},
-    **{m: {check_identical_clients: STEPS} for m in CATALOGUE if {"server_sgd", "server_adaptive"} & names(m)},
-    **{m: {check_identical_clients: SHORTER} for m in CATALOGUE if "loss_weights" in names(m)},
-    **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOGUE if "hypernetwork" in names(m)},
+    **{m: {check_identical_clients: STEPS} for m in CATALOG if {"server_sgd", "server_adaptive"} & names(m)},
+    **{m: {check_identical_clients: SHORTER} for m in CATALOG if "loss_weights" in names(m)},
+    **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOG if "hypernetwork" in names(m)},
     NORMS: {check_nothing_personal_is_sent: MOVES, check_identical_clients: OWN},
     FEDSELECT: {check_identical_clients: "personal values travel with the rest, and count in no mean"},
     NOISY: {check_identical_clients: "each client draws its own noise"},
-    **{m: {check_identical_clients: DUALS} for m in CATALOGUE if {"dynamic", "server_sam"} & names(m)},
+    **{m: {check_identical_clients: DUALS} for m in CATALOG if {"dynamic", "server_sam"} & names(m)},
 }
 
 
-@parametrize_with_checks(CATALOGUE, EXCEPTIONS)
+@parametrize_with_checks(CATALOG, EXCEPTIONS)
 def test_check(method, check):
     check(method)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from idiolect import methods as catalogue
+from idiolect import methods as catalog
 from idiolect.cli.catalog import table
 from idiolect.cli.experiment import build, load_pool, model_of, shift_of, split_of
 from idiolect.cli.settings import Experiment
@@ -33,7 +33,7 @@ def describe_method(console: Console, text: str, experiment: Experiment) -> None
     pool = load_pool(experiment)
     model = Model(model_of(experiment, pool))
     rows = describe(method, model)
-    for make in (getattr(catalogue, name) for name in catalogue.__all__):
+    for make in (getattr(catalog, name) for name in catalog.__all__):
         card = card_of(make)
         if card.title == method.name:
             console.print(Text(f"{card.title} ({card.year}): {card.problem}", style="bold"))

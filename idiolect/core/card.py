@@ -18,7 +18,7 @@ Problem = Literal[
 
 @dataclass(frozen=True)
 class Card:
-    """The entry of a method in the catalogue.
+    """The entry of a method in the catalog.
 
     Attributes:
         title: name of the method in the literature.
@@ -36,7 +36,7 @@ class Card:
 def carded(
     title: str, year: int, problem: Problem, reference: str
 ) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
-    """Mark a function that makes a method of the catalogue; a wrong argument raises a `UsageError` of one line."""
+    """Mark a function that makes a method of the catalog; a wrong argument raises a `UsageError` of one line."""
 
     def mark(make: Callable[P, Method]) -> Callable[P, Method]:
         @wraps(make)
@@ -51,7 +51,7 @@ def carded(
 
 
 def card_of(make: Callable[..., Method]) -> Card:
-    """Return the card of a method of the catalogue.
+    """Return the card of a method of the catalog.
 
     Example:
         >>> from idiolect.methods import fedbn

@@ -88,7 +88,7 @@ class Gradient(NamedTuple):
     buffers: Tree
     """Statistics and counters after the pass."""
     loss: Tensor
-    """() mean loss of the batch."""
+    """(...) mean loss of the batch; the axes, if any, are those of a stack."""
 
 
 GradFn = Callable[[Tree, Step], Gradient]

@@ -1,4 +1,4 @@
-"""The catalogue: each method is a composition of parts."""
+"""The catalog: each method is a composition of parts."""
 
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca

@@ -44,7 +44,7 @@ def fedavg_ft(
 
 @carded("FedProx", 2020, "convergence", "Li et al., MLSys 2020")
 def fedprox(mu: float = 0.01, weighting: Weighting = "samples") -> Method:
-    """FedAvg with a proximal term that pulls local training towards the received weights.
+    """FedAvg with a proximal term that pulls local training toward the received weights.
 
     Args:
         mu: strength of the proximal term; 0.01 is FedBN's baseline on digits.

@@ -20,7 +20,7 @@ from idiolect.parts import (
 
 @carded("FedAMP", 2021, "label skew", "Huang et al., AAAI 2021")
 def fedamp(strength: float = 1.0, others: float = 1.0, sigma: float | None = None) -> Method:
-    """Train one model per client, pulled towards a mean in which more similar models have larger weights.
+    """Train one model per client, pulled toward a mean in which more similar models have larger weights.
 
     There is no shared model. Each client sends its whole model to the server, which computes the distances between
     models. The method suits few clients that take part in most rounds; a round mixes only its own clients.
@@ -85,7 +85,7 @@ def fedpac(
     Each client sends its head to the server, which mixes them. For classification only: targets are labels.
 
     Args:
-        strength: strength of the pull of features towards the cohort's mean for their class.
+        strength: strength of the pull of features toward the cohort's mean for their class.
         head_epochs: passes that train the head before the body.
         head_lr: learning rate of the head; None takes the round's. The authors take 0.1.
         names: the tensors of the head.

@@ -21,7 +21,7 @@ def feddbe(strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = 
     """FedAvg whose clients add a personal vector to their features, which keeps the shared features similar.
 
     Args:
-        strength: strength of the pull of a client's mean features towards the global mean.
+        strength: strength of the pull of a client's mean features toward the global mean.
         momentum: momentum of the running mean of features within a round.
         weighting: mean over clients by training examples, or uniform.
     """

@@ -45,7 +45,7 @@ def fedntd(strength: float = 1.0, temperature: float = 1.0, weighting: Weighting
 
 @carded("MOON", 2021, "label skew", "Li, He and Song, CVPR 2021")
 def moon(strength: float = 1.0, temperature: float = 0.5, weighting: Weighting = "samples") -> Method:
-    """FedAvg with a contrastive loss: pull features towards the received model's, away from the last local model's.
+    """FedAvg with a contrastive loss: pull features toward the received model's, away from the last local model's.
 
     Args:
         strength: weight of the contrastive loss; the authors choose among 0.1, 1, 5 and 10.
@@ -72,7 +72,7 @@ def fedproto(strength: float = 1.0, weighting: Weighting = "uniform") -> Method:
     """Train one model per client; clients exchange only the mean feature of each class.
 
     Args:
-        strength: strength of the pull of features towards the prototype of their class.
+        strength: strength of the pull of features toward the prototype of their class.
         weighting: clients that have a class get equal weights in its prototype (the authors'), or weights by their
             number of examples of it.
     """
@@ -87,14 +87,14 @@ def fedcr(
     kl: Literal["code", "bound"] = "code",
     weighting: Weighting = "samples",
 ) -> Method:
-    """Share a body with Gaussian features, regularized towards one Gaussian per class; heads are personal.
+    """Share a body with Gaussian features, regularized toward one Gaussian per class; heads are personal.
 
     Heads are fine-tuned before the client predicts.
 
     Args:
         strength: weight of the regularizer; the authors' for CIFAR-100, and FedFSA's authors take 1e-3.
         samples: samples of an example's features in each step.
-        renewal: step of the classes' Gaussians towards the new ones in each round.
+        renewal: step of the classes' Gaussians toward the new ones in each round.
         kl: the divergence of the authors' code, or that of their theory.
         weighting: mean of the body over clients by training examples, or uniform (the authors').
     """

@@ -10,7 +10,7 @@ from idiolect.parts import adaptive_mix, moreau_envelope, personal_mixture, pers
 
 @carded("Ditto", 2021, "label skew", "Li et al., ICML 2021")
 def ditto(strength: float = 1.0, weighting: Weighting = "samples") -> Method:
-    """Run FedAvg and also train a personal model per client, pulled towards the shared model.
+    """Run FedAvg and also train a personal model per client, pulled toward the shared model.
 
     Args:
         strength: strength of the pull; 0 trains each client alone.
@@ -48,7 +48,7 @@ def apfl(share_of_own: float = 0.5, adaptive: bool = True, weighting: Weighting 
 
 @carded("pFedMe", 2020, "label skew", "Dinh et al., NeurIPS 2020")
 def pfedme(strength: float = 15.0, steps: int = 5, lr: float = 0.05, weighting: Weighting = "samples") -> Method:
-    """Share the center of a Moreau envelope: each client's personal model is regularized towards it.
+    """Share the center of a Moreau envelope: each client's personal model is regularized toward it.
 
     For the authors' beta, the step size of the server, use ``pfedme() + server_sgd(lr=2.0, momentum=0.0)``.
 

@@ -1,4 +1,4 @@
-"""A regularizer that pulls features towards the cohort's mean for their class."""
+"""A regularizer that pulls features toward the cohort's mean for their class."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from idiolect.parts.common.classes import classifier, of_class
 
 @part
 def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
-    r"""Pull the features of an example towards the mean of its class over the cohort.
+    r"""Pull the features of an example toward the mean of its class over the cohort.
 
     .. math::  L = L_i + \frac{\lambda}{d}\, \lVert z - \bar z_y \rVert^2, \qquad
                \bar z_y = \frac{\sum_{i \in S_t} \sum_{k: y_k = y} z_i(x_k)}{\sum_{i \in S_t} n_{i,y}}
 
     where z is the input of the head, and the means are computed with the trained bodies. Features of a class that no
-    client of the last round had are pulled towards the client's own mean under the received body. The first round has
+    client of the last round had are pulled toward the client's own mean under the received body. The first round has
     no pull.
 
     Args:

@@ -1,4 +1,4 @@
-"""A pull of each client towards clients with similar weights."""
+"""A pull of each client toward clients with similar weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idiolect.parts.common.pull import pull
 
 @part
 def attention(strength: float = 1.0, others: float = 1.0, sigma: float | None = None) -> Part:
-    r"""Pull each client towards its own weighted mean over the cohort, in which similar models have larger weights.
+    r"""Pull each client toward its own weighted mean over the cohort, in which similar models have larger weights.
 
     .. math::  \xi_{ij} = \frac{\kappa}{m - 1}\, e^{-\lVert w_i - w_j \rVert^2 / \sigma} \quad (j \neq i), \qquad
                \xi_{ii} = 1 - \sum_{j \neq i} \xi_{ij}, \qquad

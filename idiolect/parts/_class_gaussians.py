@@ -1,4 +1,4 @@
-"""Gaussian features, regularized towards one Gaussian per class that all clients contribute to."""
+"""Gaussian features, regularized toward one Gaussian per class that all clients contribute to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def class_gaussians(
     kl: Literal["code", "bound"] = "code",
     names: Scope = head,
 ) -> Part:
-    r"""Make features Gaussian, and regularize them towards the Gaussian of their class, computed from all clients.
+    r"""Make features Gaussian, and regularize them toward the Gaussian of their class, computed from all clients.
 
     .. math::  \frac{1}{J} \sum_j L\big(h(z + \sigma \odot \epsilon_j)\big)
                + \beta\, \mathrm{KL}\big(N(m_y, s_y^2) \,\Vert\, N(z, \sigma^2)\big), \qquad
@@ -45,7 +45,7 @@ def class_gaussians(
     Args:
         strength: :math:`\beta`, at least 0.
         samples: J, number of samples of an example's features in each step, at least 1.
-        renewal: step of the classes' means and standard deviations towards the new ones in each round, in (0, 1].
+        renewal: step of the classes' means and standard deviations toward the new ones in each round, in (0, 1].
         kl: ``"code"`` as above, as in the authors' code; ``"bound"`` with the arguments swapped, as in their theory.
         names: the linear layer from features to classes.
 

@@ -18,7 +18,7 @@ _OWNER = "consistent_sam"
 
 @part
 def consistent_sam(rho: float, report: Literal["code", "paper"] = "code") -> Part:
-    r"""Apply SAM with each client's perturbation pulled, by a dual variable, towards one shared by the cohort.
+    r"""Apply SAM with each client's perturbation pulled, by a dual variable, toward one shared by the cohort.
 
     .. math::  q = g - \mu_i - s, \qquad  \hat s = \rho\, \frac{q}{\lVert q \rVert + 10^{-7}}, \qquad
                \mu_i \leftarrow \mu_i + \hat s - s, \qquad  \tilde g = \nabla F_i(w + \hat s)

@@ -41,7 +41,7 @@ def _moved(mean: Tensor, features: Tensor, momentum: float) -> Tensor:
 
 @part
 def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = head) -> Part:
-    r"""Add a personal vector to each client's features, and regularize their mean towards the global mean.
+    r"""Add a personal vector to each client's features, and regularize their mean toward the global mean.
 
     .. math::  h_i(x) = h\big(u(x) + z_i\big), \qquad
                F_i + \frac{\kappa}{2d} \lVert m_i - \bar m \rVert^2, \qquad

@@ -11,7 +11,7 @@ from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 @part
 def dynamic(strength: float, dual_mean: Literal["all", "participants"] = "all") -> Part:
-    r"""Pull each step towards the received weights minus the client's accumulated updates.
+    r"""Pull each step toward the received weights minus the client's accumulated updates.
 
     .. math::  d = g + \lambda\, (w - w^t + h_i), \qquad  h_i \leftarrow h_i + w_i^{t+} - w^t, \qquad
                w^{t+1} = \sum_{i \in S_t} p_i\, w_i^{t+} + \frac{1}{N} \sum_{i} h_i

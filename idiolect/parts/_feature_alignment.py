@@ -21,7 +21,7 @@ def _to_class_means(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
 
 @part
 def feature_alignment(epochs: int = 1, lr: float | None = None, names: Scope = head) -> Part:
-    r"""Train the received body, before local training, towards the client's last mean features of each class.
+    r"""Train the received body, before local training, toward the client's last mean features of each class.
 
     .. math::  \sum_{y \in B} \frac{1}{d\, |B_y|} \sum_{x \in B_y} \lVert u(x) - c_{i,y} \rVert^2
 

@@ -13,7 +13,7 @@ from idiolect.core.types import Local, Objective, Pass, Setup, Term
 
 @part
 def model_contrast(strength: float, temperature: float = 0.5, names: Scope = head) -> Part:
-    r"""Pull features towards the received model's, and away from those of the client's last model.
+    r"""Pull features toward the received model's, and away from those of the client's last model.
 
     .. math::  L - \mu \log \frac{e^{\cos(z, z^t) / \tau}}{e^{\cos(z, z^t) / \tau} + e^{\cos(z, z_i^-) / \tau}}
 

@@ -29,7 +29,7 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
     times :math:`\lambda` should stay below 1, and so should :math:`\eta_p \lambda`.
 
     Args:
-        strength: :math:`\lambda`, above 0: strength of the pull of the personal model towards the weights.
+        strength: :math:`\lambda`, above 0: strength of the pull of the personal model toward the weights.
         steps: steps of :math:`\theta` on each batch, at least 1.
         lr: :math:`\eta_p`, learning rate of those steps, at least 0.
 
@@ -60,7 +60,7 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
     def gradient(grad: GradFn, local: Local) -> GradFn:
         moving = copied(local.structure).only(local.structure.names("weight")).starts
 
-        def towards(at: Tree, batch: Step) -> Gradient:
+        def toward(at: Tree, batch: Step) -> Gradient:
             own, center = copy_in(at, NAME, local.structure), pick(at, moving)
             first: Gradient | None = None
             for _ in range(steps):
@@ -73,7 +73,7 @@ def moreau_envelope(strength: float = 15.0, steps: int = 5, lr: float = 0.05) ->
             pull = strength * (center - pick(own, moving))
             return Gradient(overlay(first.gradient, pull), put_copy(first.buffers, NAME, own), first.loss)
 
-        return towards
+        return toward
 
     def finish(local: Local) -> tuple[Tree, Tree]:
         return trained(local.memory), Tree.of({})

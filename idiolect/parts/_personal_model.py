@@ -1,4 +1,4 @@
-"""A personal model per client, regularized towards the shared model."""
+"""A personal model per client, regularized toward the shared model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idiolect.parts.common.pull import pull
 
 @part
 def personal_model(strength: float) -> Part:
-    r"""Train a personal model per client, in addition to the shared model and pulled towards it.
+    r"""Train a personal model per client, in addition to the shared model and pulled toward it.
 
     .. math::  v_i \leftarrow v_i - \eta \big( g_i(v_i) + \lambda\, (v_i - w^t) \big)
 

@@ -17,7 +17,7 @@ from idiolect.parts.common.classes import classifier, of_class
 
 @part
 def prototypes(strength: float, weighting: Literal["uniform", "samples"] = "uniform", names: Scope = head) -> Part:
-    r"""Pull the features of an example towards the mean feature of its class over all clients.
+    r"""Pull the features of an example toward the mean feature of its class over all clients.
 
     .. math::  L + \frac{\lambda}{d} \lVert z - \bar c_y \rVert^2, \qquad
                \bar c_y = \sum_{i: n_{i,y} > 0} q_i\, c_{i,y}, \qquad

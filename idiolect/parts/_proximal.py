@@ -10,7 +10,7 @@ from idiolect.parts.common.pull import pull
 
 @part
 def proximal(mu: float) -> Part:
-    r"""Pull the exchanged weights towards the received weights.
+    r"""Pull the exchanged weights toward the received weights.
 
     .. math::  d = g + \mu\, (w - w^t)
 

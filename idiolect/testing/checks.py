@@ -69,7 +69,7 @@ def check_engines_agree(method: Method) -> None:
 
     Also the weights that predict for a client's test inputs, where these change anything.
     """
-    clients = population(RAGGED)
+    clients = population(RAGGED, val=True)
     alone = played(method, clients=clients)
     for engine in (Stacked(1), Stacked(4), Stacked(6), Threads(1), Threads(3), Processes(2)):
         other = played(method, clients=clients, engine=engine)

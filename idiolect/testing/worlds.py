@@ -44,9 +44,13 @@ def examples(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x * (1 + scale.abs()) + level, y
 
 
-def population(sizes: dict[str, int] = SIZES) -> dict[str, ClientData]:
-    """Return clients with these many training examples and five for testing."""
-    return {name: ClientData(train=examples(name, n), test=examples(name + "!", 5)) for name, n in sizes.items()}
+def population(sizes: dict[str, int] = SIZES, val: bool = False) -> dict[str, ClientData]:
+    """Return clients with these many training examples, five test examples and, if asked, validation examples."""
+    found = {}
+    for k, (name, count) in enumerate(sizes.items()):
+        own = examples(name + "?", 3 + 2 * k) if val else None
+        found[name] = ClientData(train=examples(name, count), test=examples(name + "!", 5), val=own)
+    return found
 
 
 def sensitive_layers(memory: Tree) -> list[str]:

@@ -151,7 +151,7 @@ MUTANTS = [
         "did_not_move",
     ),
     Mutant(
-        "FedInit: towards where the client was",
+        "FedInit: toward where the client was",
         "parts/_relaxed_start.py",
         "beta * (pick(local.shared, local.memory) - local.memory)",
         "beta * (local.memory - pick(local.shared, local.memory))",

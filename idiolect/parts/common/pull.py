@@ -1,4 +1,4 @@
-"""The pull of weights towards an anchor."""
+"""The pull of weights toward an anchor."""
 
 from __future__ import annotations
 

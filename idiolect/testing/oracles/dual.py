@@ -75,8 +75,8 @@ def pulled_training(
     def direction(client: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
         step, weights = slope(client, x, y), trainable(client)
         for name in dual:
-            towards = -received[name] if split else weights[name].detach() - received[name]
-            step[name] = step[name] - dual[name] + pull * towards
+            toward = -received[name] if split else weights[name].detach() - received[name]
+            step[name] = step[name] - dual[name] + pull * toward
         return step
 
     local_training(model, batches, lr, direction, received, how)

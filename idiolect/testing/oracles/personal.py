@@ -102,7 +102,7 @@ def ditto(lam: float, **world: Unpack[World]) -> OracleResult:
     second term on exchanged tensors only. v_i starts as the initial model.
 
     Args:
-        lam: strength λ of the pull towards the received tensors.
+        lam: strength λ of the pull toward the received tensors.
         world: see :class:`World`.
 
     Reference: Li et al., ICML 2021.

@@ -179,7 +179,7 @@ def fedas(
 ) -> OracleResult:
     """FedAS: a private head, an aligned body, and clients weighed by the trace of their Fisher information.
 
-    A client that has trained before first trains the body it received towards the class means of its last
+    A client that has trained before first trains the body it received toward the class means of its last
     features, then everything. The trace is Σ over the batches of a pass of ‖∇F(w_i; B)‖², in evaluation mode
     after training; ``weights`` of the world count for nothing.
 

@@ -1,4 +1,4 @@
-"""Write the catalogue, docs/methods.md and the file of `idiolect methods`, from the cards and docstrings."""
+"""Write the catalog, docs/methods.md and the file of `idiolect methods`, from the cards and docstrings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from idiolect.running.describe import cost
 PAGE = Path(__file__).with_name("methods.md")
 FILE = Path(methods.__file__).with_name("catalog.json")
 HEAD = """\
-# Catalogue
+# Catalog
 
-Written by `python docs/catalogue.py` from the cards and docstrings of the package; do not edit it by hand.
+Written by `python docs/catalog.py` from the cards and docstrings of the package; do not edit it by hand.
 A [method](#methods) is a list of [parts](#parts), and a part is one idea. What the methods gave on real data
 is in [results](results.md); how to add one is in [CONTRIBUTING](../CONTRIBUTING.md).
 """
@@ -34,7 +34,7 @@ LINE = ("Memory", "Sends", "Receives", "Cost")
 PARAGRAPHS = ("Raises", "Reference", "Differs")
 
 
-def catalogue() -> str:
+def catalog() -> str:
     """Return the page."""
     entries = [_method(name) for name in methods.__all__]
     ideas = [_entry(name, getattr(parts, name)) for name in parts.__all__]
@@ -128,5 +128,5 @@ def _formula(found: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(catalogue(), encoding="utf-8")
+    PAGE.write_text(catalog(), encoding="utf-8")
     FILE.write_text(entries(), encoding="utf-8")
