@@ -1,4 +1,4 @@
-"""Heads from those whose features are distributed alike."""
+"""A mix of the heads of clients with similar feature distributions."""
 
 from __future__ import annotations
 

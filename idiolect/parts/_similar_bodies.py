@@ -1,4 +1,4 @@
-"""Bodies from those whose heads look alike."""
+"""A mix of the bodies of clients whose heads are similar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idiolect.core.types import Arrival, Central, Local, Setup, Update
 from idiolect.parts.common.classes import classifier
 
 _ALIKE = 0.9999
-"""The largest similarity, also of a client with itself: no weight is infinite."""
+"""The largest similarity, also of a client with itself, so that all weights are finite."""
 
 
 @part
