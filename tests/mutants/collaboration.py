@@ -38,12 +38,12 @@ MUTANTS = [
         "reach",
     ),
     Mutant(
-        "messages: none is an empty one",
+        "messages: a row that the client can make is sent",
         "rounds/server_state.py",
         "for p in parts if known or p.message}",
         "for p in parts}",
         CONFER,
-        "leaves_the_last_one",
+        "bytes_down_count",
     ),
     Mutant(
         "FedAMP: distances without their square",
