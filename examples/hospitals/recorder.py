@@ -19,9 +19,9 @@ class Recorder:
         self.up, self.down = bytearray(), bytearray()
         self._port = port
         self._client_tls = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-        server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server_tls.load_cert_chain(folder / "server.crt", folder / "server.key")
-        self._listener = server_tls.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+        self._server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._server_tls.load_cert_chain(folder / "server.crt", folder / "server.key")
+        self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._serve, daemon=True).start()
 
     @property
@@ -36,16 +36,19 @@ class Recorder:
     def _serve(self) -> None:
         while True:
             try:
-                site, _ = self._listener.accept()
-            except ssl.SSLError:  # the client does not trust this certificate, or has disconnected
-                continue
-            except OSError:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
                 return
-            threading.Thread(target=self._forward, args=(site,), daemon=True).start()
+            threading.Thread(target=self._forward, args=(connection,), daemon=True).start()
 
-    def _forward(self, site: ssl.SSLSocket) -> None:
-        with site, contextlib.suppress(OSError):  # the server may be down
-            plain = socket.create_connection(("127.0.0.1", self._port))
+    def _forward(self, connection: socket.socket) -> None:
+        # the handshake is done here: a site that is killed in the middle of it must not stop the others
+        with (
+            connection,
+            contextlib.suppress(OSError),
+            self._server_tls.wrap_socket(connection, server_side=True) as site,
+        ):
+            plain = socket.create_connection(("127.0.0.1", self._port))  # fails if the server is down
             with self._client_tls.wrap_socket(plain, server_hostname="127.0.0.1") as server:
                 up = threading.Thread(target=_copy, args=(site, server, self.up), daemon=True)
                 up.start()

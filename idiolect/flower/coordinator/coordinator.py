@@ -167,8 +167,7 @@ class Coordinator(ServerState):
             "bytes_down": down,
             "gradients": sum(report.gradients for report in reports),
         }
-        failures = self._requests.failures
-        self.records.append(record | ({"dropped": dict(failures)} if failures else {}))
+        self.records.append(record | ({"dropped": dict(self._requests.failures)} if self._requests.failures else {}))
         self._run_directory.put(self.records[-1])
         checkpoint.save(self._run_directory, self)
         self._events.round = self.round
