@@ -56,7 +56,7 @@ class RayEngine(Sequential):
 
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        worker, (memory, _) = source.worker, source.received(next(iter(source.clients)))
+        worker, (memory, _) = source.worker, source.received(clients[0])
         layouts = uploads(worker.method, worker.model)
         for reply in self._request_all(source, clients, TRAIN):
             steps, loss, gradients = worker.model.initial.flat.new_tensor(_numbers(reply))
