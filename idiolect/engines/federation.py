@@ -59,7 +59,7 @@ class Federation(ServerState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory, rows = self.keep("memory", self.fresh()), self.fresh_rows()
+        self.memory, rows = self.keep("memory", self.fresh()), self.first_rows
         self.rows = self.keep("rows", rows) if rows else None
         self.learner = self.engine.learner(self.model)
 

@@ -37,7 +37,7 @@ def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
     out = trial.train(one)
     shared = work.received["share"]
     central = Central(state.model.structure, shared, shared, work.lr, 1.0)
-    rows = {name: Tree(row.layout, row.flat[None]) for name, row in state.fresh_rows().items()}
+    rows = {name: Tree(row.layout, row.flat[None]) for name, row in state.first_rows.items()}
     upload = Upload(0, out.uploads, 1, out.steps)
     server_round(method, state.server, [upload], central, 1, lambda clients: rows)
     trial.deploy(one)

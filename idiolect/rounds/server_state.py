@@ -76,8 +76,9 @@ class ServerState:
         setup = self.setup
         return {p.name: tree_of(p, "memory", p.memory(setup)) if p.memory else EMPTY for p in self.method.parts}
 
-    def fresh_rows(self) -> Trees:
-        """Return the server's row of a client that has not trained yet, by part that has rows."""
+    @cached_property
+    def first_rows(self) -> Trees:
+        """The server's row of a client that has not trained yet, by part that has rows."""
         setup = self.setup
         return {p.name: tree_of(p, "rows", p.rows(setup)) for p in self.method.parts if p.rows}
 
@@ -110,8 +111,8 @@ class ServerState:
 
     @cached_property
     def first_messages(self) -> Trees:
-        """Return the messages that a client makes itself where it was sent none, by part: from the initial row."""
-        rows = self.fresh_rows()
+        """The messages that a client makes itself where it was sent none, by part: from the initial row."""
+        rows = self.first_rows
         return {p.name: self._message(p, "", rows[p.name]) if p.rows else EMPTY for p in self.method.parts}
 
     def close(self, arrivals: Iterable[Upload], share: float) -> None:
@@ -145,11 +146,11 @@ class ServerState:
         return message(part, replace(view, rows_of=lambda places: self._rows_of(places)[part.name]))
 
     def _rows_of(self, clients: Sequence[int]) -> Trees:
-        fresh = self.fresh_rows()
-        rows = [self.rows.get(self.population[client]) if self.rows else fresh for client in clients] if fresh else []
+        first = self.first_rows
+        rows = [self.rows.get(self.population[client]) if self.rows else first for client in clients] if first else []
         return {
             part: Tree(tree.layout, torch.stack([row[part].flat for row in rows]) if rows else tree.flat[None][:0])
-            for part, tree in fresh.items()
+            for part, tree in first.items()
         }
 
 

@@ -1,10 +1,6 @@
 """Planted bugs of sites and coordinator: messages, states, waiting, refusals and events."""
 
-from mutants.planted import Mutant
-
-ROUNDS, FAULTS, CRASHES = "tests/test_flower_rounds.py", "tests/test_flower_faults.py", "tests/test_flower_crashes.py"
-WIRE, STATE = "tests/test_flower_wire.py", "tests/test_flower_state.py"
-REFUSALS = "tests/test_flower_refusals.py"
+from mutants.planted import CRASHES, FAULTS, REFUSALS, ROUNDS, STATE, Mutant
 
 MUTANTS = [
     # rounds

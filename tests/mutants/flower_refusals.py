@@ -1,10 +1,6 @@
 """Planted bugs of sites and coordinator: what they refuse."""
 
-from mutants.planted import Mutant
-
-ROUNDS, FAULTS, CRASHES = "tests/test_flower_rounds.py", "tests/test_flower_faults.py", "tests/test_flower_crashes.py"
-WIRE, STATE = "tests/test_flower_wire.py", "tests/test_flower_state.py"
-REFUSALS = "tests/test_flower_refusals.py"
+from mutants.planted import REFUSALS, STATE, WIRE, Mutant
 
 MUTANTS = [
     Mutant(

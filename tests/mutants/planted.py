@@ -8,6 +8,9 @@ ENGINE, DATA, KERNELS = (
     "tests/test_data_clients.py",
     " ".join(f"tests/test_kernels{part}.py" for part in ("", "_steps", "_refused")),
 )
+ROUNDS, FAULTS, CRASHES, WIRE, STATE, REFUSALS = (
+    f"tests/test_flower_{part}.py" for part in ("rounds", "faults", "crashes", "wire", "state", "refusals")
+)
 
 
 @dataclass(frozen=True)

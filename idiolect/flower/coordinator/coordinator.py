@@ -59,7 +59,7 @@ class Coordinator(ServerState):
     def __post_init__(self) -> None:
         self.clients = Clients()
         super().__post_init__()
-        rows = self.fresh_rows()
+        rows = self.first_rows
         self.rows = RamStore(rows) if rows else None
         self._model_form, self._upload_layouts = model_form(self), uploads(self.method, self.model)
         self._has_shared_model = self.general() is not None
