@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
+from idiolect.core.copied import copied
 from idiolect.core.normalization import normalizes_by_batch
 from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, structure_of
 from idiolect.core.tree import Tree, combine, layout
@@ -56,11 +57,11 @@ class Model:
         mixed: bool = False,
     ) -> None:
         self.home, self.mixed = next((p.device for p in module.parameters()), torch.device("cpu")), mixed
-        module = copy.deepcopy(module).to(device or self.home)
+        module = copied(module).to(device or self.home)
         self.structure: ModelStructure = structure_of(module)
         self.initial: Tree = initial_tree(module, self.structure)
         self.loss = loss
-        self.training, self._frozen = copy.deepcopy(module).train(), copy.deepcopy(module).train()
+        self.training, self._frozen = copied(module).train(), copied(module).train()
         self.predicting = module.eval()
         for layer in self._frozen.modules():
             if normalizes_by_batch(layer):
@@ -283,7 +284,7 @@ class Model:
         """Return the same model with its own modules, for another thread: a module serves one thread at a time."""
         twin = copy.copy(self)
         twin.training, twin.predicting, twin._frozen = (
-            copy.deepcopy(m) for m in (self.training, self.predicting, self._frozen)
+            copied(m) for m in (self.training, self.predicting, self._frozen)
         )
         return twin
 
@@ -300,7 +301,7 @@ class Model:
 
     def module(self, weights: Tree) -> nn.Module:
         """Return a copy of the user's module with these weights, in evaluation mode."""
-        module = copy.deepcopy(self.predicting)
+        module = copied(self.predicting)
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, tensor in self.tensors(weights).items():

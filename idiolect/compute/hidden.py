@@ -80,7 +80,14 @@ def _refuse(roots: dict[str, object], run: Callable[[Batch], tuple[Tensor, ...]]
     run(other)
     if _apart(first, run(batch)):
         moved = changes(one, seen()) or changes(start, one)
-        raise UsageError(_line(moved[0] if moved else "something outside of the model's and the loss's attributes"))
+        place = seen()[moved[0]][0] if moved else None
+        if place is None or _draws(place[0][place[1]]):
+            raise UsageError(
+                f"passes from the same tensors differ ({moved[0] if moved else 'by nothing in the attributes'}): "
+                "draw random numbers from torch's own stream (torch.rand), which is seeded for each client and step, "
+                "and keep no variable outside of tensors"
+            )
+        raise UsageError(_line(moved[0]))
     for name in changes(one, seen()):
         holder, key = seen()[name][0]
         count = holder[key]
@@ -100,6 +107,10 @@ def _line(what: str) -> str:
     if not what.startswith("the loss"):
         cure = "make it a buffer (register_buffer), which stays with each client"
     return f"{what} changes its next passes: it would leak from client to client; {cure}"
+
+
+def _draws(value: object) -> bool:
+    return isinstance(value, torch.Generator | random.Random | np.random.Generator)
 
 
 def _values(found: Gradient) -> tuple[Tensor, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 
 from idiolect.compute.autograd import Model
 from idiolect.compute.hidden import alike
+from idiolect.core.copied import copied
 from idiolect.core.errors import UsageError
 from idiolect.core.makers import makers_in_pass
 from idiolect.core.structure import Trial
@@ -35,12 +34,12 @@ def tried(model: Model, x: Tensor) -> Model:
         >>> "mask" in tried(Model(net), torch.ones(2, 3)).structure.layout.names
         False
     """
-    makers = makers_in_pass(copy.deepcopy(model.predicting), lambda module: model.run(module, x))
+    makers = makers_in_pass(copied(model.predicting), lambda module: model.run(module, x))
     return model.after(Trial(makers, _changed(model, x)))
 
 
 def _changed(model: Model, x: Tensor) -> frozenset[str]:
-    module = copy.deepcopy(model.training)
+    module = copied(model.training)
     before = {n: t.detach().clone() for n, t in [*module.named_parameters(), *module.named_buffers()]}
     for key in range(_PASSES):
         model.run(module, x, key)

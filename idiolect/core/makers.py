@@ -6,14 +6,15 @@ pooling, normalization, scales) is passed through on the way back from the outpu
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves
 
+from idiolect.core.copied import copied
 from idiolect.core.normalization import normalizes
 
 
@@ -91,7 +92,7 @@ def makers_in_graph(module: nn.Module) -> Makers:
         >>> makers_in_graph(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         Makers(layers=('2',), tensors=())
     """
-    module = copy.deepcopy(module).eval()
+    module = copied(module).eval()
     if _is_layer(module) and not any(True for child in module.children() if _is_layer(child)):
         return Makers(("",))
     try:
@@ -148,7 +149,7 @@ def _walk(
 
 
 def _is_layer(module: nn.Module) -> bool:
-    own = [*module.parameters(recurse=False)]
+    own = [] if isinstance(module, ParametrizationList) else [*module.parameters(recurse=False)]
     if isinstance(changed := getattr(module, "parametrizations", None), nn.Module):
         own += changed.parameters()
     return any(p.dim() > 1 for p in own) and not normalizes(module)
