@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import torch
@@ -214,7 +213,7 @@ def structure_of(module: nn.Module, trial: Trial | None = None) -> ModelStructur
     order: tuple[Kind, ...] = ("weight", "statistic", "state", "counter")
     in_order = tuple(sorted(found, key=lambda i: order.index(i.kind)))
     by_batch = any(normalizes_by_batch(m) for m in module.modules())
-    return ModelStructure(in_order, by_batch, MappingProxyType(_aliases(module)), trial or module)
+    return ModelStructure(in_order, by_batch, _aliases(module), trial or module)
 
 
 def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
