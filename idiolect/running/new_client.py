@@ -50,8 +50,8 @@ def new_client(
         private models begin with training), ``"average"`` and ``"pooled"`` give the shared model.
 
     Raises:
-        UsageError: if a personal tensor is not of batch normalization, and no scale or shift of another kind, no client has trained, or an argument
-            cannot be used.
+        UsageError: if a personal tensor is not of batch normalization, and no scale or shift of another kind of
+            normalization, no client has trained, or an argument cannot be used.
 
     Example:
         >>> import idiolect

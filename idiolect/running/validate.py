@@ -44,7 +44,8 @@ def prepare(
     kept, notes = check_clients(clients, None)
     moved = {name: _to(model, data) for name, data in kept.items()}
     name, first = next(iter(moved.items()))
-    outputs = _outputs(model, name, first)
+    untried = model.copy()  # passes may change what a structure without a trial does not follow
+    outputs = _outputs(untried, name, first)
     if is_cross_entropy(model.loss):
         if outputs.dim() != 2:
             raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}")
@@ -54,7 +55,7 @@ def prepare(
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(model, name, first)
+    _try_loss(untried, name, first)
     model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train.y), 4)))
     if own := sorted(model.structure.own_state):
         some = ", ".join(own[:4]) + ", ..." * (len(own) > 4)
@@ -145,8 +146,9 @@ def _tried(model: Model, data: ClientData) -> Model:
     x, y = data.train
     pairs = [torch.tensor(rows, device=y.device) % len(y) for rows in ([0, 1], [2, 3])]
     batch, other = (Batch(x[rows], y[rows]) for rows in pairs)
+    model = tried(model, batch.x)
     refuse_hidden_state(model, batch, other)
-    return tried(model, batch.x)
+    return model
 
 
 def _try_loss(model: Model, name: str, data: ClientData) -> None:
