@@ -5,8 +5,6 @@ from mutants.planted import Mutant
 HEAD, BUFFERS, MODES, HIDDEN, SCOPES = (
     f"tests/test_structure_{of}.py" for of in ("head", "buffers", "modes", "hidden", "scopes")
 )
-    f"tests/test_structure_{of}.py" for of in ["head", "buffers", "modes", "hidden", "scopes"]
-)
 SITES = "tests/test_flower_structure.py"
 
 MUTANTS = [
@@ -158,7 +156,11 @@ MUTANTS = [
         HIDDEN,
     ),
     Mutant(
-        "hidden: a count is not pushed ahead", "compute/hidden.py", "_LATER = (1, 997, 10**6)", "_LATER = (0,)", HIDDEN,
+        "hidden: a count is not pushed ahead",
+        "compute/hidden.py",
+        "_LATER = (1, 997, 10**6)",
+        "_LATER = (0,)",
+        HIDDEN,
     ),
     Mutant(
         "hidden: buffers of a loss",
@@ -205,6 +207,10 @@ MUTANTS = [
     ),
     Mutant("named: several places at once", "core/scope.py", "if len(set(places.values())) > 1:", "if False:", SCOPES),
     Mutant(
-        "named: components before full names", "core/scope.py", "places = {} if found else {n", "places = {n", SCOPES,
+        "named: components before full names",
+        "core/scope.py",
+        "places = {} if found else {n",
+        "places = {n",
+        SCOPES,
     ),
 ]
