@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from idiolect.core import scope
     from idiolect.core.errors import UsageError
     from idiolect.core.method import Method
+    from idiolect.core.normalization import register_normalization
     from idiolect.core.part import Part, part
     from idiolect.data import ClientData, federate, load
     from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
@@ -48,6 +49,7 @@ __all__ = [
     "models",
     "part",
     "parts",
+    "register_normalization",
     "scope",
 ]
 
@@ -63,6 +65,7 @@ _HOME = {
     "idiolect.compute.metrics": ("Metric", "accuracy"),
     "idiolect.core.errors": ("UsageError",),
     "idiolect.core.method": ("Method",),
+    "idiolect.core.normalization": ("register_normalization",),
     "idiolect.core.part": ("Part", "part"),
     "idiolect.data": ("ClientData", "federate", "load"),
     "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "StepDecay"),

@@ -293,6 +293,9 @@ def test_normalization_is_found_by_type_wherever_it_is():
             self.scale = nn.SyncBatchNorm(2)
             self.head = nn.Linear(2, 2)
 
+        def forward(self, x):
+            return self.head(self.scale(self.downsample(self.bnb(x))))
+
     found = scope.batch_norm(Model(Net()).structure)
     assert {n.rpartition(".")[0] for n in found} == {"downsample.1", "scale"}
     assert scope.head(Model(Net()).structure) == {"head.weight", "head.bias"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
-from idiolect.core.structure import ModelStructure, initial_tree, structure_of
+from idiolect.core.copied import copied
+from idiolect.core.normalization import normalizes_by_batch
+from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, structure_of
 from idiolect.core.tree import Tree, combine, layout
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
 
@@ -38,7 +40,7 @@ class Model:
 
     Attributes:
         home: device of the user's module.
-        training: a copy of the module, in training mode.
+        training, predicting: copies of the module, in training and in evaluation mode.
 
     Example:
         >>> model = Model(nn.Linear(2, 1), F.mse_loss)
@@ -54,15 +56,15 @@ class Model:
         device: torch.device | None = None,
         mixed: bool = False,
     ) -> None:
+        self.home, self.mixed = next((p.device for p in module.parameters()), torch.device("cpu")), mixed
+        module = copied(module).to(device or self.home)
         self.structure: ModelStructure = structure_of(module)
-        self.home, self.mixed = next(module.parameters()).device, mixed
-        module = copy.deepcopy(module).to(device or self.home)
         self.initial: Tree = initial_tree(module, self.structure)
         self.loss = loss
-        self.training, self._predicting = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
-        self._frozen = copy.deepcopy(module).train()
+        self.training, self._frozen = copied(module).train(), copied(module).train()
+        self.predicting = module.eval()
         for layer in self._frozen.modules():
-            if isinstance(layer, _BatchNorm):
+            if normalizes_by_batch(layer):
                 layer.eval()
 
     @property
@@ -92,14 +94,23 @@ class Model:
         """
         if not attach:
             return self
-        module = self.module(self.initial).train()
-        before = len(self.structure.items)
+        module, before = self.module(self.initial).train(), len(self.structure.items)
+        known = self.structure.source if isinstance(self.structure.source, Trial) else None
+        setattr(module, TRIAL, known)  # for the functions of parts, which are given the module alone
         for add in attach:
             add(module)
-        if len(structure_of(module).items) == before:
+        delattr(module, TRIAL)
+        if len(structure_of(module, known).items) == before:
             return self
         twin = Model(module, self.loss, self.device, self.mixed)
         twin.home = self.home
+        return twin.after(known) if known else twin
+
+    def after(self, trial: Trial) -> Model:
+        """Return the same model, whose structure is what a trial has shown."""
+        twin = copy.copy(self)
+        twin.structure = structure_of(self.predicting, trial)
+        twin.initial = initial_tree(self.predicting, twin.structure)
         return twin
 
     @torch.inference_mode(False)
@@ -231,7 +242,7 @@ class Model:
 
             whole = {n: other.get(n, t).clone() for n, t in before.items()}
             with self._precision():
-                return inside(self._predicting, whole, x, [layer], own)[0]
+                return inside(self.predicting, whole, x, [layer], own)[0]
 
         def seen(outputs: Tensor, features: Features) -> T:
             full = {n: self._full(f) for n, f in features.items()}
@@ -257,7 +268,7 @@ class Model:
             def sums(seen: Callable[[str], Pass]) -> Mapping[str, Tensor]:
                 return query.sums(seen(query.layer), y, own)
 
-            return Tree.of(self._inside(self._predicting, state, state, x.clone(), [query.layer], sums)[0]).flat
+            return Tree.of(self._inside(self.predicting, state, state, x.clone(), [query.layer], sums)[0]).flat
 
         where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
         with torch.no_grad():
@@ -272,15 +283,15 @@ class Model:
     def copy(self) -> Model:
         """Return the same model with its own modules, for another thread: a module serves one thread at a time."""
         twin = copy.copy(self)
-        twin.training, twin._predicting, twin._frozen = (
-            copy.deepcopy(m) for m in (self.training, self._predicting, self._frozen)
+        twin.training, twin.predicting, twin._frozen = (
+            copied(m) for m in (self.training, self.predicting, self._frozen)
         )
         return twin
 
     def predict(self, weights: Tree, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
         with self._precision():
-            outputs: Tensor = functional_call(self._predicting, self.tensors(weights.clone()), (x.clone(),))
+            outputs: Tensor = functional_call(self.predicting, self.tensors(weights.clone()), (x.clone(),))
         return self._full(outputs)
 
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
@@ -290,7 +301,7 @@ class Model:
 
     def module(self, weights: Tree) -> nn.Module:
         """Return a copy of the user's module with these weights, in evaluation mode."""
-        module = copy.deepcopy(self._predicting)
+        module = copied(self.predicting)
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, tensor in self.tensors(weights).items():
@@ -330,14 +341,11 @@ class Model:
             module(x.clone())
         return Tree.of({name: torch.stack(calls).mean(dim=0) for name, calls in seen.items()})
 
-    def lost_buffers(self, x: Tensor) -> list[str]:
-        """Return the buffers that a training pass changes but `grad` does not return: those that are not floating."""
-        module = copy.deepcopy(self.training)
-        start = {n: t.clone() for n, t in module.named_buffers() if n not in self.structure.buffers.starts}
-        with torch.no_grad():
-            self._seed(0)
-            module(x.clone())
-        return [n for n, t in module.named_buffers() if n in start and not torch.equal(t, start[n])]
+    def run(self, module: nn.Module, x: Tensor, key: int = 0) -> Any:  # noqa: ANN401 - what a user's module returns
+        """Return what a module, such as a copy of one of this model's, makes of inputs."""
+        self._seed(key)
+        with self._precision():
+            return module(x.clone())
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
@@ -352,12 +360,13 @@ class Model:
             torch.cuda.manual_seed(key)
 
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
-        """Return copies of statistics and counters, which a forward pass may overwrite."""
-        counters, names = self.structure.names("counter"), self.structure.buffers.names
-        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in names}
+        """Return copies of the buffers in a row, which a forward pass may overwrite."""
+        counters, integers = self.structure.names("counter"), self.structure.integers
+        found = {n: row[n].to(integers[n]) if n in integers else row[n].clone() for n in self.structure.buffers.names}
+        return {n: t.reshape(()) if n in counters else t for n, t in found.items()}
 
     def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
-        """Return the statistics and counters after a pass as a tree."""
+        """Return the buffers after a pass as a tree."""
         if not after:
             return combine(self.structure.buffers, row)
         return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})

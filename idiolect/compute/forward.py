@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
 from idiolect.core.types import Objective, Pass, Query, Seen, Term
 
@@ -95,6 +96,10 @@ def about(
     """Return a function from the name of a layer to the pass as a part sees it."""
 
     def seen(layer: str) -> Pass:
+        if layer not in features:
+            raise UsageError(
+                f"layer {layer!r} is not called in a pass: name the layer that makes the output, names=..."
+            )
         return Pass(outputs, features[layer], state, module.get_submodule(layer), lambda other: under(layer, other))
 
     return seen

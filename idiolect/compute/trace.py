@@ -1,12 +1,12 @@
 """The chain of known layers that a module consists of, found by tracing.
 
 A module is accepted only if nothing else can happen in its forward pass: every layer is of an exactly known type,
-without hooks, every tensor belongs to a layer of the chain, and the trace is the same in training and evaluation mode.
+without hooks, every tensor belongs to a layer of the chain, the trace is the same in training and evaluation mode, all
+layers are in the mode of the model before and after it, and it changes no setting.
 """
 
 from __future__ import annotations
 
-import copy
 import operator
 import random
 import sys
@@ -20,7 +20,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from idiolect.compute.hidden import changes, held
 from idiolect.compute.layers import Layer, View, arrange, layer_of
+from idiolect.core.copied import copied
 from idiolect.core.structure import Private
 
 
@@ -41,7 +43,7 @@ def read(module: nn.Module) -> list[Layer]:
         [('0.weight', '0.bias'), ()]
     """
     _plain(module)
-    training, predicting = (list(_steps(copy.deepcopy(module).train(mode))) for mode in (True, False))
+    training, predicting = (_in_mode(module, mode) for mode in (True, False))
     if [(name, repr(step)) for name, step in training] != [(name, repr(step)) for name, step in predicting]:
         raise NotAChainError("the model does something else in training than in evaluation mode")
     found = [layer_of(name, step) for name, step in training]
@@ -58,6 +60,18 @@ def read(module: nn.Module) -> list[Layer]:
     return arrange(layers)
 
 
+def _in_mode(module: nn.Module, training: bool) -> list[tuple[str, nn.Module]]:
+    """Return the steps of a module in one mode; raise if a layer has another mode, or the pass changes a setting."""
+    module = copied(module).train(training)
+    before = held(module)
+    if odd := next((n for n, layer in module.named_modules() if layer.training != training), None):
+        raise NotAChainError(f"layer {odd!r} keeps a mode of its own")
+    steps = list(_steps(module))
+    if changed := changes(before, held(module)):
+        raise NotAChainError(f"its forward changes the attribute {changed[0]!r}")
+    return steps
+
+
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -71,7 +85,11 @@ def _plain(module: nn.Module) -> None:
             raise NotAChainError(f"parameter {name!r} is frozen")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise NotAChainError(f"parameter {name!r} is {parameter.dtype}, not float32 or float64")
+    if any(vars(torch.nn.modules.module)[f"_global{hooks}"] for hooks in _HOOKS):
+        raise NotAChainError("hooks of all modules are set")
     for name, layer in module.named_modules():
+        if type(layer).__call__ is not nn.Module.__call__:
+            raise NotAChainError(f"layer {name!r} ({type(layer).__name__}) has a __call__ of its own")
         if any(getattr(layer, hooks) for hooks in _HOOKS):
             raise NotAChainError(f"layer {name!r} ({type(layer).__name__}) has hooks")
         if "forward" in vars(layer):

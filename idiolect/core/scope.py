@@ -1,4 +1,4 @@
-"""Scopes: rules that select tensors of a model by the type of layer, not by a part of a name.
+"""Scopes: rules that select tensors of a model by what its layers are.
 
 A scope is a rule; called with the structure of a model it returns a set of names. Scopes combine with ``&``, ``|``,
 ``-`` and ``~``, print as they are written, and never name a counter.
@@ -15,16 +15,16 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.core.structure import ModelStructure
+from idiolect.core.structure import ModelStructure, structure_of
 
 Names = frozenset[str]
 
@@ -40,6 +40,23 @@ class Scope:
     def __call__(self, structure: ModelStructure) -> Names:
         """Return the names of this scope in a model."""
         return self.rule(structure)
+
+    def show(self, module: nn.Module) -> str:
+        """Return the tensors of a module that this scope names, one a line with its shape.
+
+        Args:
+            module: the module. What makes its output is found without examples, by a symbolic trace.
+
+        Example:
+            >>> print(head.show(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))))
+            2.weight  (2, 4)
+            2.bias    (2,)
+        """
+        structure = structure_of(module)
+        names = self(structure)
+        shapes = {n: tuple(shape) for n, shape in structure.layout.shape_of.items() if n in names}
+        width = max(map(len, shapes), default=0)
+        return "\n".join(f"{name:{width}}  {shape}" for name, shape in shapes.items())
 
     def __and__(self, other: Scope) -> Scope:
         return self._join(other, "&", Names.__and__)
@@ -64,14 +81,6 @@ class Scope:
         return Scope(source, lambda a: operate(self(a), other(a)), _atom=False)
 
 
-def _found(names: Names, missing: str) -> Names:
-    if not names:
-        raise UsageError(missing)
-    return names
-
-
-_NORMALIZATION = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
-
 everything = Scope("everything", lambda a: a.exchangeable)
 """All weights and statistics."""
 
@@ -82,42 +91,47 @@ weights = Scope("weights", lambda a: a.names("weight") & a.exchangeable)
 """Trainable tensors."""
 
 batch_norm = Scope(
-    "batch_norm",
-    lambda a: _found(
-        a.owned_by(_BatchNorm),
-        "the model has no batch normalization layer: add one (nn.BatchNorm1d/2d/3d), or share everything (fedavg)",
-    ),
+    "batch_norm", lambda a: _found(a.owned_by(_BatchNorm), a, "the model has no batch normalization layer")
 )
 """Scale, shift and running statistics of every batch normalization layer (SyncBatchNorm and subclasses too)."""
 
-normalization = Scope(
-    "normalization",
-    lambda a: _found(
-        a.owned_by(*_NORMALIZATION),
-        "the model has no normalization layer (batch, group, layer or instance): add one, or share everything",
-    ),
-)
-"""Tensors of normalization layers of every kind."""
+normalization = Scope("normalization", lambda a: _found(a.normalization, a, "the model has no normalization layer"))
+"""Tensors of normalization layers of every kind: PyTorch's, classes that look like them, and those declared with
+`idiolect.core.normalization.register_normalization`."""
 
 statistics = Scope(
     "statistics",
-    lambda a: _found(
-        a.owned_by(_BatchNorm, _InstanceNorm) & a.names("statistic"),
-        "the model keeps no running statistics: add batch normalization, or share everything (fedavg)",
-    ),
+    lambda a: _found(a.names("statistic") & a.exchangeable, a, "the model keeps no running statistics"),
 )
-"""Running means and variances."""
+"""Running means and variances of normalization layers."""
+
+
+def _found(names: Names, structure: ModelStructure, missing: str) -> Names:
+    """Return the names; where there are none, say what normalization the model has."""
+    if names:
+        return names
+    there = {i.module: i.owner.__name__ for i in structure.items if i.name in structure.normalization}
+    if not there:
+        raise UsageError(f"{missing}: add one (nn.BatchNorm1d/2d/3d), or share everything (fedavg)")
+    some = ", ".join(f"{name} ({kind})" for name, kind in list(there.items())[:4]) + ", ..." * (len(there) > 4)
+    raise UsageError(f"{missing}; it normalizes in {some}: keep that personal with fedbn(names=normalization)")
 
 
 def _head(structure: ModelStructure) -> Names:
-    known = [i for i in structure.items if i.name in structure.exchangeable]
-    linear = [i.module for i in known if issubclass(i.owner, nn.Linear) and i.kind == "weight"]
-    _found(frozenset(linear), "the model has no linear layer to call its head: name it, e.g. named('classifier')")
-    return frozenset(i.name for i in structure.items if i.module == linear[-1] and i.kind == "weight")
+    layer = structure.head
+    if found := structure.tensors_of(layer) & structure.exchangeable:
+        return found
+    raise UsageError(
+        f"the layer that makes the output, {layer!r}, has no weights of its own to train: "
+        "name the head, names=named(...)"
+    )
 
 
 head = Scope("head", _head)
-"""Weights of the last linear layer."""
+"""Weights of the layer that makes the output, as a pass shows it; activations and normalization after it do not count.
+
+It is an error if several layers make the output together: then the head is named, ``names=named("classifier")``.
+"""
 
 
 def layer_of(names: Scope, structure: ModelStructure) -> str:
@@ -132,27 +146,76 @@ def layer_of(names: Scope, structure: ModelStructure) -> str:
         '2'
     """
     found = names(structure)
-    layers = sorted({i.module for i in structure.items if i.name in found})
+    owners = sorted({i.module for i in structure.items if i.name in found})
+    tied = {alias.rpartition(".")[0] for alias, name in structure.aliases.items() if name in found}
+    layers = [layer for layer in {*owners, *tied} if structure.tensors_of(layer) == found] if tied else owners
+    if len(layers) > 1 and set(structure.makers.layers) & set(layers):  # one tensor in two layers: the one at the end
+        layers = [layer for layer in layers if layer in structure.makers.layers]
     if len(layers) != 1:
         raise UsageError(f"{names} must be the tensors of one layer, they are of {layers or 'none'}: name one")
     return layers[0]
 
 
-def named(*prefixes: str) -> Scope:
-    """Return a scope of the layers, or single tensors, with exactly these names.
+def named(*names: str) -> Scope:
+    """Return a scope of layers or single tensors by name.
+
+    Args:
+        names: full names (``"base.classifier"``), whole components of one (``"classifier"``, also in
+            ``base.classifier.modules_to_save.default.weight``), or patterns of full names with ``*``
+            (``"*.lora_B.*"``), which may match several layers. Full names come first.
 
     Raises:
-        UsageError: when the scope is used on a model that has no layer or tensor of that name.
+        UsageError: when the scope is used on a model where a name matches nothing, or without ``*`` several layers.
+
+    Example:
+        >>> net = nn.ModuleDict({"body": nn.Linear(2, 3), "wrapped": nn.ModuleDict({"classifier": nn.Linear(3, 2)})})
+        >>> print(named("classifier").show(net))
+        wrapped.classifier.weight  (2, 3)
+        wrapped.classifier.bias    (2,)
+        >>> print(named("*.weight").show(net))
+        body.weight                (3, 2)
+        wrapped.classifier.weight  (2, 3)
     """
 
     def rule(structure: ModelStructure) -> Names:
-        found: set[str] = set()
-        for prefix in prefixes:
-            own = {n for n in structure.exchangeable if n == prefix or n.startswith(prefix + ".")}
-            if not own:
-                layers = {i.module for i in structure.items} | structure.exchangeable
-                raise UsageError(f"the model has no layer or tensor {prefix!r}{did_you_mean(prefix, layers)}")
-            found |= own
-        return frozenset(found)
+        known = {i.name: i.name for i in structure.items if i.name in structure.exchangeable and not i.attached}
+        known |= {alias: n for alias, n in structure.aliases.items() if n in structure.exchangeable}
+        return frozenset(known[n] for name in names for n in _matching(name, known))
 
-    return Scope(f"named({', '.join(map(repr, prefixes))})", rule)
+    return Scope(f"named({', '.join(map(repr, names))})", rule)
+
+
+def _matching(name: str, known: Collection[str]) -> list[str]:
+    """Return the known names that a name or pattern stands for."""
+    if "*" in name:
+        found = [n for n in known if any(fnmatchcase(start, name) for start in _starts(n))]
+    else:
+        found = [n for n in known if name in _starts(n)]
+        places = {} if found else {n: place for n in known if (place := _place(name, n))}
+        if len(set(places.values())) > 1:
+            several = ", ".join(sorted(set(places.values()))[:4])
+            raise UsageError(
+                f"{name!r} is in several places ({several}): name one of them, or write '*{name}*' for all"
+            )
+        found = found or list(places)
+    if not found:
+        layers = {start for n in known for start in _starts(n)}
+        close = did_you_mean(name, layers | {start.rpartition(".")[2] for start in layers})
+        raise UsageError(f"the model has no layer or tensor {name!r}{close or '; there are ' + _some(known)}")
+    return found
+
+
+def _starts(name: str) -> list[str]:
+    """Return the names of all layers around a tensor, and its own."""
+    parts = name.split(".")
+    return [".".join(parts[: k + 1]) for k in range(len(parts))]
+
+
+def _place(name: str, tensor: str) -> str | None:
+    """Return the first layer around a tensor, or the tensor, whose name ends in these whole components."""
+    return next((start for start in _starts(tensor) if f".{start}".endswith(f".{name}")), None)
+
+
+def _some(known: Collection[str]) -> str:
+    layers = sorted({n.rpartition(".")[0] or n for n in known})
+    return ", ".join(layers[:6]) + ", ..." * (len(layers) > 6)

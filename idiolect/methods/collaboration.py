@@ -62,14 +62,15 @@ def fedfomo(others: int = 5, explore: float = 0.3, decay: float = 0.05) -> Metho
 
 
 @carded("pFedSim", 2023, "label skew", "Tan et al., 2023")
-def pfedsim(warmup: int = 10, weighting: Weighting = "samples") -> Method:
+def pfedsim(warmup: int = 10, weighting: Weighting = "samples", names: Scope = head) -> Method:
     """Run FedAvg first; then each client keeps its head and receives a mix of the bodies of clients with similar heads.
 
     Args:
         warmup: rounds of FedAvg. The authors take half of all rounds; set it to half of yours.
         weighting: weighting of FedAvg: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
     """
-    return Method((share(everything), similar_bodies(warmup)), "pFedSim", weighting)
+    return Method((share(everything), similar_bodies(warmup, names)), "pFedSim", weighting)
 
 
 @carded("FedPAC", 2023, "label skew", "Xu et al., ICLR 2023")

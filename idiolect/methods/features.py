@@ -17,15 +17,18 @@ from idiolect.parts import (
 
 
 @carded("FedDBE", 2023, "label skew", "Zhang et al., NeurIPS 2023")
-def feddbe(strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = "samples") -> Method:
+def feddbe(
+    strength: float = 5.0, momentum: float = 0.1, weighting: Weighting = "samples", names: Scope = head
+) -> Method:
     """FedAvg whose clients add a personal vector to their features, which keeps the shared features similar.
 
     Args:
         strength: strength of the pull of a client's mean features toward the global mean.
         momentum: momentum of the running mean of features within a round.
         weighting: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
     """
-    return Method((share(everything), domain_bias(strength, momentum)), "FedDBE", weighting)
+    return Method((share(everything), domain_bias(strength, momentum, names)), "FedDBE", weighting)
 
 
 @carded("kNN-Per", 2022, "feature shift", "Marfoq et al., ICML 2022")
@@ -35,6 +38,7 @@ def knnper(
     capacity: int = 1000,
     scale: float = 1.0,
     weighting: Weighting = "samples",
+    names: Scope = head,
 ) -> Method:
     """Train with FedAvg; to predict, mix the shared model's output with the labels of the client's nearest examples.
 
@@ -44,8 +48,9 @@ def knnper(
         capacity: number of examples among which neighbors are searched.
         scale: distance scale of a neighbor's weight.
         weighting: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
     """
-    parts = (share(everything), nearest_neighbors(neighbors, share_of_neighbors, capacity, scale))
+    parts = (share(everything), nearest_neighbors(neighbors, share_of_neighbors, capacity, scale, names))
     return Method(parts, "kNN-Per", weighting)
 
 
@@ -69,6 +74,7 @@ def fedthe(
     momentum: float = 0.1,
     alone: float = 0.1,
     weighting: Weighting = "samples",
+    names: Scope = head,
 ) -> Method:
     """Train a class-balanced shared model and personal heads; weight the two heads separately for each test input.
 
@@ -81,6 +87,11 @@ def fedthe(
         momentum: weight of an input in the running mean of features.
         alone: weight of the input's own features against that mean; at 1 other inputs have no influence.
         weighting: mean over clients by training examples, or uniform (the authors').
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
     """
-    parts = (share(everything), balanced_softmax(added=1), head_ensemble(epochs, steps, lr, momentum, alone))
+    parts = (
+        share(everything),
+        balanced_softmax(names, added=1),
+        head_ensemble(epochs, steps, lr, momentum, alone, names),
+    )
     return Method(parts, "FedTHE", weighting)

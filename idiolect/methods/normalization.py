@@ -7,25 +7,28 @@ from typing import Literal
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.part import require
-from idiolect.core.scope import batch_norm, everything, statistics, weights
+from idiolect.core.scope import Scope, batch_norm, everything, statistics, weights
 from idiolect.parts import adapted_statistics, share
 
 
 @carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
-def fedbn(weighting: Weighting = "samples") -> Method:
+def fedbn(weighting: Weighting = "samples", names: Scope = batch_norm) -> Method:
     """Share all tensors except batch normalization, whose five tensors per layer stay with the client.
 
     For clients with different scanners, cameras or sensors, whose normalization statistics differ. Layers are
-    selected by type. A model without batch normalization is refused.
+    selected by type. A model without batch normalization is refused; ``fedbn(names=normalization)`` keeps the
+    normalization of every kind that it has.
 
     Args:
         weighting: mean over clients by training examples, or uniform (the authors').
+        names: tensors that stay with the client: `batch_norm`, or `normalization` for layer, group, instance and RMS
+            normalization too.
 
     Example:
         >>> fedbn().parts[0]
         share(names=~batch_norm, variance='mean')
     """
-    return Method((share(~batch_norm),), "FedBN", weighting)
+    return Method((share(~names),), "FedBN", weighting)
 
 
 @carded("SiloBN", 2020, "feature shift", "Andreux et al., DART workshop at MICCAI 2020")
@@ -39,18 +42,23 @@ def silobn(weighting: Weighting = "samples") -> Method:
 
 
 @carded("BN-only", 2021, "feature shift", "the dual of FedBN; an ablation of several papers")
-def bn_only(what: Literal["all", "affine", "statistics"] = "all", weighting: Weighting = "samples") -> Method:
+def bn_only(
+    what: Literal["all", "affine", "statistics"] = "all",
+    weighting: Weighting = "samples",
+    names: Scope = batch_norm,
+) -> Method:
     """Share only batch normalization; all other tensors stay with the client.
 
     Args:
         what: ``"affine"`` shares scale and shift, ``"statistics"`` running means and variances, ``"all"`` both.
             Running variances are pooled over clients, including the differences between means.
         weighting: mean over clients by training examples, or uniform.
+        names: the layers: `batch_norm`, or `normalization` for every kind of normalization.
 
     Raises:
         UsageError: if `what` is none of the three.
     """
-    scopes = {"all": batch_norm, "affine": batch_norm & weights, "statistics": statistics}
+    scopes = {"all": names, "affine": names & weights, "statistics": statistics}
     require(what in scopes, f"bn_only: what is 'all', 'affine' or 'statistics', not {what!r}")
     return Method((share(scopes[what], variance="pooled"),), "BN-only", weighting)
 

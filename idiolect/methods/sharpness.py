@@ -6,7 +6,7 @@ from typing import Literal
 
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
-from idiolect.core.scope import everything, head, normalization
+from idiolect.core.scope import Scope, everything, head, normalization
 from idiolect.parts import adaptive_sam, estimated_sam, finetune, flexible_sam, sam, server_momentum, share
 
 
@@ -81,6 +81,7 @@ def fedfsa(
     selection: Literal["most", "least", "random"] = "most",
     sensitivity: Literal["code", "paper"] = "code",
     weighting: Weighting = "samples",
+    names: Scope = head,
 ) -> Method:
     """MoFedSAM with a larger radius on each client's most sensitive layers; the head is fine-tuned before predicting.
 
@@ -94,6 +95,7 @@ def fedfsa(
         selection: the most sensitive layers, the least sensitive, or random ones (the paper's ablation).
         sensitivity: definition in the authors' code, or that in the paper.
         weighting: mean over clients by training examples, or uniform (the authors').
+        names: tensors that are fine-tuned; `head` is the layer that makes the output.
 
     Example:
         >>> [p.name for p in fedfsa(rho_larger=0.9).parts]
@@ -103,6 +105,6 @@ def fedfsa(
         share(everything),
         flexible_sam(rho, rho_larger, top, selection, sensitivity),
         server_momentum(alpha),
-        finetune(head),
+        finetune(names),
     )
     return Method(parts, "FedFSA", weighting)

@@ -46,7 +46,7 @@ def aligned_features(strength: float = 1.0, names: Scope = head) -> Part:
     require(strength >= 0, f"aligned_features: strength must be at least 0, got {strength}")
 
     def server(setup: Setup) -> Tree:
-        sums = setup.weights[classifier(names, setup.structure).tensor("weight")]
+        sums = setup.weights[setup.structure.first_name(classifier(names, setup.structure).tensor("weight"))]
         return Tree.of({"sums": torch.zeros_like(sums), "counts": sums.new_zeros(len(sums))})
 
     def objective(local: Local) -> Objective:

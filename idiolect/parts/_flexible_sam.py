@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.rng import uniform_hash
-from idiolect.core.scope import Names, Scope, normalization, weights
+from idiolect.core.scope import Scope, weights
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, norm, spread
 from idiolect.core.types import GradFn, Local, Setup
@@ -107,15 +107,8 @@ def flexible_sam(
 
 
 def _candidates(structure: ModelStructure, layers: Scope) -> list[str]:
-    pool = layers(structure) - _normalizing(structure)
+    pool = layers(structure) - structure.normalization
     return [n for n, shape in structure.trainable.shape_of.items() if n in pool and len(shape) >= 2]
-
-
-def _normalizing(structure: ModelStructure) -> Names:
-    try:
-        return normalization(structure)
-    except ValueError:
-        return frozenset()
 
 
 def _moved(start: Tensor, end: Tensor, sensitivity: str) -> Tensor:

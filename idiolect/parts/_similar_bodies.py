@@ -76,7 +76,8 @@ def similar_bodies(warmup: int = 10, names: Scope = head) -> Part:
     def aggregate(central: Central, uploads: Tree) -> Update:
         if central.round < warmup:
             return Update()
-        rows = F.normalize(uploads[classifier(names, central.structure).tensor("weight")], dim=-1)
+        heads = central.structure.first_name(classifier(names, central.structure).tensor("weight"))
+        rows = F.normalize(uploads[heads], dim=-1)
         alike = torch.einsum("icd,jcd->ij", rows, rows) / rows.shape[1]
         alike = alike.clamp(0, _ALIKE).fill_diagonal_(_ALIKE)
         shares = -torch.log1p(-alike)

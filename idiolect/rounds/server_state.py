@@ -47,6 +47,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.model = self.model.extended(self.method.attach)
+        _ = self.model.structure.makers  # found before threads run modules
         setup = self.setup
         self.server = {p.name: tree_of(p, "server", p.server(setup)) if p.server else EMPTY for p in self.method.parts}
 

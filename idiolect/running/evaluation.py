@@ -11,7 +11,7 @@ import torch
 from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
 from idiolect.compute.metrics import CHUNK, Metric, accuracy, evaluate
-from idiolect.core.tree import Tree, pick
+from idiolect.core.tree import Tree, overlay, pick
 from idiolect.data import ClientData, Examples
 from idiolect.engines.federation import Federation
 from idiolect.report import summarize
@@ -80,6 +80,7 @@ def measure(
     personalized, shared_model = row(own), general(worker.model, shared)
     if shared_model is None:
         return personalized, []
+    shared_model = overlay(shared_model, pick(own.weights, learner.structure.own_state))
     alike = not own.adapt and _predict_alike(learner, own.weights, shared_model)
     return personalized, personalized if alike else row(Deployed(shared_model))
 

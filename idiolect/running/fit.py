@@ -92,7 +92,7 @@ def fit(
     check_run(rounds, participation, evaluate_every)
     with torch.random.fork_rng(devices=[]):
         wrapped = Model(model, loss, device_of(machine.device, model), machine.precision == "bfloat16")
-        kept, notes = prepare(wrapped, clients, training)
+        wrapped, kept, notes = prepare(wrapped, clients, training)
         wrapped = wrapped.extended(method.attach)
         engine = machine.engine
         if isinstance(engine, str):

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.autograd import Loss, Model
+from idiolect.compute.hidden import refuse_hidden_state
+from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
 from idiolect.core.types import Batch
 from idiolect.data import ClientData, check_clients
@@ -22,8 +24,8 @@ from idiolect.rounds.training import Training
 
 def prepare(
     model: Model, clients: Mapping[str, ClientData], training: Training
-) -> tuple[dict[str, ClientData], list[str]]:
-    """Return the clients in the model's dtype and on its device, and notes about those left out.
+) -> tuple[Model, dict[str, ClientData], list[str]]:
+    """Return the model as trial passes show it, the clients in its dtype and on its device, and notes about both.
 
     Raises:
         UsageError: if data, model, loss and batch size do not fit together; one line that names the client.
@@ -42,7 +44,8 @@ def prepare(
     kept, notes = check_clients(clients, None)
     moved = {name: _to(model, data) for name, data in kept.items()}
     name, first = next(iter(moved.items()))
-    outputs = _outputs(model, name, first)
+    untried = model.copy()  # passes may change what a structure without a trial does not follow
+    outputs = _outputs(untried, name, first)
     if is_cross_entropy(model.loss):
         if outputs.dim() != 2:
             raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}")
@@ -52,11 +55,15 @@ def prepare(
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(model, name, first)
+    _try_loss(untried, name, first)
+    model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train.y), 4)))
+    if own := sorted(model.structure.own_state):
+        some = ", ".join(own[:4]) + ", ..." * (len(own) > 4)
+        notes.append(f"{len(own)} buffers that training changes stay with each client and are not averaged: {some}")
     untested = [name for name, data in moved.items() if data.test is None]
     if untested:
         notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
-    return moved, notes
+    return model, moved, notes
 
 
 def check_parts(federation: Federation) -> None:
@@ -123,7 +130,6 @@ def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
     try:
         with torch.no_grad():
             outputs = model.predict(model.initial, data.train.x[:2])
-            lost = model.lost_buffers(data.train.x[:2]) if len(data.train.y) > 1 else []
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(data.train.x.shape[1:])
         reason = str(error).partition("\n")[0]
@@ -132,9 +138,17 @@ def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
         raise UsageError(
             f"the model must return one tensor, it returns a {type(outputs).__name__}: wrap it in a module"
         )
-    if lost:
-        raise UsageError(f"buffer {lost[0]!r} changes in training but is not floating: make it a floating tensor")
     return outputs
+
+
+def _tried(model: Model, data: ClientData) -> Model:
+    """Return the model as passes over a client's first examples show it; refuse one that keeps hidden state."""
+    x, y = data.train
+    pairs = [torch.tensor(rows, device=y.device) % len(y) for rows in ([0, 1], [2, 3])]
+    batch, other = (Batch(x[rows], y[rows]) for rows in pairs)
+    model = tried(model, batch.x)
+    refuse_hidden_state(model, batch, other)
+    return model
 
 
 def _try_loss(model: Model, name: str, data: ClientData) -> None:

@@ -168,8 +168,8 @@ MUTANTS = [
     Mutant(
         "pFedSim: cosines over classes",
         "parts/_similar_bodies.py",
-        'uploads[classifier(names, central.structure).tensor("weight")], dim=-1)',
-        'uploads[classifier(names, central.structure).tensor("weight")], dim=-2)',
+        "F.normalize(uploads[heads], dim=-1)",
+        "F.normalize(uploads[heads], dim=-2)",
         AGREES,
         "pfedsim",
     ),

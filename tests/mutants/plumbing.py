@@ -242,7 +242,7 @@ MUTANTS = [
     Mutant(
         "evaluation: in training mode",
         "compute/autograd.py",
-        "functional_call(self._predicting, ",
+        "functional_call(self.predicting, ",
         "functional_call(self._training, ",
         ENGINE,
     ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from idiolect.core.tree import pick
 from idiolect.rounds.server_state import ServerState
 
 INITIAL = "initial"
@@ -14,10 +15,13 @@ INITIAL = "initial"
 
 
 def model_form(state: ServerState) -> dict[str, str]:
-    """Return dtype and shape of each tensor by name; and a hash of the initial values under `INITIAL`."""
-    layout, dtype = state.model.structure.layout, str(state.model.dtype).removeprefix("torch.")
-    values = state.model.initial.flat.cpu().view(torch.uint8).numpy().data
-    shapes = {name: f"{dtype} {tuple(shape)}" for name, shape in layout.shape_of.items()}
+    """Return dtype and shape of each tensor that may be sent, and a hash of the initial values under `INITIAL`.
+
+    Buffers that training changes are left out: a site finds them by a pass over its examples.
+    """
+    common, dtype = pick(state.model.initial, state.model.structure.exchangeable), str(state.model.dtype)
+    values = common.flat.cpu().view(torch.uint8).numpy().data
+    shapes = {name: f"{dtype.removeprefix('torch.')} {tuple(t.shape)}" for name, t in common.items()}
     return {**shapes, INITIAL: hashlib.sha256(values).hexdigest()}
 
 

@@ -99,13 +99,13 @@ class Site(ClientApp):
         model = Model(seeded(self._make_model, instruction.seed), self._loss)
         method = parse_method(instruction.method, self._parts)
         training = parse_training(instruction.training)
-        server_state = ServerState(model, method, training, rounds=1, participation=1.0, seed=instruction.seed)
         data = self._load_data(client) if inspect.signature(self._load_data).parameters else self._load_data()
         if not isinstance(data, ClientData):
             raise UsageError(f"data must return a ClientData, got {type(data).__name__}")
-        data = prepare(model, {client: data}, training)[0][client]
+        model, clients, _ = prepare(model, {client: data}, training)
+        server_state = ServerState(model, method, training, rounds=1, participation=1.0, seed=instruction.seed)
         state = SiteState(folder / client, instruction.run, server_state.fresh())
-        return Session(client, server_state, data, state, self._metrics, config.get("restored") is True)
+        return Session(client, server_state, clients[client], state, self._metrics, config.get("restored") is True)
 
 
 def site_settings(config: Mapping[str, object]) -> tuple[str, Path]:

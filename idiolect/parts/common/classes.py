@@ -38,8 +38,12 @@ def classifier(names: Scope, structure: ModelStructure) -> Classifier:
         Classifier(layer='2', classes=3, features=4)
     """
     found = Classifier(layer_of(names, structure), 0, 0)
-    shape = structure.layout.shape_of.get(found.tensor("weight"), torch.Size())
-    if len(shape) != 2:
+    weight = structure.first_name(found.tensor("weight"))
+    shape = structure.layout.shape_of.get(weight, torch.Size())
+    called = found.layer in structure.makers.layers or not any(
+        i.name == weight and issubclass(i.owner, nn.Embedding) for i in structure.items
+    )
+    if len(shape) != 2 or not called:
         raise UsageError(f"{names} must be a linear layer from features to classes; {found.layer!r} is none")
     return found._replace(classes=shape[0], features=shape[1])
 
