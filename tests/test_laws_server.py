@@ -9,7 +9,7 @@ from torch import nn
 
 from idiolect import SGD, Adam, Method, Training, UsageError, methods, parts
 from idiolect.compute.autograd import Model
-from idiolect.core.tree import Tree, pick
+from idiolect.core.tree import Tree, norm, pick
 from idiolect.core.types import Batch, Central, Setup
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
@@ -247,7 +247,23 @@ def test_arguments_out_of_range_are_refused(make):
         make()
 
 
+def test_fedgamma_is_fedsam_in_its_first_round_and_its_variates_keep_their_mean():
+    """Later it is not; the server's variate stays the mean over all clients, sampled or not."""
+    made, plain = (
+        federation(methods.fedgamma(0.2), participation=0.5),
+        federation(methods.fedsam(0.2, "uniform"), participation=0.5),
+    )
+    for t in range(3):
+        made.play()
+        plain.play()
+        gap = float(norm(made.server["share"] - plain.server["share"]))
+        assert gap < 1e-12 if t == 0 else gap > 1e-4
+        own = torch.stack([made.memory.get(client)["control_variates"].flat for client in made.population])
+        assert torch.allclose(own.mean(dim=0), made.server["control_variates"].flat, atol=1e-12)
+
+
 def test_reductions():
     same_state_of_share(methods.fedavgm(momentum=0.0), methods.fedavg())
     same_state_of_share(methods.fedinit(0.0), methods.fedavg())
+    same_state_of_share(methods.fedgamma(0.0, "samples"), methods.scaffold())
     same_state_of_share(methods.pfedme(2.0, steps=2) + parts.server_sgd(1.0, 0.0), methods.pfedme(2.0, steps=2))

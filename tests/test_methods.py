@@ -29,6 +29,7 @@ CATALOG = [
     methods.bn_only("statistics"),
     methods.fedsam(rho=0.1),
     methods.fedasam(rho=0.5),
+    methods.fedgamma(rho=0.1),
     methods.mofedsam(rho=0.1, alpha=0.4),
     methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, top=1),
     methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="least", sensitivity="paper"),

@@ -88,6 +88,7 @@ def assert_follows(method, oracle, **arguments):
         (methods.fedasam, sharpness.fedasam, {"rho": 0.4, "eta": 0.1}),
         (methods.mofedsam, sharpness.mofedsam, {"rho": 0.2, "alpha": 0.3}),
         (methods.scaffold, personal.scaffold, {}),
+        (methods.fedgamma, personal.fedgamma, {"rho": 0.3}),
     ],
 )
 def test_method(make, oracle, arguments, weighting):

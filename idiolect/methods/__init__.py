@@ -13,7 +13,7 @@ from idiolect.methods.meta import per_fedavg
 from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
-from idiolect.methods.sharpness import fedasam, fedfsa, fedlesam, fedsam, mofedsam, sam_on
+from idiolect.methods.sharpness import fedasam, fedfsa, fedgamma, fedlesam, fedsam, mofedsam, sam_on
 from idiolect.methods.split import fedbabu, fedper, fedrep, fedselect, lg_fedavg
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "feddyn",
     "fedfomo",
     "fedfsa",
+    "fedgamma",
     "fedgloss",
     "fedinit",
     "fedlc",

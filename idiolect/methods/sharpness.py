@@ -7,7 +7,16 @@ from typing import Literal
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, everything, head, normalization
-from idiolect.parts import adaptive_sam, estimated_sam, finetune, flexible_sam, sam, server_momentum, share
+from idiolect.parts import (
+    adaptive_sam,
+    control_variates,
+    estimated_sam,
+    finetune,
+    flexible_sam,
+    sam,
+    server_momentum,
+    share,
+)
 
 
 @carded("FedSAM", 2022, "label skew", "Qu et al., ICML 2022; Caldarola et al., ECCV 2022")
@@ -70,6 +79,26 @@ def mofedsam(rho: float = 0.1, alpha: float = 0.1, weighting: Weighting = "sampl
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), sam(rho), server_momentum(alpha)), "MoFedSAM", weighting)
+
+
+@carded("FedGAMMA", 2023, "label skew", "Dai et al., IEEE TNNLS 2023")
+def fedgamma(rho: float = 0.01, weighting: Weighting = "uniform") -> Method:
+    r"""FedSAM whose clients correct each local step with control variates, so that they seek one flat minimum.
+
+    .. math::  w \leftarrow w - \eta\, \big( \nabla F_i(w + \varepsilon) + c - c_i \big), \qquad
+               \varepsilon = \rho\, g / (\lVert g \rVert + 10^{-7})
+
+    The correction is added at the weights themselves, and does not change the perturbation. A client sends the change
+    of :math:`c_i` with its weights.
+
+    Differs: public code divides the change of the weights by the steps of one client, which need not be a whole
+    number; here by those that the client took.
+
+    Args:
+        rho: radius of the perturbation; the published one is a tenth of what is common for FedSAM.
+        weighting: mean of the weights over clients by training examples, or uniform.
+    """
+    return Method((share(everything), sam(rho), control_variates()), "FedGAMMA", weighting)
 
 
 @carded("FedFSA", 2025, "label skew", "Xing et al., AAAI 2025")

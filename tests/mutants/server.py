@@ -282,4 +282,20 @@ MUTANTS = [
         LAWS,
         "apfl_of",
     ),
+    Mutant(
+        "FedGAMMA: steps are not corrected",
+        "methods/sharpness.py",
+        'Method((share(everything), sam(rho), control_variates()), "FedGAMMA", weighting)',
+        'Method((share(everything), sam(rho)), "FedGAMMA", weighting)',
+        "tests/test_oracles.py",
+        "fedgamma",
+    ),
+    Mutant(
+        "FedGAMMA: clients are not perturbed",
+        "methods/sharpness.py",
+        "(share(everything), sam(rho), control_variates())",
+        "(share(everything), control_variates())",
+        "tests/test_oracles.py",
+        "fedgamma",
+    ),
 ]

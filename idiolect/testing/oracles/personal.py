@@ -30,6 +30,7 @@ from idiolect.testing.oracles.common import (
     start,
     trainable,
 )
+from idiolect.testing.oracles.sharpness import sam_gradient
 
 
 @dataclass
@@ -45,26 +46,34 @@ class ScaffoldResult(OracleResult):
     variates: list[list[State]] = field(default_factory=list)
 
 
+Gradient = Callable[[nn.Module, Tensor, Tensor, Loss], State]
+"""``gradient(model, x, y, loss)`` of one batch."""
+
+
 def plain(loss: Loss) -> Direction:
     """The direction g."""
     return lambda model, x, y, _: gradient(model, x, y, loss)
 
 
-def corrected(own: State, c: State, loss: Loss) -> Direction:
+def corrected(own: State, c: State, loss: Loss, gradient_of: Gradient) -> Direction:
     """The direction g − c_i + c, on tensors without variates g itself."""
 
     def direction(model: nn.Module, x: Tensor, y: Tensor, _: State) -> State:
-        g = gradient(model, x, y, loss)
+        g = gradient_of(model, x, y, loss)
         return {k: g[k] - own[k] + c[k] if k in c else g[k] for k in g}
 
     return direction
 
 
-def scaffold(**world: Unpack[World]) -> ScaffoldResult:
+def scaffold(gradient_of: Gradient = gradient, **world: Unpack[World]) -> ScaffoldResult:
     """SCAFFOLD, option II: local steps along g − c_i + c on the exchanged trainable tensors.
 
     After K_i steps c_i⁺ = c_i − c + (w_t − w_i) / (lr K_i); the server adds Σ (c_i⁺ − c_i) / N to c, over the
     cohort but with N all clients, whatever ``weights`` says. All variates start at 0.
+
+    Args:
+        gradient_of: g; FedGAMMA has that of SAM in its place.
+        world: see :class:`World`.
 
     Reference: Karimireddy et al., ICML 2020.
     """
@@ -79,7 +88,7 @@ def scaffold(**world: Unpack[World]) -> ScaffoldResult:
         for i in cohort:
             receive(models[i], shared)
             batches = world["batches"](t, i)
-            direction = corrected(own[i], c, loss_of(world))
+            direction = corrected(own[i], c, loss_of(world), gradient_of)
             local_training(models[i], batches, lr, direction, shared, world)
             end = copy_of(models[i], names)
             slope = {name: (shared[name] - end[name]) / (lr * len(batches)) for name in names}
@@ -93,6 +102,18 @@ def scaffold(**world: Unpack[World]) -> ScaffoldResult:
         result.variate.append(c)
         result.variates.append(list(own))
     return result
+
+
+def fedgamma(rho: float, **world: Unpack[World]) -> ScaffoldResult:
+    """FedGAMMA: SCAFFOLD along the gradient at w + ρ g/‖g‖ − c_i + c.
+
+    Reference: Dai et al., IEEE TNNLS 2023.
+    """
+
+    def uphill(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> State:
+        return sam_gradient(model, x, y, loss, dict.fromkeys(trainable(model), rho))
+
+    return scaffold(uphill, **world)
 
 
 def ditto(lam: float, **world: Unpack[World]) -> OracleResult:
