@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from idiolect.core.method import Method
     from idiolect.core.part import Part, part
     from idiolect.data import ClientData, federate, load
-    from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
+    from idiolect.rounds.optim import SGD, Adam, AdamW, RMSprop
+    from idiolect.rounds.schedule import Constant, Cosine, Exponential, StepDecay, Warmup
     from idiolect.rounds.training import Group, Training
     from idiolect.running.fit import fit
     from idiolect.running.options import Machine, Output
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "Adam",
+    "AdamW",
     "ClientData",
     "Constant",
     "Cosine",
@@ -34,10 +36,12 @@ __all__ = [
     "Metric",
     "Output",
     "Part",
+    "RMSprop",
     "Run",
     "StepDecay",
     "Training",
     "UsageError",
+    "Warmup",
     "accuracy",
     "data",
     "federate",
@@ -65,7 +69,8 @@ _HOME = {
     "idiolect.core.method": ("Method",),
     "idiolect.core.part": ("Part", "part"),
     "idiolect.data": ("ClientData", "federate", "load"),
-    "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "StepDecay"),
+    "idiolect.rounds.optim": ("SGD", "Adam", "AdamW", "RMSprop"),
+    "idiolect.rounds.schedule": ("Constant", "Cosine", "Exponential", "StepDecay", "Warmup"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
     "idiolect.running.options": ("Machine", "Output"),

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.registry.expression import wanted
+from idiolect.core.values import wanted
 
 GROUPS = {
     "data": ("data", "data_dir", "label", "client"),

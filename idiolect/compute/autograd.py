@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
 from idiolect.core.structure import ModelStructure, initial_tree, structure_of
-from idiolect.core.tree import Tree, combine, layout
+from idiolect.core.tree import Tree, combine, layout, wide
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
 
 T = TypeVar("T")
@@ -263,7 +263,7 @@ class Model:
         with torch.no_grad():
             if not isinstance(step, Lockstep):
                 return Tree(where, one(weights.flat, step.x, step.y, query.facts.flat))
-            total = weights.flat.new_zeros(len(weights.flat), where.total)
+            total = wide(weights).flat.new_zeros(len(weights.flat), where.total)
             for rows, batch in step.groups:
                 facts = rows_of(query, rows).facts.flat
                 total[rows] = vmap(one, in_dims=(0, 0, 0, axis_of(facts)))(weights.flat[rows], batch.x, batch.y, facts)

@@ -21,8 +21,9 @@ from idiolect.core.method import Method
 from idiolect.data import Shift, Split
 from idiolect.registry import plugins
 from idiolect.registry.expression import evaluate
-from idiolect.rounds import optim
-from idiolect.rounds.optim import Optimizer, Schedule
+from idiolect.rounds import optim, schedule
+from idiolect.rounds.optim import Optimizer
+from idiolect.rounds.schedule import Schedule
 
 
 def _of(module: ModuleType, *names: str) -> dict[str, object]:
@@ -51,10 +52,10 @@ SHIFTS = {
 MODELS = _of(models, "small_cnn", "mlp", "digit_model", "fedfsa_cnn", "next_character")
 """Networks for classes; `mlp` also predicts a number."""
 
-OPTIMIZERS = _of(optim, "SGD", "Adam")
+OPTIMIZERS = _of(optim, "SGD", "Adam", "AdamW", "RMSprop")
 """Local optimizers."""
 
-SCHEDULES = _of(optim, "Constant", "Exponential", "StepDecay", "Cosine")
+SCHEDULES = _of(schedule, "Constant", "Exponential", "StepDecay", "Cosine", "Warmup")
 """Learning rates over the rounds."""
 
 
@@ -115,10 +116,10 @@ def schedule_of(text: str) -> Schedule:
 
     Example:
         >>> type(schedule_of("cosine"))
-        <class 'idiolect.rounds.optim.Cosine'>
+        <class 'idiolect.rounds.schedule.Cosine'>
     """
-    schedule: Schedule = _read(text, SCHEDULES, "schedule")
-    return schedule
+    found: Schedule = _read(text, SCHEDULES, "schedule")
+    return found
 
 
 def model_of(text: str, shape: tuple[int, ...], classes: int | None) -> nn.Module:

@@ -322,7 +322,7 @@ MUTANTS = [
     Mutant(
         "FedCR: noise of variance instead of deviation",
         "parts/_class_gaussians.py",
-        "seen.layer(z + sigma * draw)",
+        "(z + sigma * noise(",
         "seen.layer(z + sigma**2 * draw)",
         FOLLOWS,
         "fedcr",
