@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -51,7 +52,7 @@ class Shuffled:
     Example:
         >>> from idiolect.data import Iid
         >>> Shuffled().parts({"a": np.arange(4)}, Iid(), None, 0.25, 0.0, seed=0)["a"].train.tolist()
-        [2, 1, 0]
+        [3, 0, 2]
     """
 
     def parts(
@@ -80,7 +81,8 @@ class TimeBlocks:
 
     Example:
         >>> from idiolect.data import ByClient
-        >>> [rows.tolist() for rows in TimeBlocks(gap=1).parts({"a": np.arange(10)}, ByClient(), None, 0.2, 0.2, 0)["a"]]
+        >>> parts = TimeBlocks(gap=1).parts({"a": np.arange(10)}, ByClient(), None, 0.2, 0.2, seed=0)
+        >>> [rows.tolist() for rows in parts["a"]]
         [[3, 2, 1, 0], [5, 6], [8, 9]]
     """
 
@@ -112,22 +114,22 @@ class TimeBlocks:
                 f"TimeBlocks: client {client!r} has {len(rows)} rows; test={test}, val={val} and gap={self.gap} leave "
                 "none to train; lower them, or leave small clients out"
             )
-        return Parts(rows[:trained][::-1], rows[validated : validated + validations], rows[tested:])
+        return Parts(rows[:trained][::-1].copy(), rows[validated : validated + validations], rows[tested:])
 
 
 @dataclass(frozen=True)
 class ByGroup:
     """By whole groups (patients, recordings, writers): no group is in two parts, of one client or of several.
 
-    Groups are the units of the pool; where it has none, its groups, if the split is not by these. The groups of a
-    client are drawn in random order, for the test until they come as close to its share as they can, then for
-    validation; the others train. A group that several clients hold is in the same part everywhere.
+    Groups are the units of the pool, and where it has none its own groups. Those of a client are drawn in random order,
+    for the test until they come as close to its share as they can, at least one, then for validation; the others train.
+    A group that several clients hold is in the same part everywhere; so a client may be left without a part.
 
     Example:
         >>> from idiolect.data import Iid
         >>> patient = np.array(["p", "p", "q", "q", "r", "r", "s", "s"])
         >>> [rows.tolist() for rows in ByGroup().parts({"a": np.arange(8)}, Iid(), patient, 0.25, 0.0, 0)["a"]]
-        [[0, 1, 2, 3, 6, 7], [], [4, 5]]
+        [[0, 1, 4, 5, 6, 7], [], [2, 3]]
     """
 
     def parts(
@@ -137,36 +139,42 @@ class ByGroup:
         if units is None:
             raise UsageError("ByGroup needs a column that says which rows belong together: name it as the unit")
         chosen: dict[str, str] = {}
-        return {name: self._cut(name, rows, units, chosen, test, val, seed) for name, rows in held.items()}
+        for client, rows in held.items():
+            _choose(chosen, stream(seed, "deal", client).permutation(units[rows]).tolist(), {"test": test, "val": val})
+        for part, share in (("test", test), ("val", val), ("train", 1.0)):
+            if share and part not in chosen.values():
+                raise UsageError(
+                    f"ByGroup: {len(chosen)} groups for {len(held)} clients leave none for {part}: name a finer unit, "
+                    "or take another split"
+                )
+        where = {name: np.array([chosen[unit] for unit in units[rows].tolist()]) for name, rows in held.items()}
+        return {n: Parts(*(rows[where[n] == part] for part in Parts._fields)) for n, rows in held.items()}
 
-    def _cut(
-        self, client: str, rows: Rows, units: Names, chosen: dict[str, str], test: float, val: float, seed: int
-    ) -> Parts:
-        """Divide the rows of a client; `chosen` is the part of each group so far, and is extended."""
-        own = units[rows]
-        names, sizes = np.unique(own, return_counts=True)
-        size = dict(zip(names.tolist(), sizes.tolist(), strict=True))
-        free = [name for name in stream(seed, "deal", client).permutation(names).tolist() if name not in chosen]
-        for part, share in (("test", test), ("val", val)):
-            have, wanted = sum(n for name, n in size.items() if chosen.get(name) == part), share * len(rows)
-            for name in list(free):
-                if abs(have + size[name] - wanted) < abs(have - wanted):
-                    chosen[name], have = part, have + size[name]
-                    free.remove(name)
-            if share and not have and len(rows):
-                raise self._refusal(client, size, part)
-        chosen |= dict.fromkeys(free, "train")
-        where = np.array([chosen[name] for name in own.tolist()])
-        if len(rows) and not (where == "train").any():
-            raise self._refusal(client, size, "train")
-        return Parts(*(rows[where == part] for part in ("train", "val", "test")))
 
-    def _refusal(self, client: str, size: Mapping[str, int], part: str) -> UsageError:
-        largest = max(size, key=lambda name: size[name])
-        return UsageError(
-            f"ByGroup: client {client!r} has {len(size)} groups, the largest {largest!r} with {size[largest]} of "
-            f"{sum(size.values())} rows; none is left for {part}: name a finer unit, or change the shares"
-        )
+def _choose(chosen: dict[str, str], drawn: list[str], shares: Mapping[str, float]) -> None:
+    """Choose the part of each group of a client that has none yet; `drawn` are the units of its rows, shuffled."""
+    size = Counter(drawn)
+    free = [unit for unit in size if unit not in chosen]
+    for part, share in shares.items():
+        have = sum(n for unit, n in size.items() if chosen.get(unit) == part)
+        for unit in list(free):
+            if abs(have + size[unit] - share * len(drawn)) < abs(have - share * len(drawn)):
+                chosen[unit], have = part, have + size[unit]
+                free.remove(unit)
+        if share and not have and len(free) > 1:
+            chosen[free.pop(int(np.argmin([size[unit] for unit in free])))] = part
+    chosen.update(dict.fromkeys(free, "train"))
+
+
+def official(held: Mapping[str, Rows], part: Names, val: float, seed: int) -> dict[str, Parts]:
+    """Return the parts of each client where the pool's authors have chosen the rows for the test; see :class:`Deal`."""
+    found = {}
+    for name, rows in held.items():
+        shuffled = stream(seed, "deal", name).permutation(rows)
+        rest = shuffled[part[shuffled] != "test"]
+        validations = min(_rounded(val * len(rows)), max(len(rest) - 1, 0))
+        found[name] = Parts(rest[validations:], rest[:validations], shuffled[part[shuffled] == "test"])
+    return found
 
 
 def _rounded(number: float) -> int:

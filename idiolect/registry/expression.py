@@ -44,7 +44,7 @@ def evaluate(text: str, names: Mapping[str, object], what: str) -> object:
     Example:
         >>> from idiolect import data, methods, parts
         >>> evaluate("rotation(45) + contrast(amount=0.5)", vars(data), "shift")
-        Rotation(degrees=45) + Contrast(amount=0.5)
+        Rotation(degrees=45.0) + Contrast(amount=0.5)
         >>> evaluate("FedBN + sam(0.05)", {**vars(methods), **vars(parts)}, "method").name
         'FedBN + sam'
         >>> evaluate("fedbm()", vars(methods), "method")

@@ -94,7 +94,7 @@ def shift_of(text: str) -> Shift:
 
     Example:
         >>> shift_of("rotation(45) + contrast(0.5)")
-        Rotation(degrees=45) + Contrast(amount=0.5)
+        Rotation(degrees=45.0) + Contrast(amount=0.5)
     """
     shift: Shift = _read(text, SHIFTS, "shift", Shift)
     return shift
