@@ -164,7 +164,7 @@ def test_wrong_settings_are_one_line(values, line):
         ({"data": "nowhere.csv"}, "there is no file nowhere.csv"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"seed": -1}, "seed"),
-        ({"clients": 0}, "clients is 0"),
+        ({"clients": 0}, "clients must be a whole number, at least 1, got 0"),
         ({"split": "by_client"}, "needs a pool with groups"),
     ],
 )

@@ -18,7 +18,7 @@ from idiolect import data, methods, models, parts
 from idiolect.core import scope
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
-from idiolect.data import Shift, Split
+from idiolect.data import Deal, Shift, Split
 from idiolect.registry import plugins
 from idiolect.registry.expression import evaluate
 from idiolect.rounds import optim, schedule
@@ -39,8 +39,14 @@ METHODS: dict[str, object] = {
 }
 """Methods and parts, and the scopes and `Method` that occur in their arguments and reprs."""
 
-SPLITS = _of(data, "Iid", "Dirichlet", "DirichletEqual", "Pathological", "QuantitySkew", "ByDomain", "ByClient")
+SPLITS = _of(
+    data,
+    *("Iid", "Dirichlet", "DirichletEqual", "Pathological", "QuantitySkew", "ByDomain", "ByClient", "Contiguous"),
+)
 """Divisions of examples among clients."""
+
+DEALS = _of(data, "Shuffled", "TimeBlocks", "ByGroup")
+"""Divisions of a client's examples among training, validation and test."""
 
 SHIFTS = {
     name: found
@@ -87,6 +93,17 @@ def split_of(text: str) -> Split:
     """
     split: Split = _read(text, SPLITS, "split")
     return split
+
+
+def deal_of(text: str) -> Deal:
+    """Return the deal that an expression stands for.
+
+    Example:
+        >>> deal_of("time_blocks(gap=10)")
+        TimeBlocks(gap=10)
+    """
+    deal: Deal = _read(text, DEALS, "deal")
+    return deal
 
 
 def shift_of(text: str) -> Shift:
