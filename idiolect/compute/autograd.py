@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
-from idiolect.core.structure import ModelStructure, initial_tree, structure_of
-from idiolect.core.tree import Tree, combine, layout, wide
+from idiolect.core.structure import ModelStructure, initial_tree, packed, structure_of, unpacked
+from idiolect.core.tree import Tree, combine, counting, layout
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
 
 T = TypeVar("T")
@@ -263,7 +263,7 @@ class Model:
         with torch.no_grad():
             if not isinstance(step, Lockstep):
                 return Tree(where, one(weights.flat, step.x, step.y, query.facts.flat))
-            total = wide(weights).flat.new_zeros(len(weights.flat), where.total)
+            total = weights.flat.new_zeros(len(weights.flat), where.total, dtype=counting(self.dtype))
             for rows, batch in step.groups:
                 facts = rows_of(query, rows).facts.flat
                 total[rows] = vmap(one, in_dims=(0, 0, 0, axis_of(facts)))(weights.flat[rows], batch.x, batch.y, facts)
@@ -354,13 +354,14 @@ class Model:
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
         """Return copies of statistics and counters, which a forward pass may overwrite."""
         counters, names = self.structure.names("counter"), self.structure.buffers.names
-        return {n: row[n].to(torch.int64).reshape(()) if n in counters else row[n].clone() for n in names}
+        return {n: unpacked(row[n]) if n in counters else row[n].clone() for n in names}
 
     def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
         """Return the statistics and counters after a pass as a tree."""
         if not after:
             return combine(self.structure.buffers, row)
-        return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})
+        counters = self.structure.names("counter")
+        return Tree.of({n: packed(t, self.dtype) if n in counters else t.detach().to(self.dtype) for n, t in after.items()})
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:

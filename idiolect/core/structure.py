@@ -124,7 +124,7 @@ def structure_of(module: nn.Module) -> ModelStructure:
         raise UsageError("the model has lazy layers without shapes yet: call it once on an example first")
     for name, tensor, kind in _tensors(module, owners):
         path = name.rpartition(".")[0].partition(".parametrizations")[0]  # the layer that is parametrized
-        shape = tensor.shape if kind != "counter" else torch.Size((1,))
+        shape = tensor.shape if kind != "counter" else packed(tensor, _dtype(module)).shape
         found.append(Item(name, shape, kind, path, type(owners[path]), owners[path] in hidden))
     if not any(i.kind == "weight" for i in found):
         raise UsageError("the model has no trainable parameter: set requires_grad on those to train")
@@ -135,6 +135,36 @@ def structure_of(module: nn.Module) -> ModelStructure:
     order: tuple[Kind, ...] = ("weight", "statistic", "counter")
     in_order = tuple(sorted(found, key=lambda i: order.index(i.kind)))
     return ModelStructure(in_order, any(isinstance(m, _BatchNorm) for m in owners.values()))
+
+
+_DIGITS, _BITS = 4, 8
+
+
+def packed(count: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a count of batches as numbers in a row: itself, or in bfloat16 and float16 its four digits in base 256.
+
+    The largest whole number that bfloat16 counts to is 256.
+
+    Example:
+        >>> packed(torch.tensor(1000), torch.float32), packed(torch.tensor(1000), torch.bfloat16).tolist()
+        (tensor([1000.]), [232.0, 3.0, 0.0, 0.0])
+    """
+    if dtype.itemsize > 2:
+        return count.to(dtype).reshape(1)
+    return torch.stack([(count >> _BITS * k) % (1 << _BITS) for k in range(_DIGITS)]).to(dtype)
+
+
+def unpacked(row: torch.Tensor) -> torch.Tensor:
+    """Return the count, () int64, that `packed` put into a row."""
+    digits = row.to(torch.int64)
+    if len(row) == 1:
+        return digits.reshape(())
+    return sum((digits[k] << _BITS * k for k in range(1, _DIGITS)), digits[0])
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of the trainable weights."""
+    return next((p.dtype for p in module.parameters() if p.requires_grad), torch.float32)
 
 
 def _tensors(module: nn.Module, owners: dict[str, nn.Module]) -> list[tuple[str, torch.Tensor, Kind]]:
@@ -153,6 +183,6 @@ def _tensors(module: nn.Module, owners: dict[str, nn.Module]) -> list[tuple[str,
 def initial_tree(module: nn.Module, structure: ModelStructure) -> Tree:
     """Return a copy of a module's current tensors as one row, in the dtype of its weights."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    dtype = tensors[structure.trainable.names[0]].dtype
-    rows = [tensors[i.name].detach().to(dtype).reshape(-1) for i in structure.items]
+    found, dtype = [(i.kind, tensors[i.name].detach()) for i in structure.items], _dtype(module)
+    rows = [packed(t, dtype) if kind == "counter" else t.to(dtype).reshape(-1) for kind, t in found]
     return Tree(structure.layout, torch.cat(rows))

@@ -333,6 +333,11 @@ def zeros_like(tree: Tree) -> Tree:
 _NARROW = (torch.float16, torch.bfloat16)
 
 
+def counting(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums and counts of values: float32 for bfloat16, which counts to 256, and for float16."""
+    return torch.float32 if dtype in _NARROW else dtype
+
+
 def wide(tree: Tree) -> Tree:
     """Return a tree in float32 if it is in bfloat16 or float16, else the tree: for sums, moments and small constants.
 

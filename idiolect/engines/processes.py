@@ -18,7 +18,7 @@ import torch
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
-from idiolect.core.tree import Tree
+from idiolect.core.tree import Tree, counting
 from idiolect.core.types import Trees
 from idiolect.data import ClientData
 from idiolect.engines.base import Score, Source
@@ -58,7 +58,8 @@ class Processes:
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
         for buffers, numbers in self._each(source, clients, None):
-            steps, loss, gradients = buffers.received["share"].flat.new_tensor(numbers)
+            share = buffers.received["share"].flat
+            steps, loss, gradients = torch.tensor(numbers, dtype=counting(share.dtype), device=share.device)
             yield Outcome(buffers.uploads, buffers.after, steps[None], loss, gradients[None])
 
     def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:

@@ -19,7 +19,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.core.scope import Scope
-from idiolect.core.tree import EMPTY, Tree, pick, rounded, stacked, wide
+from idiolect.core.tree import EMPTY, Tree, counting, pick, rounded, stacked
 from idiolect.core.types import Direct, GradFn, Local, Objective, Stream, Trees
 from idiolect.rounds.descent import descend
 from idiolect.rounds.queries import Queries
@@ -187,7 +187,8 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
 
 def _none(work: Assignment) -> Tensor:
     """Return a zero for each client, ``(..., 1)``, to count in."""
-    return wide(work.received["share"]).flat.new_zeros(*work.seed.shape, 1)
+    share = work.received["share"].flat
+    return share.new_zeros(*work.seed.shape, 1, dtype=counting(share.dtype))
 
 
 def _local(model: Learner, training: Training, work: Assignment) -> Local:

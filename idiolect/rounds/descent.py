@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from idiolect.compute.learner import Learner
-from idiolect.core.tree import Tree, clip, clipping, pick, step_, wide
+from idiolect.core.tree import Tree, clip, clipping, counting, pick, step_
 from idiolect.core.types import Direct, GradFn, Lockstep, Step
 from idiolect.rounds.optim import OptimizerState
 from idiolect.rounds.training import Training
@@ -38,7 +38,7 @@ def descend(
         frozen: normalize by running statistics in all steps.
     """
     row = weights.clone()  # from here on this copy changes in place
-    total = torch.zeros_like(wide(Tree(row.layout, row.flat[..., :1])).flat[..., 0])
+    total = torch.zeros_like(row.flat[..., 0], dtype=counting(row.flat.dtype))
     taken = torch.zeros_like(total)[..., None]
     plain = model.descend if training.plain and grad is None and direct is None else None
     gradient, state = grad or model.grad, OptimizerState()

@@ -209,7 +209,8 @@ class RMSprop:
 def _settled(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
     """Make the numbers of an optimizer plain; raise if a share is not in [0, 1), or an amount is below 0."""
     settle(made)
-    for names, within, what in ((shares, lambda v: 0 <= v < 1, "in [0, 1)"), (amounts, lambda v: v >= 0, "at least 0")):
-        for name in names:
-            if not within(getattr(made, name)):
-                raise UsageError(f"{type(made).__name__}: {name} must be {what}, got {getattr(made, name)}")
+    for name in (*shares, *amounts):
+        value, share = getattr(made, name), name in shares
+        if value < 0 or (share and value >= 1):
+            what = "in [0, 1)" if share else "at least 0"
+            raise UsageError(f"{type(made).__name__}: {name} must be {what}, got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -112,10 +113,10 @@ class Warmup:
     then: Schedule = Constant()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "then", schedule_of(self.then))
         settle(self)
         if self.rounds < 1:
             raise UsageError(f"Warmup: rounds must be at least 1, got {self.rounds}")
-        object.__setattr__(self, "then", schedule_of(self.then))
 
     def __call__(self, lr: float, round: int, rounds: int) -> float:
         """Return the learning rate of a round."""
@@ -192,6 +193,17 @@ def rates(schedule: Schedule, lr: float, rounds: int) -> list[float]:
             raise UsageError(f"schedule {schedule!r} fails in round {round}: {type(error).__name__}: {error}") from None
         found.append(real(f"schedule {schedule!r}: the rate of round {round}", value, lambda v: v > 0, "above 0"))
     return found
+
+
+def written(rates: list[float]) -> str:
+    """Return the rates of a run in a few words that differ where any rate differs.
+
+    Example:
+        >>> written([0.1, 0.05, 0.1])
+        '0.1 to 0.1 (308e2db4)'
+    """
+    digest = hashlib.sha256(repr(rates).encode()).hexdigest()[:8]
+    return f"{rates[0]:g} to {rates[-1]:g} ({digest})"
 
 
 _THERE_ARE = (

@@ -23,7 +23,7 @@ from idiolect.running.arguments import check_types, explained
 from idiolect.running.evaluation import default_metrics, evaluate_all
 from idiolect.running.options import Machine, Output
 from idiolect.running.run import Run
-from idiolect.running.validate import check_parts, check_run, device_of, prepare
+from idiolect.running.validate import check_parts, device_of, numbers_of, prepare
 from idiolect.storage import checkpoint
 from idiolect.storage.disk import store_for
 from idiolect.storage.memory import RamStore
@@ -89,7 +89,7 @@ def fit(
         torch.Size([1, 2])
     """
     check_types(model, clients, method, metrics, {"training": training, "machine": machine, "output": output})
-    check_run(rounds, participation, evaluate_every)
+    rounds, participation, evaluate_every, seed = numbers_of(rounds, participation, evaluate_every, seed)
     with torch.random.fork_rng(devices=[]):
         wrapped = Model(model, loss, device_of(machine.device, model), machine.precision == "bfloat16")
         kept, notes = prepare(wrapped, clients, training)

@@ -17,6 +17,7 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
+from idiolect.rounds.schedule import written
 from idiolect.running.adapting import Adapting
 from idiolect.running.new_client import Rule, new_client
 from idiolect.running.run_report import summary_of, write_run_report
@@ -161,6 +162,7 @@ class Run:
             "participation": federation.participation,
             "seed": federation.seed,
             "training": repr(federation.training),
+            "rates": written(federation.rates),
             "loss": re.sub(
                 r" at 0x[0-9a-f]+", "", getattr(federation.model.loss, "__name__", repr(federation.model.loss))
             ),

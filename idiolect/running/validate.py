@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idiolect.compute.autograd import Loss, Model
 from idiolect.core.errors import UsageError
 from idiolect.core.types import Batch
+from idiolect.core.values import real, whole
 from idiolect.data import ClientData, check_clients
 from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
@@ -80,21 +82,33 @@ def is_cross_entropy(loss: Loss) -> bool:
     return named is F.cross_entropy or isinstance(named, nn.CrossEntropyLoss)
 
 
-def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
-    """Refuse numbers that are out of range.
+class Numbers(NamedTuple):
+    """The numbers of a run, as Python's own."""
+
+    rounds: int
+    participation: float
+    evaluate_every: int
+    seed: int
+
+
+def numbers_of(rounds: object, participation: object, evaluate_every: object, seed: object) -> Numbers:
+    """Return the numbers of a run, whatever they are made of.
 
     Raises:
-        UsageError: one line.
+        UsageError: one line, if one is out of range.
+
+    Example:
+        >>> numbers_of(torch.tensor(3), 1, 1, 0)
+        Numbers(rounds=3, participation=1.0, evaluate_every=1, seed=0)
     """
-    for name, number in (("rounds", rounds), ("evaluate_every", evaluate_every)):
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
-            raise UsageError(f"{name} must be a whole number, got {number!r}")
-    if rounds < 1:
-        raise UsageError(f"rounds must be at least 1, got {rounds}")
-    if not 0 < participation <= 1:
-        raise UsageError(f"participation is the share of clients in a round, in (0, 1], got {participation}")
-    if evaluate_every < 1:
-        raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
+    return Numbers(
+        whole("rounds", rounds, 1),
+        real(
+            "participation", participation, lambda share: 0 < share <= 1, "in (0, 1], the share of clients in a round"
+        ),
+        whole("evaluate_every", evaluate_every, 1),
+        whole("seed", seed),
+    )
 
 
 def device_of(asked: str | torch.device, model: nn.Module) -> torch.device:

@@ -323,7 +323,7 @@ MUTANTS = [
         "FedCR: noise of variance instead of deviation",
         "parts/_class_gaussians.py",
         "(z + sigma * noise(",
-        "seen.layer(z + sigma**2 * draw)",
+        "(z + sigma**2 * noise(",
         FOLLOWS,
         "fedcr",
     ),

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.core.errors import UsageError
+from idiolect.core.tree import counting
 from idiolect.engines.base import Score, Source
 from idiolect.engines.sequential import Sequential
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
@@ -59,7 +60,8 @@ class RayEngine(Sequential):
         worker, (memory, _) = source.worker, source.received(clients[0])
         layouts = uploads(worker.method, worker.model)
         for reply in self._request_all(source, clients, TRAIN):
-            steps, loss, gradients = worker.model.initial.flat.new_tensor(_numbers(reply))
+            model = worker.model
+            steps, loss, gradients = torch.tensor(_numbers(reply), dtype=counting(model.dtype), device=model.device)
             uploaded, kept = read_rows(reply, "upload", layouts), read_rows(reply, "memory", memory)
             yield Outcome(uploaded, kept, steps[None], loss, gradients[None])
 

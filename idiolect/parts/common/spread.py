@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from idiolect.core.rng import normal_hash
 from idiolect.core.scope import Scope
 from idiolect.core.structure import Private
-from idiolect.core.tree import Tree, combine, overlay, wide
+from idiolect.core.tree import Tree, combine, counting, overlay
 from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
 from idiolect.parts.common.classes import Classifier, classifier, layer_in
 
@@ -48,13 +48,13 @@ def normal(seen: Pass, found: Classifier) -> Normal:
     """Return the means and standard deviations of each example's features, ``(b, d)`` each."""
     weight, bias = (seen.weights[found.tensor(f"spread.{name}")] for name in ("weight", "bias"))
     deviations = F.softplus(F.linear(seen.features, weight, bias))
-    dtype = torch.promote_types(deviations.dtype, torch.float32)  # the square of the smallest is 0 in float16
+    dtype = counting(deviations.dtype)  # the square of the smallest is 0 in float16
     return seen.features.to(dtype), deviations.to(dtype).clamp(min=SMALLEST)
 
 
 def key_of(local: Local) -> Tensor:
     """Return the key of the noise of a client's round, ``(..., 1)``, as a fact for an objective."""
-    return (local.seed % (1 << KEY_BITS))[..., None].to(wide(local.start).flat.dtype)
+    return (local.seed % (1 << KEY_BITS))[..., None].to(counting(local.start.flat.dtype))
 
 
 def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
