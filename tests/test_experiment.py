@@ -162,7 +162,7 @@ def test_wrong_settings_are_one_line(values, line):
         ({"model": "fedfsa_cnn"}, "fedfsa_cnn needs images"),
         ({"data": "digit"}, "unknown data set 'digit' (did you mean digits?)"),
         ({"data": "nowhere.csv"}, "there is no file nowhere.csv"),
-        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": 0.0}, "lr must be a number above 0"),
         ({"seed": -1}, "seed"),
         ({"clients": 0}, "clients must be a whole number, at least 1, got 0"),
         ({"split": "by_client"}, "needs a pool with groups"),

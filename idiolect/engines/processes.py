@@ -20,6 +20,7 @@ from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, counting
 from idiolect.core.types import Trees
+from idiolect.core.values import whole
 from idiolect.data import ClientData
 from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
@@ -45,7 +46,7 @@ class Processes:
     width = 1
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self.workers = whole("workers", workers, 1)
         self._pool: _Pool | None = None
 
     def __repr__(self) -> str:

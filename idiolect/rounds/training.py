@@ -9,7 +9,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, spread
-from idiolect.core.values import plain, real, settle, whole
+from idiolect.core.values import real, settle, whole
 from idiolect.rounds.optim import SGD, Optimizer
 from idiolect.rounds.schedule import Constant, Schedule, schedule_of
 
@@ -63,9 +63,7 @@ class Training:
 
     def __post_init__(self) -> None:
         keep = partial(object.__setattr__, self)
-        if plain(self.lr) == 0:
-            raise UsageError("lr must be above 0, got 0 (methods divide by it; to freeze use share)")
-        keep("lr", real("lr", self.lr, lambda lr: lr > 0, "above 0"))
+        keep("lr", real("lr", self.lr, lambda lr: lr > 0, "above 0 (methods divide by it; to freeze use share)"))
         keep("local_epochs", whole("local_epochs", self.local_epochs, 1))
         if self.batch_size is not None:
             keep("batch_size", whole("batch_size (or None for a whole set)", self.batch_size, 1))

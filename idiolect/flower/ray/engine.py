@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import counting
+from idiolect.core.values import real
 from idiolect.engines.base import Score, Source
 from idiolect.engines.sequential import Sequential
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
@@ -46,8 +47,8 @@ class RayEngine(Sequential):
     """
 
     def __init__(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
-        if not (cpus > 0 and gpus >= 0):
-            raise UsageError(f"an actor needs cpus above 0 and gpus of at least 0, got cpus={cpus!r}, gpus={gpus!r}")
+        cpus = real("cpus", cpus, lambda n: n > 0, "above 0, the cores of an actor")
+        gpus = real("gpus", gpus, lambda n: n >= 0, "of at least 0, the GPUs of an actor")
         self.cpus, self.gpus = cpus, gpus
         self._pool: Pool | None = None
 
