@@ -186,7 +186,7 @@ def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(local_pool):
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (1, -0.5)])
 def test_invalid_resources_are_refused(cpus, gpus):
-    with pytest.raises(UsageError, match="[cg]pus must be a number"):
+    with pytest.raises(UsageError, match=r"[cg]pus must be a number"):
         RayEngine(cpus, gpus)
 
 

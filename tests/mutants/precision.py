@@ -6,12 +6,20 @@ PRECISION, OPTIMIZERS, NUMBERS = (f"tests/test_{what}.py" for what in ("precisio
 
 MUTANTS = [
     Mutant(
-        "an optimizer's moments are kept in the dtype of the model",
-        "rounds/optim.py",
-        'step, direction = state["step"] + 1.0, wide(direction)',
-        'step, direction = rounded(state["step"], direction) + 1.0, direction',
+        "what accumulates is in the dtype of the model",
+        "core/tree.py",
+        "return Tree(tree.layout, tree.flat.float()) if tree.flat.dtype in _NARROW else tree",
+        "return tree",
         PRECISION,
         "optimizer or engine",
+    ),
+    Mutant(
+        "SGD: momentum in the dtype of the model",
+        "rounds/optim.py",
+        'return {"momentum": zeros_like(wide(direction))}',
+        'return {"momentum": zeros_like(direction)}',
+        PRECISION,
+        "optimizer",
     ),
     Mutant(
         "steps are counted in the dtype of the model",
