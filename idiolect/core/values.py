@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,12 +24,14 @@ def plain(value: object) -> object:
         >>> plain(np.int64(3)), plain(torch.tensor(0.5)), plain("3"), plain([np.float64(0.1)])
         (3, 0.5, '3', [0.1])
     """
-    if type(value) in (tuple, list):
-        return type(value)(map(plain, value))  # type: ignore[call-overload]
+    if type(value) is tuple:
+        return tuple(map(plain, value))
+    if type(value) is list:
+        return list(map(plain, value))
     for module, kinds in (("numpy", ("generic", "ndarray")), ("torch", ("Tensor",))):
         types = tuple(getattr(sys.modules[module], kind) for kind in kinds) if module in sys.modules else ()
         if isinstance(value, types) and not getattr(value, "shape", ()):
-            return value.item()  # type: ignore[attr-defined]
+            return value.item()
     return value
 
 
@@ -95,6 +99,21 @@ def _argument(where: str, name: str, value: object, hint: Any) -> object:  # noq
     kinds = {hint, *get_args(hint)}
     number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if number and float in kinds and int not in kinds else value  # type: ignore[arg-type]
+
+
+def hints_of(make: Callable[..., object]) -> dict[str, Any]:
+    """Return the annotated types of a function's arguments by name; none where they cannot be resolved.
+
+    Example:
+        >>> hints_of(lambda rho: rho)
+        {}
+    """
+    if isinstance(make, partial):
+        make = make.func
+    try:
+        return get_type_hints(make if isinstance(make, type) else inspect.unwrap(make))
+    except (NameError, TypeError, AttributeError):  # types that only a type checker knows
+        return {}
 
 
 def settle(made: object) -> None:

@@ -12,10 +12,10 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any
 
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.core.values import fits, wanted
+from idiolect.core.values import arguments, hints_of
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -107,12 +107,10 @@ class _Reader:
             bound = signature.bind(*args, **given)
         except TypeError as error:
             raise UsageError(f"{where}: {error}; it is {_written(name, signature)}") from None
-        hints = _hints(make)
         for argument, value in bound.arguments.items():
             many = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
-            wrong = [v for v in (value if many else (value,)) if not fits(v, hints.get(argument, object))]
-            if wrong:
-                raise UsageError(f"{where}: {argument}={wrong[0]!r} is not {wanted(hints[argument])}")
+            for single in value if many else (value,):
+                arguments(where, {argument: single}, hints_of(make))
         return make(*args, **given)
 
     def apply(self, sign: str, operate: Callable[..., object], *values: object) -> object:
@@ -141,9 +139,3 @@ def _sample(names: Mapping[str, object]) -> str:
 def _written(name: str, signature: inspect.Signature) -> str:
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
-
-
-def _hints(make: Callable[..., object]) -> dict[str, Any]:
-    if isinstance(make, partial):
-        make = make.func
-    return get_type_hints(make if isinstance(make, type) else inspect.unwrap(make))
