@@ -361,7 +361,9 @@ class Model:
         if not after:
             return combine(self.structure.buffers, row)
         counters = self.structure.names("counter")
-        return Tree.of({n: packed(t, self.dtype) if n in counters else t.detach().to(self.dtype) for n, t in after.items()})
+        return Tree.of(
+            {n: packed(t, self.dtype) if n in counters else t.detach().to(self.dtype) for n, t in after.items()}
+        )
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
