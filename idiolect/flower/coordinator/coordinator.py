@@ -30,6 +30,7 @@ from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
 from idiolect.running.describe import uploads
 from idiolect.running.evaluation import Measured, over_clients
+from idiolect.running.fingerprint import described, model_of
 from idiolect.running.run_report import summary_of, write_run_report
 from idiolect.storage import checkpoint
 from idiolect.storage.memory import RamStore
@@ -88,6 +89,8 @@ class Coordinator(ServerState):
             "method": repr(self.method),
             "training": repr(self.training),
             "rates": written(self.rates),
+            "loss": described(self.model.loss),
+            "model": model_of(self.model.training),
             "rounds": self.rounds,
             "participation": self.participation,
             "seed": self.seed,
