@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -23,7 +24,8 @@ from idiolect.running.arguments import check_types, explained
 from idiolect.running.evaluation import default_metrics, evaluate_all
 from idiolect.running.options import Machine, Output
 from idiolect.running.run import Run
-from idiolect.running.validate import check_parts, device_of, numbers_of, prepare
+from idiolect.running.trial import check_metrics
+from idiolect.running.validate import check_parts, device_of, numbers_of, prepare, untested
 from idiolect.storage import checkpoint
 from idiolect.storage.disk import store_for
 from idiolect.storage.memory import RamStore
@@ -108,6 +110,9 @@ def fit(
         federation = Federation(wrapped, method, training, rounds, participation, seed, kept, engine, keep)
         check_parts(federation)
         measured = default_metrics(loss) if metrics is None else tuple(metrics)
+        check_metrics(wrapped, kept, measured)
+        for note in untested(kept):
+            print(f"idiolect: {note}", file=sys.stderr)
         run = Run(federation, measured, notes, dict(output.about or {}))
         with closing(engine):
             _play_all(run, evaluate_every, output, on_round)

@@ -105,7 +105,11 @@ class Run:
         return self.metrics[0].name if self.metrics else "loss"
 
     def table(self) -> pl.DataFrame:
-        """Return one row per evaluated round: the leading metric over clients on test examples, and bytes."""
+        """Return one row per evaluated round: the leading metric over clients on test examples, and bytes.
+
+        A number that no client could measure, since none has test examples, is null. For pandas, without pyarrow:
+        ``pandas.DataFrame(run.table().to_dict(as_series=False))``.
+        """
         import polars as pl
 
         rows = []
@@ -125,7 +129,7 @@ class Run:
                     "bytes down": record["bytes_down"],
                 }
             )
-        return pl.DataFrame(rows, infer_schema_length=None)
+        return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
 
     def summary(self, label: str | None = None) -> RunSummary:
         """Return the data for tables and reports of several runs; the label says if predictions are transductive."""

@@ -20,6 +20,7 @@ from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
 from idiolect.rounds.check import check_method, check_stack
 from idiolect.rounds.training import Training
+from idiolect.running.trial import image_hint
 
 
 def prepare(
@@ -55,10 +56,25 @@ def prepare(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
     _try_loss(model, name, first)
-    untested = [name for name, data in moved.items() if data.test is None]
-    if untested:
-        notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
-    return moved, notes
+    return moved, notes + untested(moved)
+
+
+def untested(clients: Mapping[str, ClientData]) -> list[str]:
+    """Return a note about the clients that have no test examples, if there are any.
+
+    Example:
+        >>> untested({"a": ClientData(train=([[0.5]], [1]))})
+        ['no client has test examples, so tables show n/a: give ClientData(train=..., test=(x, y))']
+    """
+    names = [repr(name) for name, data in clients.items() if data.test is None]
+    if len(names) == len(clients):
+        return ["no client has test examples, so tables show n/a: give ClientData(train=..., test=(x, y))"]
+    some = ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
+    return (
+        [f"{len(names)} of {len(clients)} clients have no test examples and do not count in tables: {some}"]
+        if names
+        else []
+    )
 
 
 def check_parts(federation: Federation) -> None:
@@ -141,7 +157,8 @@ def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(data.train.x.shape[1:])
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}") from None
+        hint = image_hint(model.training, data.train.x)
+        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}{hint}") from None
     if not isinstance(outputs, torch.Tensor):
         raise UsageError(
             f"the model must return one tensor, it returns a {type(outputs).__name__}: wrap it in a module"

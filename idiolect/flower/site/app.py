@@ -32,6 +32,7 @@ from idiolect.registry.expression import evaluate
 from idiolect.registry.names import METHODS, OPTIMIZERS, SCHEDULES
 from idiolect.rounds.server_state import ServerState
 from idiolect.rounds.training import Group, Training
+from idiolect.running.trial import check_metrics
 from idiolect.running.validate import prepare
 
 
@@ -104,6 +105,7 @@ class Site(ClientApp):
         if not isinstance(data, ClientData):
             raise UsageError(f"data must return a ClientData, got {type(data).__name__}")
         data = prepare(model, {client: data}, training)[0][client]
+        check_metrics(model, {client: data}, self._metrics)
         state = SiteState(folder / client, instruction.run, server_state.fresh())
         return Session(client, server_state, data, state, self._metrics, config.get("restored") is True)
 
