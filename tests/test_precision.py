@@ -1,10 +1,12 @@
 """Models in bfloat16 and float16: what counts, sums and accumulates is in float32, and every dtype travels."""
 
+import numpy as np
 import pytest
 import torch
 from test_methods import CATALOG
 from torch import nn
 
+import idiolect
 from idiolect import SGD, Adam, AdamW, ClientData, RMSprop, Training, methods, parts
 from idiolect.compute.autograd import Model
 from idiolect.core.tree import Tree
@@ -182,6 +184,20 @@ def test_gradients_of_zero_are_no_nan(part, optimizer, dtype):
     assert torch.isfinite(made.server["share"].flat).all()
     if not optimizer.weight_decay:
         assert torch.equal(made.server["share"].flat, start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_metrics_may_use_numpy(dtype):
+    """NumPy has no bfloat16, and means of many examples in it are coarse: metrics are given float32."""
+    brier = idiolect.Metric(
+        "brier", lambda out, y: ((out.softmax(1).numpy() - np.eye(3)[y.numpy()]) ** 2).sum(1).mean()
+    )
+    clients = cast(population(SIZES), dtype)
+    run = idiolect.fit(network().to(dtype), clients, methods.fedbn(), rounds=1, metrics=[brier, idiolect.accuracy])
+    with torch.no_grad():
+        out, y = run.personal("ada")(clients["ada"].test.x).float(), clients["ada"].test.y
+    found = run.records[-1]["clients"]["ada"]["personalized"]
+    assert found["brier"] == pytest.approx(((out.softmax(1) - torch.eye(3)[y]) ** 2).sum(1).mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,7 +12,7 @@ from torch import Tensor
 from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
-from idiolect.core.tree import Tree
+from idiolect.core.tree import Tree, counting
 
 CHUNK = 1024
 """Examples per forward pass in an evaluation."""
@@ -63,4 +63,10 @@ def evaluate(
         outputs = torch.cat([learner.predict(weights, part) for part in torch.split(x, chunk)])
         error = float(loss(outputs, y))
         found = {"loss": math.inf if math.isnan(error) else error}  # a diverged model has the worst loss
-        return found | {m.name: float(m.compute(outputs, y)) for m in metrics}
+        given = readable(outputs), readable(y)
+        return found | {m.name: float(m.compute(*given)) for m in metrics}
+
+
+def readable(values: Tensor) -> Tensor:
+    """Return outputs or targets as metrics are given them: in float32 at least, since NumPy has no bfloat16."""
+    return values.to(counting(values.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from idiolect.compute.autograd import Model
-from idiolect.compute.metrics import CHUNK, Metric
+from idiolect.compute.metrics import CHUNK, Metric, readable
 from idiolect.core.errors import UsageError
 from idiolect.core.values import fits, plain
 from idiolect.data import ClientData
@@ -36,7 +36,7 @@ def check_metrics(model: Model, clients: Mapping[str, ClientData], metrics: Sequ
     with torch.inference_mode():
         outputs = model.predict(model.initial, x)
         for metric in metrics:
-            _try(metric, outputs, y)
+            _try(metric, readable(outputs), readable(y))
 
 
 def _try(metric: Metric, outputs: Tensor, y: Tensor) -> None:
