@@ -63,7 +63,7 @@ def test_equal_calls_print_alike():
         (lambda: parts.sam(np.bool_(True)), "sam: rho=True is not a number"),
         (lambda: parts.sam("0.1"), "sam: rho='0.1' is not a number"),
         (lambda: parts.sam(float("nan")), "sam: rho=nan is not a finite number"),
-        (lambda: parts.sam(np.float32("inf")), "sam: rho=inf is not a finite number"),
+        (lambda: Dirichlet(np.float32("inf")), "Dirichlet: alpha=inf is not a finite number"),
         (lambda: parts.sam(1j), "sam: rho=1j is not a number"),
         (lambda: parts.sam(Fraction(1, 2)), "sam: rho=Fraction(1, 2) is not a number"),
         (lambda: parts.sam(torch.ones(2)), "sam: rho=tensor([1., 1.]) is not a number"),
@@ -93,6 +93,7 @@ def test_a_part_of_your_own_is_compared_with_its_annotations_where_it_has_any():
         """Do nothing."""
         return Part()
 
+    assert own(float("inf")) == own(np.float64("inf"))
     assert repr(own(np.float32(2), more=np.int8(3))) == "own(factor=2.0, scopes=(), more=3)"
     with pytest.raises(UsageError, match="own: scopes=\\('head',\\) is not a tuple, each a scope"):
         own(1.0, ("head",))

@@ -205,7 +205,7 @@ def comparison_of(given: argparse.Namespace) -> tuple[Experiment, list[str], lis
     """
     file = _file(given)
     for one, several in (("method", "methods"), ("seed", "seeds")):
-        if one in file:
+        if one in file and several not in file and not getattr(given, several):
             raise UsageError(f"{given.file}: compare reads {several} = [...], not {one}")
     methods, seeds = file.pop("methods", METHODS), file.pop("seeds", (0,))
     return _merged(given, file), _texts("methods", given.methods or methods), _numbers("seeds", given.seeds or seeds)

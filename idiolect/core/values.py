@@ -69,7 +69,9 @@ def real(name: str, value: object, within: Callable[[float], bool], what: str) -
     return float(number)  # type: ignore[arg-type]
 
 
-def arguments(where: str, given: Mapping[str, object], hints: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(
+    where: str, given: Mapping[str, object], hints: Mapping[str, Any], finite: bool = False
+) -> dict[str, Any]:
     """Return the arguments of a call with plain numbers, each compared with its annotation.
 
     A whole number becomes a float where a float is annotated, so that equal calls print alike.
@@ -78,6 +80,7 @@ def arguments(where: str, given: Mapping[str, object], hints: Mapping[str, Any])
         where: what is called; it begins the line of an error.
         given: the arguments by name.
         hints: annotated types by name; an argument without one is not compared.
+        finite: also refuse infinite numbers; NaN is always refused.
 
     Raises:
         UsageError: one line that names the argument.
@@ -89,13 +92,16 @@ def arguments(where: str, given: Mapping[str, object], hints: Mapping[str, Any])
         Traceback (most recent call last):
         idiolect.UsageError: sam: rho='wide' is not a number
     """
-    return {name: _argument(where, name, plain(value), hints.get(name, object)) for name, value in given.items()}
+    unbounded = () if finite else (math.inf, -math.inf)
+    return {
+        name: _argument(where, name, plain(value), hints.get(name, object), unbounded) for name, value in given.items()
+    }
 
 
-def _argument(where: str, name: str, value: object, hint: Any) -> object:  # noqa: ANN401 - any annotation
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not fits(value, hint) or not finite:
-        raise UsageError(f"{where}: {name}={value!r} is not {wanted(hint) if finite else 'a finite number'}")
+def _argument(where: str, name: str, value: object, hint: Any, unbounded: tuple[float, ...]) -> object:  # noqa: ANN401
+    known = not isinstance(value, float) or math.isfinite(value) or value in unbounded
+    if not fits(value, hint) or not known:
+        raise UsageError(f"{where}: {name}={value!r} is not {wanted(hint) if known else 'a finite number'}")
     kinds = {hint, *get_args(hint)}
     number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if number and float in kinds and int not in kinds else value  # type: ignore[arg-type]
@@ -136,7 +142,7 @@ def settle(made: object) -> None:
         idiolect.UsageError: Decay: gamma='fast' is not a number
     """
     own = {field.name: getattr(made, field.name) for field in fields(made)}  # type: ignore[arg-type]
-    for name, value in arguments(type(made).__name__, own, get_type_hints(type(made))).items():
+    for name, value in arguments(type(made).__name__, own, get_type_hints(type(made)), finite=True).items():
         object.__setattr__(made, name, value)
 
 
