@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from idiolect.core.normalization import register_normalization
     from idiolect.core.part import Part, part
     from idiolect.data import ClientData, federate, load
-    from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
+    from idiolect.rounds.optim import SGD, Adam, AdamW, RMSprop
+    from idiolect.rounds.schedule import Constant, Cosine, Exponential, StepDecay, Warmup
     from idiolect.rounds.training import Group, Training
     from idiolect.running.fit import fit
     from idiolect.running.options import Machine, Output
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "Adam",
+    "AdamW",
     "ClientData",
     "Constant",
     "Cosine",
@@ -35,10 +37,12 @@ __all__ = [
     "Metric",
     "Output",
     "Part",
+    "RMSprop",
     "Run",
     "StepDecay",
     "Training",
     "UsageError",
+    "Warmup",
     "accuracy",
     "data",
     "federate",
@@ -68,7 +72,8 @@ _HOME = {
     "idiolect.core.normalization": ("register_normalization",),
     "idiolect.core.part": ("Part", "part"),
     "idiolect.data": ("ClientData", "federate", "load"),
-    "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "StepDecay"),
+    "idiolect.rounds.optim": ("SGD", "Adam", "AdamW", "RMSprop"),
+    "idiolect.rounds.schedule": ("Constant", "Cosine", "Exponential", "StepDecay", "Warmup"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
     "idiolect.running.options": ("Machine", "Output"),

@@ -195,10 +195,14 @@ def _named(**layers: nn.Module) -> nn.Sequential:
 
 
 def _image(shape: Shape, what: str, smallest: int) -> Shape:
-    if len(shape) != 3 or min(shape[1:]) < smallest:
-        raise UsageError(
-            f"{what} needs images (channels, height, width) of at least {smallest} x {smallest}, not {shape}"
-        )
+    hint = ""
+    if len(shape) == 2:
+        hint = "; add the axis of channels: x[:, None]"
+    elif len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
+        hint = "; put the channels first: x.transpose(0, 3, 1, 2) of an array, x.permute(0, 3, 1, 2) of a tensor"
+    if hint or len(shape) != 3 or min(shape[1:]) < smallest:
+        wanted = f"images (channels, height, width) of at least {smallest} x {smallest}"
+        raise UsageError(f"{what} needs {wanted}, not {shape}{hint}")
     return shape
 
 

@@ -27,7 +27,7 @@ from idiolect.flower.coordinator import coordinator as coordinator_module
 from idiolect.flower.coordinator.coordinator import Coordinator
 from idiolect.flower.coordinator.requests import WaitPolicy
 from idiolect.flower.site import state
-from idiolect.rounds.optim import Cosine
+from idiolect.rounds.schedule import Cosine
 from idiolect.storage.run_directory import read_tensors
 from idiolect.testing.worlds import network, population
 

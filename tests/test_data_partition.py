@@ -199,9 +199,9 @@ def test_repr_evaluates_to_an_equal_frozen_rule():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Dirichlet(0), "alpha is 0; give a number above 0"),
+        (lambda: Dirichlet(0), "alpha is 0.0; give a number above 0"),
         (lambda: DirichletEqual(-1), "alpha is -1"),
-        (lambda: QuantitySkew(float("nan")), "alpha is nan"),
+        (lambda: QuantitySkew(float("nan")), "alpha=nan is not a finite number"),
         (lambda: Pathological(0), "classes_per_client is 0"),
         (lambda: ByDomain(0), "clients_per_domain is 0"),
         (lambda: ByDomain(size=0), "size is 0"),

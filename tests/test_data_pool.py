@@ -139,13 +139,13 @@ def test_domains_of_equal_training_size_tested_on_the_whole_official_part():
     ("options", "words"),
     [
         ({"test": 0.8, "val": 0.2}, "test=0.8 and val=0.2 leave nothing to train"),
-        ({"test": -0.1}, "test=-0.1"),
-        ({"test": math.nan}, "test=nan"),
+        ({"test": -0.1}, "test must be a number 0 … 1, or 'official', got -0.1"),
+        ({"test": math.nan}, "test must be a number 0 … 1, or 'official', got nan"),
         ({"test": "official", "val": 1.0}, "leave nothing to train"),
         ({"test": "official"}, "pool 'numbers' has no official test part"),
-        ({"test": "officially"}, "test='officially' is no share"),
-        ({"size": 0}, "size is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"test": "officially"}, "test must be a number 0 … 1, or 'official', got 'officially'"),
+        ({"size": 0}, "size must be a whole number, at least 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number, at least 0, got -1"),
         ({"clients": 201}, "200 examples are too few for 201 clients"),
     ],
 )

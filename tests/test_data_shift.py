@@ -166,7 +166,7 @@ def test_shifts_add_up_in_order_and_draw_independently():
 
 def test_sums_are_flat_and_repr_evaluates_to_an_equal_shift():
     three = Rotation(30) + (Noise(0.1) + PermuteLabels(2))
-    assert repr(three) == "Rotation(degrees=30) + Noise(sigma=0.1) + PermuteLabels(groups=2)"
+    assert repr(three) == "Rotation(degrees=30.0) + Noise(sigma=0.1) + PermuteLabels(groups=2)"
     assert three == Rotation(30) + Noise(0.1) + PermuteLabels(2)
     assert three != Noise(0.1) + Rotation(30) + PermuteLabels(2)
     for shift in (*FEATURE_SHIFTS, PermuteLabels(3), three):
@@ -213,7 +213,7 @@ def test_other_misfits_are_refused():
         Noise(0.1).apply(ClientData(([[1, 2]], [0])), "w")
     with pytest.raises(UsageError, match="Rotation: degrees is -1"):
         Rotation(-1)
-    with pytest.raises(UsageError, match="Noise: sigma is nan"):
+    with pytest.raises(UsageError, match="Noise: sigma=nan is not a finite number"):
         Noise(float("nan"))
     with pytest.raises(UsageError, match="groups is 0"):
         PermuteLabels(0)

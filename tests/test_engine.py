@@ -202,10 +202,10 @@ def test_run_directory_and_exact_resume(tmp_path):
 
 
 BAD = {
-    "rounds must be at least 1": {"rounds": 0},
-    "rounds must be a whole number, got '3'": {"rounds": "3"},
-    "participation is the share of clients": {"participation": 1.5},
-    "evaluate_every must be at least 1": {"evaluate_every": 0},
+    "rounds must be a whole number, at least 1, got 0": {"rounds": 0},
+    "rounds must be a whole number, at least 1, got '3'": {"rounds": "3"},
+    "participation must be a number in": {"participation": 1.5},
+    "evaluate_every must be a whole number, at least 1, got 0": {"evaluate_every": 0},
 }
 
 
@@ -254,8 +254,8 @@ def test_empty_clients_are_left_out_and_said():
 @pytest.mark.parametrize(
     ("act", "line"),
     [
-        (lambda: Training(lr=0.0), "lr must be above 0"),
-        (lambda: Training(batch_size=0), "batch_size must be at least 1"),
+        (lambda: Training(lr=0.0), "lr must be a number above 0"),
+        (lambda: Training(batch_size=0), "must be a whole number, at least 1, got 0"),
         (lambda: methods.mofedsam(alpha=0.0), "alpha must be in"),
         (lambda: methods.fedfsa(rho_lager=0.9), r"no argument 'rho_lager' \(did you mean rho_larger\?\)"),
         (lambda: methods.fedavg("samples", 3), "fedavg: too many positional arguments; it takes fedavg"),

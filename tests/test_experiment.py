@@ -17,7 +17,8 @@ from idiolect.cli.main import parse
 from idiolect.cli.settings import Experiment, check, command, experiment_of, read_toml
 from idiolect.core.errors import UsageError
 from idiolect.data import ByClient, ByDomain, Contrast, Dirichlet, Iid, Pathological, Rotation
-from idiolect.rounds.optim import SGD, Adam, Cosine
+from idiolect.rounds.optim import SGD, Adam
+from idiolect.rounds.schedule import Cosine
 from idiolect.storage.run_directory import read_run
 
 SMALL = Experiment(clients=3, rounds=2, size=16, lr=0.1)
@@ -155,15 +156,15 @@ def test_wrong_settings_are_one_line(values, line):
         ({"split": "rotation(3)"}, "split: unknown name 'rotation'"),
         ({"split": "3"}, "'3' is a int, not a split"),
         ({"shift": "dirichlet(3)"}, "shift: unknown name 'dirichlet'"),
-        ({"optimizer": "rmsprop"}, "optimizer: unknown name 'rmsprop'"),
+        ({"optimizer": "adagrad"}, "optimizer: unknown name 'adagrad'"),
         ({"schedule": "cosin"}, "did you mean Cosine?"),
         ({"model": "small_cmm"}, "model: unknown name 'small_cmm' (did you mean small_cnn?)"),
         ({"model": "fedfsa_cnn"}, "fedfsa_cnn needs images"),
         ({"data": "digit"}, "unknown data set 'digit' (did you mean digits?)"),
         ({"data": "nowhere.csv"}, "there is no file nowhere.csv"),
-        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": 0.0}, "lr must be a number above 0"),
         ({"seed": -1}, "seed"),
-        ({"clients": 0}, "clients is 0"),
+        ({"clients": 0}, "clients must be a whole number, at least 1, got 0"),
         ({"split": "by_client"}, "needs a pool with groups"),
     ],
 )

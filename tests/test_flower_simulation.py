@@ -186,7 +186,7 @@ def test_a_failing_client_is_one_line_with_the_traceback_as_a_note(local_pool):
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (1, -0.5)])
 def test_invalid_resources_are_refused(cpus, gpus):
-    with pytest.raises(UsageError, match="cpus above 0"):
+    with pytest.raises(UsageError, match=r"[cg]pus must be a number"):
         RayEngine(cpus, gpus)
 
 
@@ -236,7 +236,7 @@ def test_a_wrong_engine_is_one_line(monkeypatch, capsys):
     for text, error in [
         ("flowr", "no engine 'flowr' (did you mean flower?); there are auto, "),
         ("flower(gpu=1)", "flower has no argument 'gpu' (did you mean gpus?)"),
-        ("flower(cpus=0)", "an actor needs cpus above 0"),
+        ("flower(cpus=0)", "cpus must be a number above 0"),
     ]:
         assert cli.main(["run", "--clients", "4", "--engine", text]) == 2
         assert error in capsys.readouterr().err

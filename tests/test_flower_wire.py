@@ -21,7 +21,7 @@ from idiolect.flower.protocol.arrays import WireError, array_bytes, has_tree, re
 from idiolect.flower.protocol.messages import PROTOCOL, Instruction, Registration, Report, read_message, write_message
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
-TYPES = [torch.float32, torch.float64, torch.float16]
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LIKE = {"share": Tree.of({"w": torch.zeros(2, 3), "b": torch.zeros(4)})}
 INSTRUCTION = Instruction("run-1", "fedavg()", "Training()", 3, 2, 0.1, 1, True, ["accuracy"])
 REGISTRATION = Registration("ward-a", 12, ["torch 2"], "")
@@ -34,8 +34,8 @@ def trees(draw, dtype):
     shapes = draw(st.dictionaries(st.text(max_size=8), SHAPES, max_size=4))
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     size = torch.finfo(dtype).bits // 8
-    bits = np.frombuffer(draw(st.binary(min_size=total * size, max_size=total * size)), dtype=f"f{size}")
-    rows = torch.split(torch.from_numpy(bits.copy()), [int(np.prod(shape)) for shape in shapes.values()])
+    bits = np.frombuffer(draw(st.binary(min_size=total * size, max_size=total * size)), dtype=f"i{size}")
+    rows = torch.split(torch.from_numpy(bits.copy()).view(dtype), [int(np.prod(shape)) for shape in shapes.values()])
     return Tree.of({name: row.reshape(shape) for (name, shape), row in zip(shapes.items(), rows, strict=True)})
 
 
@@ -51,7 +51,8 @@ def test_any_trees_are_read_bit_for_bit(data, dtype):
     for part, tree in sent.items():
         assert found[part].layout is tree.layout
         assert found[part].flat.dtype == tree.flat.dtype
-        assert found[part].flat.numpy().tobytes() == tree.flat.numpy().tobytes()
+        bits = getattr(torch, f"int{torch.finfo(dtype).bits}")
+        assert torch.equal(found[part].flat.view(bits), tree.flat.view(bits))
         assert has_tree(content, "upload", part) == (len(tree) > 0)
 
 

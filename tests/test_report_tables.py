@@ -80,7 +80,7 @@ def test_nothing_evaluated_and_nobody_there_is_a_dash():
 
 def test_a_diverged_seed_shows():
     cells = comparison_cells([run(test=0.8), run(seed=1, test=None)])
-    assert cells[0]["personalized ± std over seeds"] == "nan ± nan"
+    assert cells[0]["personalized ± std over seeds"] == "n/a"
 
 
 def test_what_cannot_be_compared_is_refused():

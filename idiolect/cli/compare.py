@@ -158,7 +158,7 @@ def _groups(split: Split, clients: list[str]) -> dict[str, str] | None:
 def _facts(folder: Path) -> dict[str, str]:
     """Return the settings and versions that all runs of a comparison share, read from the first of them."""
     card = read_run(next(file.parent for file in sorted(folder.glob("*/config.json"))))[0]
-    own = {"method", "seed", "command"}
+    own = {"method", "seed", "command", "data"}
     settings = {name: str(value) for name, value in card["config"].items() if name not in own}
     return {**settings, **card["versions"], "platform": card["platform"]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,9 +11,22 @@ from torch.nn import functional as F
 from idiolect import models
 from idiolect.cli.settings import Experiment, command
 from idiolect.compute.autograd import Loss
+from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
-from idiolect.data import ByClient, ClientData, Dirichlet, Pool, Shift, Split, federate, load, read_table
-from idiolect.data.tables import SUFFIXES
+from idiolect.data import (
+    ByClient,
+    ByDomain,
+    ByGroup,
+    ClientData,
+    Deal,
+    Dirichlet,
+    Pool,
+    Shift,
+    Shuffled,
+    Split,
+    federate,
+    load,
+)
 from idiolect.engines.base import Engine
 from idiolect.registry import names
 from idiolect.rounds.training import Training
@@ -35,16 +47,24 @@ class Setup(NamedTuple):
 
 def load_pool(experiment: Experiment) -> Pool:
     """Load the data of an experiment."""
-    if Path(experiment.data).suffix in SUFFIXES:
-        return read_table(experiment.data, experiment.label, experiment.client)
-    return load(experiment.data, experiment.data_dir)
+    return load(experiment.data, experiment.data_dir, experiment.label, experiment.client, experiment.unit)
 
 
 def split_of(experiment: Experiment, pool: Pool) -> Split:
     """Return the split: that of the settings, else by the pool's own clients, else Dirichlet(0.5)."""
-    if experiment.split is None:
-        return ByClient() if pool.group is not None else Dirichlet(0.5)
-    return names.split_of(experiment.split)
+    by_client = ByClient() if pool.group is not None else Dirichlet(0.5)
+    split: Split = by_client if experiment.split is None else names.split_of(experiment.split)
+    if "clients" in experiment.model_fields_set and isinstance(split, ByClient | ByDomain):
+        raise UsageError(f"clients = {experiment.clients}: {split} takes them from the data; leave one of the two out")
+    return split
+
+
+def deal_of(experiment: Experiment, pool: Pool) -> Deal:
+    """Return the rule for training, validation and test."""
+    deal = names.deal_of(experiment.deal)
+    if pool.unit is not None and deal != ByGroup():
+        raise UsageError(f"unit = {experiment.unit!r} is for deal = by_group(), not for {experiment.deal}")
+    return deal
 
 
 def shift_of(experiment: Experiment) -> Shift | None:
@@ -86,9 +106,9 @@ def build(experiment: Experiment, pool: Pool | None = None) -> Setup:
     """
     method, training, shift = names.method_of(experiment.method), training_of(experiment), shift_of(experiment)
     pool = load_pool(experiment) if pool is None else pool
-    test = experiment.test
+    test, deal = experiment.test, deal_of(experiment, pool)
     if test is None:
-        test = 0.25 if pool.part is None else "official"
+        test = 0.25 if pool.part is None or deal != Shuffled() else "official"
     clients = federate(
         pool,
         split_of(experiment, pool),
@@ -98,6 +118,7 @@ def build(experiment: Experiment, pool: Pool | None = None) -> Setup:
         shift,
         experiment.size,
         experiment.seed,
+        deal,
     )
     loss = F.mse_loss if pool.classes is None else F.cross_entropy
     return Setup(clients, model_of(experiment, pool), method, training, loss)

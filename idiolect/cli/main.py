@@ -144,6 +144,9 @@ def _data(given: argparse.Namespace) -> None:
 
     experiment = experiment_of(given)
     if given.name is None:
+        unused = sorted(experiment.model_fields_set - {"data_dir"})
+        if unused:
+            raise UsageError(f"--{unused[0].replace('_', '-')} is for the clients of one set: idiolect data NAME")
         screens.data_sets(Console(), experiment.data_dir)
     else:
         screens.data_set(Console(), experiment.model_copy(update={"data": given.name}))

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from idiolect import methods as catalog
 from idiolect.cli.catalog import table
-from idiolect.cli.experiment import build, load_pool, model_of, shift_of, split_of
+from idiolect.cli.experiment import build, deal_of, load_pool, model_of, shift_of, split_of
 from idiolect.cli.settings import Experiment
 from idiolect.compute.autograd import Model
 from idiolect.core.card import card_of
-from idiolect.data import ClientData, Pool, holdings
+from idiolect.data import ClientData, Pool, Shuffled, holdings
 from idiolect.data.sources import SOURCES
 from idiolect.registry.names import method_of
 from idiolect.running.describe import chosen, describe
@@ -75,7 +75,10 @@ def data_set(console: Console, experiment: Experiment) -> None:
     clients = build(experiment, pool).clients
     shift = shift_of(experiment)
     shifted = "" if shift is None else f", shifted by {shift}"
-    console.print(f"{len(clients)} clients by {split_of(experiment, pool)}{shifted}\n", highlight=False, markup=False)
+    deal = deal_of(experiment, pool)
+    dealt = "" if deal == Shuffled() else f", dealt by {deal}"
+    how = f"{split_of(experiment, pool)}{dealt}{shifted}"
+    console.print(f"{len(clients)} clients by {how}\n", highlight=False, markup=False)
     console.print(_held(pool, clients, console.width))
     if len(clients) > MOST_CLIENTS:
         console.print(f"\n{len(clients) - MOST_CLIENTS} more clients are not shown")

@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.registry.expression import wanted
+from idiolect.core.values import wanted
 
 GROUPS = {
-    "data": ("data", "data_dir", "label", "client"),
-    "clients": ("split", "clients", "shift", "test", "val", "size"),
+    "data": ("data", "data_dir", "label", "client", "unit"),
+    "clients": ("split", "clients", "shift", "deal", "test", "val", "size"),
     "method and model": ("method", "model"),
     "training": (
         *("rounds", "participation", "seed", "lr", "local_epochs", "batch_size"),
@@ -50,8 +50,13 @@ class Experiment(BaseModel):
 
     data: str = Field("digits", description="a named set (see `idiolect data`), hf:NAME, or a .csv, .parquet or .npz")
     data_dir: Path | None = Field(None, description="folder of the named sets, else $IDIOLECT_DATA")
-    label: str = Field("label", description="label column of your own table")
+    label: str | None = Field(None, description="label column of your own table, else 'label', in an .npz 'y'")
     client: str | None = Field(None, description="client column of your own table, else 'client' if there is one")
+    unit: str | None = Field(
+        None,
+        description="column of your own table of what is not divided between training and test, such as a patient, "
+        "for deal = by_group()",
+    )
     split: str | None = Field(
         None,
         description="how examples are divided among clients, such as dirichlet(0.5); else by the data's own clients, "
@@ -59,10 +64,15 @@ class Experiment(BaseModel):
     )
     clients: int = Field(20, description="number of clients, where the split does not decide it")
     shift: str | None = Field(None, description="how clients' data differ, such as rotation(45) + contrast(0.5)")
+    deal: str = Field(
+        "shuffled()",
+        description="which of a client's examples are for the test: shuffled(), time_blocks(gap=10) in the order of "
+        "rows, or by_group()",
+    )
     test: float | Literal["official"] | None = Field(
         None,
         description="share of each client's examples for testing, or official; else official where the data has a "
-        "test set, else 0.25",
+        "test set and the deal is shuffled(), else 0.25",
     )
     val: float = Field(0.0, description="share of each client's examples for validation")
     size: int | None = Field(None, description="largest number of training examples per client")
@@ -194,6 +204,9 @@ def comparison_of(given: argparse.Namespace) -> tuple[Experiment, list[str], lis
         UsageError: one line.
     """
     file = _file(given)
+    for one, several in (("method", "methods"), ("seed", "seeds")):
+        if one in file and several not in file and not getattr(given, several):
+            raise UsageError(f"{given.file}: compare reads {several} = [...], not {one}")
     methods, seeds = file.pop("methods", METHODS), file.pop("seeds", (0,))
     return _merged(given, file), _texts("methods", given.methods or methods), _numbers("seeds", given.seeds or seeds)
 

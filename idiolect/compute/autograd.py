@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
 from idiolect.core.copied import copied
 from idiolect.core.normalization import normalizes_by_batch
-from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, structure_of
-from idiolect.core.tree import Tree, combine, layout
+from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, packed, structure_of, unpacked
+from idiolect.core.tree import Tree, combine, counting, layout
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
 
 T = TypeVar("T")
@@ -274,7 +274,7 @@ class Model:
         with torch.no_grad():
             if not isinstance(step, Lockstep):
                 return Tree(where, one(weights.flat, step.x, step.y, query.facts.flat))
-            total = weights.flat.new_zeros(len(weights.flat), where.total)
+            total = weights.flat.new_zeros(len(weights.flat), where.total, dtype=counting(self.dtype))
             for rows, batch in step.groups:
                 facts = rows_of(query, rows).facts.flat
                 total[rows] = vmap(one, in_dims=(0, 0, 0, axis_of(facts)))(weights.flat[rows], batch.x, batch.y, facts)
@@ -362,14 +362,22 @@ class Model:
     def _buffers(self, row: Tree) -> dict[str, Tensor]:
         """Return copies of the buffers in a row, which a forward pass may overwrite."""
         counters, integers = self.structure.names("counter"), self.structure.integers
-        found = {n: row[n].to(integers[n]) if n in integers else row[n].clone() for n in self.structure.buffers.names}
-        return {n: t.reshape(()) if n in counters else t for n, t in found.items()}
+
+        def buffer(name: str) -> Tensor:
+            if name in counters:
+                return unpacked(row[name])
+            return row[name].to(integers[name]) if name in integers else row[name].clone()
+
+        return {name: buffer(name) for name in self.structure.buffers.names}
 
     def _row(self, row: Tree, after: dict[str, Tensor]) -> Tree:
         """Return the buffers after a pass as a tree."""
         if not after:
             return combine(self.structure.buffers, row)
-        return Tree.of({n: t.detach().to(self.dtype).reshape(row[n].shape) for n, t in after.items()})
+        counters = self.structure.names("counter")
+        return Tree.of(
+            {n: packed(t, self.dtype) if n in counters else t.detach().to(self.dtype) for n, t in after.items()}
+        )
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import nn
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.tree import Tree
 from idiolect.core.types import Arrival, Central, GradFn, Local, Objective, Setup, Update, Weight
+from idiolect.core.values import arguments, hints_of
 
 P = ParamSpec("P")
 
@@ -180,7 +181,7 @@ def _made(name: str, make: Callable[[], Part]) -> Part:
 
 
 def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:  # noqa: ANN401
-    """Return all arguments of a call, defaults included; raise a `UsageError` of one line if they are wrong."""
+    """Return all arguments of a call, defaults included, numbers plain; raise a `UsageError` if they are wrong."""
     signature, name = inspect.signature(make), make.__name__
     unknown = next((k for k in kwargs if k not in signature.parameters), None)
     if unknown is not None:
@@ -190,6 +191,7 @@ def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundAr
     except TypeError as error:
         raise UsageError(f"{name}: {error}; it takes {name}{signature}") from None
     bound.apply_defaults()
+    bound.arguments.update(arguments(name, bound.arguments, hints_of(make)))
     return bound
 
 

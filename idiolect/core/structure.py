@@ -230,6 +230,36 @@ def structure_of(module: nn.Module, trial: Trial | None = None) -> ModelStructur
     return ModelStructure(in_order, by_batch, _aliases(module), trial or module)
 
 
+_DIGITS, _BITS = 4, 8
+
+
+def packed(count: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a count of batches as numbers in a row: itself, or in bfloat16 and float16 its four digits in base 256.
+
+    The largest whole number that bfloat16 counts to is 256.
+
+    Example:
+        >>> packed(torch.tensor(1000), torch.float32), packed(torch.tensor(1000), torch.bfloat16).tolist()
+        (tensor([1000.]), [232.0, 3.0, 0.0, 0.0])
+    """
+    if dtype.itemsize > 2:
+        return count.to(dtype).reshape(1)
+    return torch.stack([(count >> _BITS * k) % (1 << _BITS) for k in range(_DIGITS)]).to(dtype)
+
+
+def unpacked(row: torch.Tensor) -> torch.Tensor:
+    """Return the count, () int64, that `packed` put into a row."""
+    digits = row.to(torch.int64)
+    if len(row) == 1:
+        return digits.reshape(())
+    return sum((digits[k] << _BITS * k for k in range(1, _DIGITS)), digits[0])
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of the trainable weights."""
+    return next((p.dtype for p in module.parameters() if p.requires_grad), torch.float32)
+
+
 def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
     owners = dict(module.named_modules())
     hidden = {inner for layer in owners.values() if isinstance(layer, Private) for inner in layer.modules()}
@@ -238,7 +268,7 @@ def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
 
     def add(name: str, tensor: torch.Tensor, kind: Kind) -> None:
         path = name.rpartition(".")[0].partition(".parametrizations")[0]  # the layer that is parametrized
-        owner, shape = owners[path], tensor.shape if kind != "counter" else torch.Size((1,))
+        owner, shape = owners[path], tensor.shape if kind != "counter" else packed(tensor, _dtype(module)).shape
         dtype = None if tensor.is_floating_point() else tensor.dtype
         about = (dtype, normalizes(owner), isinstance(owner, Attached))
         found.append(Item(name, shape, kind, path, type(owner), owner in hidden, *about))
@@ -274,6 +304,6 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 def initial_tree(module: nn.Module, structure: ModelStructure) -> Tree:
     """Return a copy of a module's current tensors as one row, in the dtype of its weights."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    dtype = tensors[structure.trainable.names[0]].dtype
-    rows = [tensors[i.name].detach().to(dtype).reshape(-1) for i in structure.items]
+    found, dtype = [(i.kind, tensors[i.name].detach()) for i in structure.items], _dtype(module)
+    rows = [packed(t, dtype) if kind == "counter" else t.to(dtype).reshape(-1) for kind, t in found]
     return Tree(structure.layout, torch.cat(rows))

@@ -254,7 +254,7 @@ def overlay(base: Tree, *tops: Tree) -> Tree:
     """
     for top in tops:
         _places(top.layout, base.layout)  # raises if a name or shape differs
-    return combine(base.layout, base, *tops)
+    return rounded(combine(base.layout, base, *tops), base)
 
 
 def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
@@ -271,7 +271,8 @@ def axpy(a: Tensor | float, x: Tree, y: Tree) -> Tree:
 def step(y: Tree, a: Tensor | float, x: Tree, *tops: Tree) -> Tree:
     """Return ``overlay(axpy(a, x, y), *tops)`` in one pass: an optimizer's step, and new statistics."""
     if x.layout is y.layout and not tops:
-        return Tree(y.layout, y.flat.addcmul(x.flat, a) if isinstance(a, Tensor) else y.flat.add(x.flat, alpha=a))
+        moved = y.flat.addcmul(x.flat, a) if isinstance(a, Tensor) else y.flat.add(x.flat, alpha=a)
+        return Tree(y.layout, moved.to(y.flat.dtype))
     after = _own(y, x, *tops)
     step_(after, a, x, *tops)
     return after
@@ -329,9 +330,34 @@ def zeros_like(tree: Tree) -> Tree:
     return Tree(tree.layout, torch.zeros_like(tree.flat))
 
 
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def counting(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums and counts of values: float32 for bfloat16, which counts to 256, and for float16."""
+    return torch.float32 if dtype in _NARROW else dtype
+
+
+def wide(tree: Tree) -> Tree:
+    """Return a tree in float32 if it is in bfloat16 or float16, else the tree: for sums, moments and small constants.
+
+    Example:
+        >>> half, double = (Tree.of({"w": torch.ones(1, dtype=t)}) for t in (torch.float16, torch.float64))
+        >>> wide(half).flat.dtype, wide(double) is double
+        (torch.float32, True)
+    """
+    return Tree(tree.layout, tree.flat.float()) if tree.flat.dtype in _NARROW else tree
+
+
+def rounded(tree: Tree, like: Tree) -> Tree:
+    """Return a tree in bfloat16 or float16 if `like` is: what is computed `wide` goes back into what it came from."""
+    dtype = like.flat.dtype
+    return Tree(tree.layout, tree.flat.to(dtype)) if dtype in _NARROW and tree.flat.dtype != dtype else tree
+
+
 def norm(tree: Tree) -> Tensor:
-    """Return the Euclidean norm of all values together, shape ``(1,)``, or ``(..., 1)`` for a stack."""
-    found: Tensor = torch.linalg.vector_norm(tree.flat, dim=-1, keepdim=True)
+    """Return the Euclidean norm of all values together, `wide`, shape ``(1,)``, or ``(..., 1)`` for a stack."""
+    found: Tensor = torch.linalg.vector_norm(wide(tree).flat, dim=-1, keepdim=True)
     return found
 
 

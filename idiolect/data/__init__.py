@@ -6,8 +6,9 @@
 """
 
 from idiolect.data.clients import ClientData, Examples, check_clients, holdings
+from idiolect.data.deal import ByGroup, Deal, Shuffled, TimeBlocks
 from idiolect.data.label_skew import Dirichlet, DirichletEqual, Pathological
-from idiolect.data.partition import ByClient, ByDomain, Iid, QuantitySkew, Split
+from idiolect.data.partition import ByClient, ByDomain, Contiguous, Iid, QuantitySkew, Split
 from idiolect.data.pool import Pool, federate
 from idiolect.data.shift import (
     Blur,
@@ -29,9 +30,12 @@ __all__ = [
     "Brightness",
     "ByClient",
     "ByDomain",
+    "ByGroup",
     "ClientData",
     "Color",
+    "Contiguous",
     "Contrast",
+    "Deal",
     "Dirichlet",
     "DirichletEqual",
     "Examples",
@@ -45,7 +49,9 @@ __all__ = [
     "SensorGain",
     "SensorOffset",
     "Shift",
+    "Shuffled",
     "Split",
+    "TimeBlocks",
     "check_clients",
     "federate",
     "holdings",

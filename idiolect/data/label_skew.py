@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.core.errors import UsageError
+from idiolect.core.values import settle
 from idiolect.data.partition import Names, Numbered, Rows, by_class, cut, enough, positive, top_up
 
 
@@ -38,6 +39,7 @@ class Dirichlet(Numbered):
     minimum: int = 10
 
     def __post_init__(self) -> None:
+        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -84,6 +86,7 @@ class DirichletEqual(Numbered):
     as_published: bool = False
 
     def __post_init__(self) -> None:
+        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -143,6 +146,7 @@ class Pathological(Numbered):
     classes_per_client: int
 
     def __post_init__(self) -> None:
+        settle(self)
         positive("classes_per_client", self.classes_per_client)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.core.errors import UsageError
+from idiolect.core.values import settle
 
 Rows: TypeAlias = NDArray[np.int64]
 Names: TypeAlias = NDArray[np.str_]
@@ -22,6 +23,10 @@ Names: TypeAlias = NDArray[np.str_]
 
 class Split(Protocol):
     """A rule that splits a pool into clients."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether neighboring rows of the pool, or of one of its groups, stay with one client."""
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers into ``y``; no row is given twice.
@@ -39,6 +44,8 @@ class Split(Protocol):
 
 class Numbered:
     """Clients without names of their own are numbered, so that sorting keeps their order."""
+
+    in_order = False
 
     def names(self, group: Names | None, clients: int) -> list[str]:
         """Return ``client-0``, ``client-1``, … with leading zeros."""
@@ -61,6 +68,37 @@ class Iid(Numbered):
 
 
 @dataclass(frozen=True)
+class Contiguous(Numbered):
+    """Cut the pool into consecutive blocks of rows, one for each client: sizes differ by at most one.
+
+    For one long recording in the order of time. Between two clients ``gap`` rows are left out, so that no window
+    reaches from one client into another; see :class:`idiolect.data.TimeBlocks`.
+
+    Args:
+        gap: rows left out between two clients, at least 0.
+
+    Example:
+        >>> [rows.tolist() for rows in Contiguous(gap=1).indices(np.zeros(8), None, 3, np.random.default_rng(0))]
+        [[0, 1], [3, 4], [6, 7]]
+    """
+
+    gap: int = 0
+    in_order = True
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.gap < 0:
+            raise UsageError(f"gap is {self.gap}; give a number of rows, 0 or above")
+
+    def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
+        """Return each client's row numbers; see :meth:`Split.indices`."""
+        held = len(y) - self.gap * (clients - 1)
+        enough(held, clients, 1)
+        blocks = np.array_split(np.arange(held), clients)
+        return [rows + self.gap * place for place, rows in enumerate(blocks)]
+
+
+@dataclass(frozen=True)
 class QuantitySkew(Numbered):
     """Spread the examples at random in unequal amounts: the shares are drawn from Dir(alpha).
 
@@ -79,6 +117,7 @@ class QuantitySkew(Numbered):
     minimum: int = 10
 
     def __post_init__(self) -> None:
+        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -109,7 +148,13 @@ class ByDomain:
     clients_per_domain: int = 1
     size: int | None = None
 
+    @property
+    def in_order(self) -> bool:
+        """See `Split`."""
+        return self.clients_per_domain == 1
+
     def __post_init__(self) -> None:
+        settle(self)
         positive("clients_per_domain", self.clients_per_domain)
         positive("size", 1 if self.size is None else self.size)
 
@@ -144,8 +189,10 @@ class ByClient:
     """
 
     minimum: int = 1
+    in_order = True
 
     def __post_init__(self) -> None:
+        settle(self)
         positive("minimum", self.minimum)
 
     def names(self, group: Names | None, clients: int) -> list[str]:

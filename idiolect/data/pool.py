@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
+from idiolect.core.values import real, whole
 from idiolect.data.clients import ClientData, Examples
+from idiolect.data.deal import Deal, Parts, Shuffled, official
 from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import Shift, stream
 
@@ -26,6 +29,8 @@ class Pool:
         group: the domain, speaker or site of each example, shape (n,); None where there is none.
         part: ``"train"`` or ``"test"`` for each example, shape (n,), where there is an official split; else
             None.
+        unit: what must not be divided between training and test (a patient, a recording), shape (n,), for
+            :class:`ByGroup`; None where there is none.
 
     Raises:
         UsageError: if the columns differ in length.
@@ -43,9 +48,10 @@ class Pool:
     classes: tuple[str, ...] | None = None
     group: Names | None = None
     part: Names | None = None
+    unit: Names | None = None
 
     def __post_init__(self) -> None:
-        for what, rows in (("y", self.y), ("group", self.group), ("part", self.part)):
+        for what, rows in (("y", self.y), ("group", self.group), ("part", self.part), ("unit", self.unit)):
             if rows is not None and len(rows) != len(self.x):
                 raise UsageError(f"pool {self.name!r}: {len(self.x)} examples in x, {len(rows)} in {what}")
 
@@ -62,6 +68,7 @@ def federate(
     shift: Shift | None = None,
     size: int | None = None,
     seed: int = 0,
+    deal: Deal = Shuffled(),
 ) -> dict[str, ClientData]:
     """Deal a pool out to clients, and each client's examples out to training, validation and test.
 
@@ -76,6 +83,8 @@ def federate(
         shift: what to do to each client's data.
         size: training examples of a client, at most; the rest is not used. FedBN: 743.
         seed: decides the split, the dealing and the shift.
+        deal: which of a client's examples are for training, validation and test: :class:`Shuffled`,
+            :class:`TimeBlocks` or :class:`ByGroup`.
 
     Returns:
         Clients by name. Each has at least one training example, unless it holds none, or only official tests.
@@ -89,38 +98,39 @@ def federate(
         >>> list(people)[0], len(people["client-0"].train.y), len(people["client-0"].test.y)
         ('client-0', 126, 54)
     """
-    if isinstance(test, str) and test != "official":
-        raise UsageError(f"test={test!r} is no share; give a number 0 … 1, or 'official'")
-    share = 0.0 if test == "official" else test
-    if not (0 <= share <= 1 and 0 <= val <= 1 and share + val < 1):
-        raise UsageError(f"test={test} and val={val} leave nothing to train; give shares whose sum is below 1")
-    if test == "official" and pool.part is None:
-        raise UsageError(f"pool {pool.name!r} has no official test part; give test as a share, such as 0.25")
-    if size is not None and size < 1:
-        raise UsageError(f"size is {size}; give at least 1 training example per client")
-    official = pool.part if test == "official" else None
+    clients, seed = whole("clients", clients, 1), whole("seed", seed, 0)
+    size = None if size is None else whole("size", size, 1)
+    share, val = _shares(test, val)
     rows = split.indices(pool.y.numpy(), pool.group, clients, stream(seed, "split"))
+    held = {name: np.sort(own) for name, own in zip(split.names(pool.group, clients), rows, strict=True)}
     people = {}
-    for name, held in zip(split.names(pool.group, clients), rows, strict=True):
-        shuffled = stream(seed, "deal", name).permutation(np.sort(held))
-        train, validated, tested = _deal(shuffled, official, share, val)
-        parts = (train[:size], validated, tested)
-        data = ClientData(*(Examples(pool.x[part], pool.y[part]) for part in parts))
+    for name, parts in _dealt(pool, held, split, deal, share, val, seed).items():
+        chosen = (parts.train[:size], parts.val, parts.test)
+        data = ClientData(*(Examples(pool.x[part], pool.y[part]) for part in chosen))
         classes = None if pool.classes is None else len(pool.classes)
         people[name] = data if shift is None else shift.apply(data, name, seed, classes)
     return people
 
 
-def _deal(rows: Rows, official: Names | None, test: float, val: float) -> tuple[Rows, Rows, Rows]:
-    """Cut one client's rows into training, validation and test; the last row stays in training."""
-    if official is None:
-        tests = min(_rounded(test * len(rows)), max(len(rows) - 1, 0))
-        tested, rest = rows[:tests], rows[tests:]
-    else:
-        tested, rest = rows[official[rows] == "test"], rows[official[rows] != "test"]
-    validations = min(_rounded(val * len(rows)), max(len(rest) - 1, 0))
-    return rest[validations:], rest[:validations], tested
+def _shares(test: object, val: object) -> tuple[float | None, float]:
+    """Return the shares for test (None: the official one) and validation."""
+    official = isinstance(test, str) and test == "official"
+    share = 0.0 if official else real("test", test, lambda share: 0 <= share <= 1, "0 … 1, or 'official'")
+    val = real("val", val, lambda share: 0 <= share <= 1, "0 … 1")
+    if share + val >= 1:
+        raise UsageError(f"test={test} and val={val} leave nothing to train; give shares whose sum is below 1")
+    return None if official else share, val
 
 
-def _rounded(number: float) -> int:
-    return int(number + 0.5)
+def _dealt(
+    pool: Pool, held: Mapping[str, Rows], split: Split, deal: Deal, test: float | None, val: float, seed: int
+) -> dict[str, Parts]:
+    if not isinstance(deal, Deal) or isinstance(deal, type):
+        raise UsageError(f"deal={deal!r} is none; there are Shuffled(), TimeBlocks(gap) and ByGroup()")
+    if test is not None:
+        return deal.parts(held, split, pool.group if pool.unit is None else pool.unit, test, val, seed)
+    if pool.part is None:
+        raise UsageError(f"pool {pool.name!r} has no official test part; give test as a share, such as 0.25")
+    if deal != Shuffled():
+        raise UsageError(f"{deal} cannot keep to the official test part; give test as a share, such as 0.25")
+    return official(held, pool.part, val, seed)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
+from idiolect.core.values import settle, whole
 from idiolect.data.clients import ClientData, Examples
 
 
@@ -52,7 +53,7 @@ class Shifts(Shift):
 
     Example:
         >>> Rotation(30) + Noise(0.1)
-        Rotation(degrees=30) + Noise(sigma=0.1)
+        Rotation(degrees=30.0) + Noise(sigma=0.1)
     """
 
     steps: tuple[Shift, ...]
@@ -75,6 +76,7 @@ class FeatureShift(Shift):
     needs = "floating-point features"
 
     def __post_init__(self) -> None:
+        settle(self)
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if not 0 <= value < float("inf"):
@@ -307,6 +309,7 @@ class PermuteLabels(Shift):
     groups: int
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.groups < 1:
             raise UsageError(f"PermuteLabels: groups is {self.groups}; give at least 1")
 
@@ -330,9 +333,7 @@ class PermuteLabels(Shift):
 
 def stream(seed: int, *words: str) -> np.random.Generator:
     """Return the random generator of a purpose: the same for the same seed and words, on every machine."""
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; give a whole number, 0 or above")
-    return np.random.default_rng([seed, *"\0".join(words).encode()])
+    return np.random.default_rng([whole("seed", seed, 0), *"\0".join(words).encode()])
 
 
 def _steps(shift: Shift) -> tuple[Shift, ...]:

@@ -54,30 +54,46 @@ _OFFICE = (
 )
 
 
-def load(name: str | Path, data_dir: DataDir = None) -> Pool:
+def load(
+    name: str | Path,
+    data_dir: DataDir = None,
+    label: str | None = None,
+    client: str | None = None,
+    unit: str | None = None,
+) -> Pool:
     """Load a data set by name (see :mod:`idiolect.data.sources`), or your own from a file.
 
     Args:
         name: a name of the table above, ``hf:`` and the name of a set on the Hugging Face hub (or the path of
             a local folder), or the path of an ``.npz``, ``.csv`` or ``.parquet`` file.
         data_dir: the folder with the files of the named sets; None: the environment variable IDIOLECT_DATA.
+        label: name of the label column of your own file or of a set on the hub; see :func:`read_table`.
+        client: name of the client column.
+        unit: name of the column of what is not divided between training and test; see :class:`ByGroup`.
 
     Raises:
-        UsageError: if the name is unknown, or a file is missing or cannot be read.
+        UsageError: if the name is unknown, a file is missing or cannot be read, or an argument has no meaning for
+            this data.
 
     Example:
         >>> pool = load("digits")
         >>> tuple(pool.x.shape), pool.classes[:3], float(pool.x.min()), float(pool.x.max())
         ((1797, 1, 8, 8), ('0', '1', '2'), -1.0, 1.0)
     """
-    word = str(name)
-    if word.startswith("hf:"):
-        return from_hub(word)
-    if Path(word).suffix in SUFFIXES:
-        return read_table(word)
+    word, columns = str(name), {"label": label, "client": client, "unit": unit}
+    read = from_hub if word.startswith("hf:") else read_table if Path(word).suffix in SUFFIXES else None
+    if read:
+        if data_dir is not None:
+            raise UsageError(f"data_dir={str(data_dir)!r} is for the named sets, not for {word}; leave it out")
+        return read(word, **columns)
     if word not in SOURCES:
         known = ", ".join([*SOURCES, "hf:NAME", "or a path ending in " + ", ".join(SUFFIXES)])
         raise UsageError(f"unknown data set {word!r}{did_you_mean(word, SOURCES)}; known: {known}")
+    for column, given in columns.items():
+        if given is not None:
+            raise UsageError(f"{column}={given!r} names a column of a table; {word} has none: leave it out")
+    if data_dir is not None and not SOURCES[word].file:
+        raise UsageError(f"data_dir={str(data_dir)!r}: {word} comes with scikit-learn; leave it out")
     return SOURCES[word].read(data_dir)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import read_npz
-from idiolect.data.partition import Names
 from idiolect.data.pool import Pool
 
 if TYPE_CHECKING:
@@ -21,19 +20,23 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".csv", ".parquet")
 
 
-def read_table(path: str | Path, label: str = "label", client: str | None = None) -> Pool:
+def read_table(path: str | Path, label: str | None = None, client: str | None = None, unit: str | None = None) -> Pool:
     r"""Read your own examples from a file.
 
     A ``.csv`` or ``.parquet`` file has one row per example: a label column, a client column if there is one,
-    and all other columns are features, which must be numbers. An ``.npz`` file has arrays ``x`` (n, …), ``y``
-    (n,) and if there is one ``client`` (n,); 8-bit ``x`` is scaled to −1 … 1 like an image, x / 127.5 − 1.
+    and all other columns are features, which must be numbers. An ``.npz`` file has arrays ``x`` (n, …), the
+    labels (n,) and if there are any the clients (n,). 8-bit ``x`` is scaled to −1 … 1 like an image,
+    x / 127.5 − 1; images of shape (n, height, width) or (n, height, width, 1 or 3) become (n, channels, height,
+    width).
     Labels that are fractional numbers make a regression; text, whole numbers and truth values make classes,
     sorted.
 
     Args:
         path: the file; its ending says the format.
-        label: name of the label column (not for ``.npz``).
-        client: name of the client column (not for ``.npz``); None: ``client`` if there is such a column.
+        label: name of the label column or array; None: ``label``, in an ``.npz`` ``y``.
+        client: name of the client column or array; None: ``client`` if there is one.
+        unit: name of the column or array of what is not divided between training and test (a patient, a recording),
+            for :class:`ByGroup`; None for none. It is no feature.
 
     Returns:
         A pool whose groups are the clients; split it with :class:`ByClient`.
@@ -56,26 +59,26 @@ def read_table(path: str | Path, label: str = "label", client: str | None = None
     if not path.is_file():
         raise UsageError(f"there is no file {path}; check the path")
     if path.suffix == ".npz":
-        return _from_arrays(path)
+        return _from_arrays(path, label or "y", client, unit)
     import polars as pl
 
     try:
         frame = pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as problem:
         raise UsageError(f"cannot read {path}: {str(problem).splitlines()[0]}") from problem
-    return from_frame(frame, path.stem, label, client)
+    return from_frame(frame, path.stem, label or "label", client, unit)
 
 
-def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = None) -> Pool:
+def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = None, unit: str | None = None) -> Pool:
     """Make a pool of a table; see :func:`read_table`."""
     import polars as pl
 
     client = "client" if client is None and "client" in frame.columns else client
-    for column in (label, client):
+    for column in (label, client, unit):
         if column is not None and column not in frame.columns:
             close = did_you_mean(column, frame.columns)
             raise UsageError(f"{name}: no column {column!r}{close}; columns: {', '.join(frame.columns)}")
-    features = frame.drop([label] if client is None else [label, client])
+    features = frame.drop({column for column in (label, client, unit) if column is not None})
     for column, kind in features.schema.items():
         if not (kind.is_numeric() or kind == pl.Boolean):
             raise UsageError(f"{name}: feature column {column!r} is {kind}; make it numbers or drop it")
@@ -87,8 +90,9 @@ def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = 
             row = missing.arg_true()[0]
             raise UsageError(f"{name}: column {values.name!r} row {row}: no value; fill it in or drop the row")
     y, classes = _labels(_plain(frame[label]), name)
-    group = None if client is None else frame[client].cast(pl.String).to_numpy().astype(str)
-    return Pool(name, torch.from_numpy(features.cast(pl.Float32).to_numpy(writable=True)), y, classes, group)
+    group, units = (None if c is None else frame[c].cast(pl.String).to_numpy().astype(str) for c in (client, unit))
+    x = torch.from_numpy(features.cast(pl.Float32).to_numpy(writable=True))
+    return Pool(name, x, y, classes, group, unit=units)
 
 
 def _plain(column: pl.Series) -> NDArray[Any]:
@@ -102,21 +106,31 @@ def _plain(column: pl.Series) -> NDArray[Any]:
     raise UsageError(f"label column {column.name!r} is {kind}; give numbers or text")
 
 
-def _from_arrays(path: Path) -> Pool:
+def _from_arrays(path: Path, label: str, client: str | None, unit: str | None) -> Pool:
     arrays = read_npz(path)
-    for needed in ("x", "y"):
-        if needed not in arrays:
-            raise UsageError(f"{path}: no array {needed!r}; it holds {', '.join(arrays) or 'nothing'}")
-    x, y = arrays["x"], arrays["y"]
+    client = "client" if client is None and "client" in arrays else client
+    for needed in ("x", label, client, unit):
+        if needed is not None and needed not in arrays:
+            held = ", ".join(arrays) or "nothing"
+            raise UsageError(f"{path}: no array {needed!r}{did_you_mean(needed, arrays)}; it holds {held}")
+    x = arrays["x"]
     if x.ndim < 2 or x.dtype.kind not in "fiub":
         raise UsageError(f"{path}: x has shape {x.shape} and type {x.dtype}; give numbers, one row per example")
     if x.dtype == np.uint8:
-        x = x / np.float32(127.5) - 1
+        x = _channels_first(x) / np.float32(127.5) - 1
     elif x.dtype != np.float32:
         x = x.astype(np.float32 if x.dtype.kind in "fb" else np.int64)
-    group: Names | None = arrays["client"].astype(str) if "client" in arrays else None
-    labels, classes = _labels(y, str(path))
-    return Pool(path.stem, torch.from_numpy(x), labels, classes, group)
+    group, units = (None if name is None else arrays[name].astype(str) for name in (client, unit))
+    labels, classes = _labels(arrays[label], str(path))
+    return Pool(path.stem, torch.from_numpy(x), labels, classes, group, unit=units)
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return images as (n, channels, height, width); arrays of other shapes as they are."""
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    last = pixels.ndim == 4 and pixels.shape[3] in (1, 3) and pixels.shape[1] not in (1, 3)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if last else pixels
 
 
 def _labels(values: NDArray[Any], name: str) -> tuple[Tensor, tuple[str, ...] | None]:

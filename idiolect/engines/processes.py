@@ -18,8 +18,9 @@ import torch
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
 from idiolect.core.errors import UsageError
-from idiolect.core.tree import Tree
+from idiolect.core.tree import Tree, counting
 from idiolect.core.types import Trees
+from idiolect.core.values import whole
 from idiolect.data import ClientData
 from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
@@ -45,7 +46,7 @@ class Processes:
     width = 1
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self.workers = whole("workers", workers, 1)
         self._pool: _Pool | None = None
 
     def __repr__(self) -> str:
@@ -58,7 +59,8 @@ class Processes:
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
         for buffers, numbers in self._each(source, clients, None):
-            steps, loss, gradients = buffers.received["share"].flat.new_tensor(numbers)
+            share = buffers.received["share"].flat
+            steps, loss, gradients = torch.tensor(numbers, dtype=counting(share.dtype), device=share.device)
             yield Outcome(buffers.uploads, buffers.after, steps[None], loss, gradients[None])
 
     def measure(self, source: Source, clients: Sequence[str], score: Score) -> Iterator[list[float]]:

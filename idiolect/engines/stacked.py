@@ -22,6 +22,7 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
 from idiolect.core.tree import Tree
 from idiolect.core.types import Batch, ClientRows, Lockstep, Stream, Trees
+from idiolect.core.values import whole
 from idiolect.engines.base import Score, Source
 from idiolect.engines.sequential import Sequential
 from idiolect.rounds.batches import Shuffled
@@ -39,6 +40,9 @@ class Stacked:
     """
 
     width: int
+
+    def __post_init__(self) -> None:
+        self.width = whole("width", self.width, 1)
 
     def __repr__(self) -> str:
         return f"stacks of {self.width}"

@@ -11,6 +11,7 @@ import torch
 
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
+from idiolect.core.values import whole
 from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
 from idiolect.rounds.client import Assignment, Outcome
@@ -32,7 +33,7 @@ class Threads:
     width = 1
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self.workers = whole("workers", workers, 1)
         self._pool: ThreadPoolExecutor | None = None
 
     def __repr__(self) -> str:

@@ -20,11 +20,12 @@ from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
+from idiolect.core.values import real, whole
 from idiolect.data import ClientData
 from idiolect.engines.base import Engine
 from idiolect.rounds.training import Training
 from idiolect.running.evaluation import default_metrics
-from idiolect.running.validate import check_run
+from idiolect.running.validate import numbers_of
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -122,11 +123,15 @@ def server_app(
         ...     model=lambda: nn.Linear(3, 2), method=idiolect.methods.fedavg(), rounds=50, sites=3, quorum=2)
     """
     need_flower()
-    check_run(rounds, participation, evaluate_every)
-    if sites < 1 or (quorum is not None and not 1 <= quorum <= sites):
-        raise UsageError(f"sites must be at least 1 and quorum 1 to sites, got sites={sites}, quorum={quorum}")
-    if not (deadline > 0 and give_up > 0):
-        raise UsageError(f"deadline and give_up must be above 0, got {deadline} and {give_up}")
+    rounds, participation, evaluate_every, seed = numbers_of(rounds, participation, evaluate_every, seed)
+    sites = whole("sites", sites, 1)
+    quorum = None if quorum is None else whole("quorum", quorum, 1)
+    if quorum and quorum > sites:
+        raise UsageError(f"quorum must be 1 to sites, got sites={sites}, quorum={quorum}")
+    deadline, give_up = (
+        real(name, seconds, lambda s: s > 0, "above 0")
+        for name, seconds in (("deadline", deadline), ("give_up", give_up))
+    )
     from flwr.serverapp import ServerApp
 
     from idiolect.flower.coordinator.coordinator import Coordinator

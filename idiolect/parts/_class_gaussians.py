@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idiolect.core.part import Part, part, require
 from idiolect.core.scope import Scope, head
-from idiolect.core.tree import Tree, combine, layout, vectors
+from idiolect.core.tree import Tree, combine, layout, vectors, wide
 from idiolect.core.types import Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, of_class
 from idiolect.parts.common.spread import add_spread, count_steps, divergence, key_of, noise, normal
@@ -70,7 +70,7 @@ def class_gaussians(
 
     def server(setup: Setup) -> Tree:
         _, classes, features = classifier(names, setup.structure)
-        like = setup.weights.flat
+        like = wide(setup.weights).flat
         return Tree.of({"mean": like.new_zeros(classes, features), "deviation": like.new_ones(classes, features)})
 
     def objective(local: Local) -> Objective:
@@ -78,9 +78,9 @@ def class_gaussians(
 
         def loss(inner: Term, seen: Pass, y: Tensor, facts: Tree) -> Tensor:
             z, sigma = normal(seen, found)
-            draws = noise(seen, found, facts["seed"], samples)
-            fits = [inner(seen._replace(outputs=seen.layer(z + sigma * draw)), y) for draw in draws]
-            own = of_class(y, found.classes).to(z.dtype)
+            drawn = (z + sigma * noise(seen, found, facts["seed"], samples)).to(seen.features.dtype)
+            fits = [inner(seen._replace(outputs=seen.layer(draw)), y) for draw in drawn]
+            own = of_class(y, found.classes).to(facts["mean"].dtype)
             of_classes = own @ facts["mean"], own @ facts["deviation"]
             pair = (of_classes, (z, sigma)) if kl == "code" else ((z, sigma), of_classes)
             return torch.stack(fits).mean() + strength * divergence(*pair).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idiolect.core.part import Part, part
-from idiolect.core.tree import Tree, axpy, pick, zeros_like
+from idiolect.core.tree import Tree, axpy, pick, wide, zeros_like
 from idiolect.core.types import Central, Local, Setup, Update
 
 
@@ -31,7 +31,7 @@ def control_variates() -> Part:
     """
 
     def zeros(setup: Setup) -> Tree:
-        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
+        return zeros_like(wide(pick(setup.shared, setup.structure.names("weight"))))
 
     def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
         correction = pick(local.received - local.memory, direction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from idiolect.core.part import Part, part, require
-from idiolect.core.tree import EMPTY, Tree, axpy, pick, zeros_like
+from idiolect.core.tree import EMPTY, Tree, axpy, pick, wide, zeros_like
 from idiolect.core.types import Arrival, Central, Local, Setup, Update
 
 
@@ -50,7 +50,7 @@ def dynamic(strength: float, dual_mean: Literal["all", "participants"] = "all") 
     require(everybody or dual_mean == "participants", f"dynamic: no dual_mean {dual_mean!r}: all or participants")
 
     def zeros(setup: Setup) -> Tree:
-        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
+        return zeros_like(wide(pick(setup.shared, setup.structure.names("weight"))))
 
     def direction(direction: Tree, weights: Tree, local: Local) -> Tree:
         pull = pick(weights, local.memory) - pick(local.shared, local.memory) + local.memory

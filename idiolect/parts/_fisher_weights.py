@@ -38,7 +38,7 @@ def fisher_weights() -> Part:
     """
 
     def finish(local: Local) -> tuple[Tree, Tree]:
-        trace = torch.zeros_like(local.end.flat[..., :1])
+        trace = torch.zeros_like(norm(local.end))
         for step in local.stream.epochs(1):
             trace = trace + norm(local.grad(local.end, step._replace(frozen=True)).gradient) ** 2
         return local.memory, Tree(layout(("trace",), (torch.Size((1,)),)), trace)

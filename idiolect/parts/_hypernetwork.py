@@ -13,7 +13,7 @@ from idiolect.core.part import Part, part, require
 from idiolect.core.rng import derive, normal_hash, uniform_hash
 from idiolect.core.scope import Scope, everything
 from idiolect.core.structure import ModelStructure
-from idiolect.core.tree import Layout, Tree, clipping, overlay, pick, vectors
+from idiolect.core.tree import Layout, Tree, clipping, overlay, pick, vectors, wide
 from idiolect.core.types import Central, Local, Setup, Update
 
 HIDDEN = 3
@@ -78,12 +78,12 @@ def hypernetwork(
         require(made.total > 0, f"hypernetwork: no trainable tensor among {names}")
         twice = next((name for name in made.names if name in setup.shared), None)
         require(twice is None, f"hypernetwork: {twice} is generated and exchanged as well: leave it out of share")
-        network = first_network(_vector_size(setup), width, made.total, seed, setup.weights.flat)
+        network = first_network(_vector_size(setup), width, made.total, seed, wide(setup.weights).flat)
         still = {f"momentum/{name}": torch.zeros_like(tensor) for name, tensor in network.items()}
         return Tree.of({**network, **still})
 
     def rows(setup: Setup) -> Tree:
-        zeros = setup.weights.flat.new_zeros(_vector_size(setup))
+        zeros = wide(setup.weights).flat.new_zeros(_vector_size(setup))
         return vectors(learned=zeros, momentum=zeros)
 
     def client_vectors(central: Central) -> Tensor:

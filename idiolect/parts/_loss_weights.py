@@ -38,7 +38,7 @@ def loss_weights(q: float = 1.0) -> Part:
 
     Example:
         >>> loss_weights(q=5)
-        loss_weights(q=5)
+        loss_weights(q=5.0)
 
     Reference: Li et al., q-FedAvg, ICLR 2020.
     Differs:   :math:`p_i` is the method's weighting. The paper samples clients in proportion to their examples and

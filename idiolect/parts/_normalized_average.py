@@ -33,7 +33,8 @@ def normalized_average() -> Part:
     Reference: Wang et al., FedNova, NeurIPS 2020.
     Differs:   with a proximal term the paper's :math:`a_i` discounts earlier steps, and the authors' code takes the
         mean number of steps for :math:`\tau`; here that term changes neither. Nesterov's momentum has its own
-        :math:`a_i`; their code uses that of plain momentum. With Adam :math:`a_i` is the number of steps.
+        :math:`a_i`; their code uses that of plain momentum. With Adam :math:`a_i` is the number of
+        steps; the first steps of RMSprop are longer.
     """
 
     def finish(local: Local) -> tuple[Tree, Tree]:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from idiolect.core.part import Part, part, require
-from idiolect.core.tree import Tree, overlay, pick
+from idiolect.core.tree import Tree, overlay, pick, wide
 from idiolect.core.types import Central, Setup, Update
 
 
@@ -56,7 +56,7 @@ def server_adaptive(
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, f"server_adaptive: betas must be in [0, 1), got {beta1} and {beta2}")
 
     def server(setup: Setup) -> Tree:
-        moving = pick(setup.shared, setup.structure.names("weight"))
+        moving = wide(pick(setup.shared, setup.structure.names("weight")))
         first = {f"mean/{n}": torch.zeros_like(t) for n, t in moving.items()}
         return Tree.of({**first, **{f"square/{n}": torch.full_like(t, tau**2) for n, t in moving.items()}})
 

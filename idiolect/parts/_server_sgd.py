@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idiolect.core.part import Part, part, require
-from idiolect.core.tree import Tree, overlay, pick, zeros_like
+from idiolect.core.tree import Tree, overlay, pick, wide, zeros_like
 from idiolect.core.types import Central, Setup, Update
 
 
@@ -35,7 +35,7 @@ def server_sgd(lr: float = 1.0, momentum: float = 0.9) -> Part:
     require(0 <= momentum < 1, f"server_sgd: momentum must be in [0, 1), got {momentum}")
 
     def server(setup: Setup) -> Tree:
-        return zeros_like(pick(setup.shared, setup.structure.names("weight")))
+        return zeros_like(wide(pick(setup.shared, setup.structure.names("weight"))))
 
     def aggregate(central: Central, mean: Tree) -> Update:
         v = momentum * central.state + pick(central.new - central.old, central.state)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.values import arguments, hints_of
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -44,7 +44,7 @@ def evaluate(text: str, names: Mapping[str, object], what: str) -> object:
     Example:
         >>> from idiolect import data, methods, parts
         >>> evaluate("rotation(45) + contrast(amount=0.5)", vars(data), "shift")
-        Rotation(degrees=45) + Contrast(amount=0.5)
+        Rotation(degrees=45.0) + Contrast(amount=0.5)
         >>> evaluate("FedBN + sam(0.05)", {**vars(methods), **vars(parts)}, "method").name
         'FedBN + sam'
         >>> evaluate("fedbm()", vars(methods), "method")
@@ -107,12 +107,10 @@ class _Reader:
             bound = signature.bind(*args, **given)
         except TypeError as error:
             raise UsageError(f"{where}: {error}; it is {_written(name, signature)}") from None
-        hints = _hints(make)
         for argument, value in bound.arguments.items():
             many = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
-            wrong = [v for v in (value if many else (value,)) if not fits(v, hints.get(argument, object))]
-            if wrong:
-                raise UsageError(f"{where}: {argument}={wrong[0]!r} is not {wanted(hints[argument])}")
+            for single in value if many else (value,):
+                arguments(where, {argument: single}, hints_of(make))
         return make(*args, **given)
 
     def apply(self, sign: str, operate: Callable[..., object], *values: object) -> object:
@@ -141,46 +139,3 @@ def _sample(names: Mapping[str, object]) -> str:
 def _written(name: str, signature: inspect.Signature) -> str:
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
-
-
-def _hints(make: Callable[..., object]) -> dict[str, Any]:
-    if isinstance(make, partial):
-        make = make.func
-    return get_type_hints(make if isinstance(make, type) else inspect.unwrap(make))
-
-
-def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
-    """Tell whether a value is of an annotated type; whole numbers are numbers, truth values are not.
-
-    Example:
-        >>> fits(1, float | None), fits(1.5, int), fits(True, int), fits("a", Literal["a", "b"])
-        (True, False, False, True)
-    """
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in inner)
-    if kind in (Union, UnionType):
-        return any(fits(value, choice) for choice in inner)
-    if kind in (tuple, Sequence):
-        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def wanted(hint: Any) -> str:  # noqa: ANN401
-    """Say in words what an annotated type wants.
-
-    Example:
-        >>> wanted(int | Literal["all"]), wanted(float | None)
-        ("a whole number or 'all'", 'a number or None')
-    """
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind in (Union, UnionType):
-        return " or ".join(map(wanted, inner))
-    if kind is Literal:
-        return " or ".join(map(repr, inner))
-    if kind in (tuple, Sequence):
-        return f"a tuple, each {wanted(inner[0])}"
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "None"}
-    return words.get(hint, f"a {getattr(hint, '__name__', hint)}".lower())

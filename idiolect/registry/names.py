@@ -18,11 +18,12 @@ from idiolect import data, methods, models, parts
 from idiolect.core import scope
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
-from idiolect.data import Shift, Split
+from idiolect.data import Deal, Shift, Split
 from idiolect.registry import plugins
 from idiolect.registry.expression import evaluate
-from idiolect.rounds import optim
-from idiolect.rounds.optim import Optimizer, Schedule
+from idiolect.rounds import optim, schedule
+from idiolect.rounds.optim import Optimizer
+from idiolect.rounds.schedule import Schedule
 
 
 def _of(module: ModuleType, *names: str) -> dict[str, object]:
@@ -38,8 +39,14 @@ METHODS: dict[str, object] = {
 }
 """Methods and parts, and the scopes and `Method` that occur in their arguments and reprs."""
 
-SPLITS = _of(data, "Iid", "Dirichlet", "DirichletEqual", "Pathological", "QuantitySkew", "ByDomain", "ByClient")
+SPLITS = _of(
+    data,
+    *("Iid", "Dirichlet", "DirichletEqual", "Pathological", "QuantitySkew", "ByDomain", "ByClient", "Contiguous"),
+)
 """Divisions of examples among clients."""
+
+DEALS = _of(data, "Shuffled", "TimeBlocks", "ByGroup")
+"""Divisions of a client's examples among training, validation and test."""
 
 SHIFTS = {
     name: found
@@ -51,10 +58,10 @@ SHIFTS = {
 MODELS = _of(models, "small_cnn", "mlp", "digit_model", "fedfsa_cnn", "next_character")
 """Networks for classes; `mlp` also predicts a number."""
 
-OPTIMIZERS = _of(optim, "SGD", "Adam")
+OPTIMIZERS = _of(optim, "SGD", "Adam", "AdamW", "RMSprop")
 """Local optimizers."""
 
-SCHEDULES = _of(optim, "Constant", "Exponential", "StepDecay", "Cosine")
+SCHEDULES = _of(schedule, "Constant", "Exponential", "StepDecay", "Cosine", "Warmup")
 """Learning rates over the rounds."""
 
 
@@ -88,12 +95,23 @@ def split_of(text: str) -> Split:
     return split
 
 
+def deal_of(text: str) -> Deal:
+    """Return the deal that an expression stands for.
+
+    Example:
+        >>> deal_of("time_blocks(gap=10)")
+        TimeBlocks(gap=10)
+    """
+    deal: Deal = _read(text, DEALS, "deal")
+    return deal
+
+
 def shift_of(text: str) -> Shift:
     """Return the shift that an expression stands for.
 
     Example:
         >>> shift_of("rotation(45) + contrast(0.5)")
-        Rotation(degrees=45) + Contrast(amount=0.5)
+        Rotation(degrees=45.0) + Contrast(amount=0.5)
     """
     shift: Shift = _read(text, SHIFTS, "shift", Shift)
     return shift
@@ -115,10 +133,10 @@ def schedule_of(text: str) -> Schedule:
 
     Example:
         >>> type(schedule_of("cosine"))
-        <class 'idiolect.rounds.optim.Cosine'>
+        <class 'idiolect.rounds.schedule.Cosine'>
     """
-    schedule: Schedule = _read(text, SCHEDULES, "schedule")
-    return schedule
+    found: Schedule = _read(text, SCHEDULES, "schedule")
+    return found
 
 
 def model_of(text: str, shape: tuple[int, ...], classes: int | None) -> nn.Module:

@@ -124,7 +124,7 @@ def comparison_cells(runs: Sequence[RunSummary]) -> list[dict[str, str]]:
 
 
 def _cells(row: Mapping[str, Any], metric: str) -> dict[str, str]:
-    spread = "" if row["std"] is None else f" ± {number(row['std'], metric)}"
+    spread = "" if row["std"] is None or math.isnan(row["std"]) else f" ± {number(row['std'], metric)}"
     return {
         "method": row["method"],
         f"personalized ± std over {row['std_over']}": number(row["personalized"], metric) + spread,
@@ -179,13 +179,14 @@ def round_table(records: Sequence[Record], metric: str = "accuracy") -> Table:
 
 
 def _round_cells(record: Record, choice: Choice | None, metric: str) -> dict[str, str]:
-    spread = f" ± {number(choice.personalized['std'], metric)}" if choice else ""
+    std = choice.personalized["std"] if choice else math.nan
+    spread = "" if math.isnan(std) else f" ± {number(std, metric)}"
     clients = len(record["cohort"])
     per_client = [record[way] / clients if clients else None for way in ("bytes_up", "bytes_down")]
     return {
         "round": str(record["round"]),
         "cohort": str(clients),
-        "train loss": number(record.get("train_loss"), "loss"),
+        "train loss": "nan" if math.isnan(record.get("train_loss") or 0) else number(record.get("train_loss"), "loss"),
         "personalized ± std over clients": _mean_cell(choice.personalized if choice else None, metric) + spread,
         "worst decile": number(choice.personalized["worst_decile"] if choice else None, metric),
         "val": _mean_cell(choice.val if choice else None, metric),
@@ -233,14 +234,16 @@ def title(metric: str) -> str:
 
 
 def number(value: float | None, metric: str) -> str:
-    """Return a metric's value as text; None is a dash, what diverged says nan.
+    """Return a metric's value as text; None is a dash, and what no client could measure is n/a.
 
     Example:
         >>> number(0.91234, "accuracy"), number(0.9, "loss"), number(None, "loss"), number(math.nan, "loss")
-        ('91.23', '0.9000', '—', 'nan')
+        ('91.23', '0.9000', '—', 'n/a')
     """
     if value is None:
         return NOTHING
+    if math.isnan(value):
+        return "n/a"
     return f"{100 * value:.2f}" if metric.endswith("accuracy") else _significant(value, 4)
 
 

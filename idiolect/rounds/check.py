@@ -13,7 +13,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.core.structure import ModelStructure
-from idiolect.core.tree import Tree
+from idiolect.core.tree import Tree, rounded
 from idiolect.core.types import Central, Gradient, Local, Objective, Step, Stream, Trees
 from idiolect.rounds.client import Assignment, Worker
 from idiolect.rounds.server import Upload, kind_of, server_round
@@ -104,7 +104,7 @@ class _Hook:
 
     def memory(self, found: object, local: Local) -> None:
         tree, like = self.tree(found, "its memory as a Tree"), local.memory
-        same = tree.layout is like.layout and tree.flat.dtype == like.flat.dtype
+        same = tree.layout is like.layout and rounded(tree, like).flat.dtype == like.flat.dtype
         self.require(same, f"changed the form of its memory from {_form(like)} to {_form(tree)}")
 
     def moving(self, tree: Tree) -> None:

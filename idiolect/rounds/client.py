@@ -19,7 +19,7 @@ from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.core.scope import Scope
-from idiolect.core.tree import EMPTY, Tree, pick, stacked
+from idiolect.core.tree import EMPTY, Tree, counting, pick, rounded, stacked
 from idiolect.core.types import Direct, GradFn, Local, Objective, Stream, Trees
 from idiolect.rounds.descent import descend
 from idiolect.rounds.queries import Queries
@@ -101,7 +101,7 @@ class Worker:
 
 def client_round(method: Method, model: Learner, training: Training, work: Assignment) -> Outcome:
     """Train one client, or a stack of clients, for one round. The inputs are not changed."""
-    model = Counted(model, work.received["share"].flat.new_zeros(*work.seed.shape, 1))
+    model = Counted(model, _none(work))
     weights, memory, local = _begin(method, model, training, work)
     views = {p.name: _view(p, local, memory, work) for p in method.parts}
     objectives = [p.objective(views[p.name]) for p in method.parts if p.objective]
@@ -123,9 +123,10 @@ def client_round(method: Method, model: Learner, training: Training, work: Assig
     for part in method.parts:
         uploads[part.name] = EMPTY
         if part.finish:
-            memory[part.name], uploads[part.name] = part.finish(
+            kept, uploads[part.name] = part.finish(
                 replace(views[part.name], end=end, steps=steps, effective_steps=effective)
             )
+            memory[part.name] = rounded(kept, work.memory[part.name])
     return Outcome(uploads, memory, steps, loss, model.gradients)
 
 
@@ -178,9 +179,16 @@ def _begin(method: Method, model: Learner, training: Training, work: Assignment)
     for part in method.parts:
         if part.begin:
             view = _view(part, replace(local, start=weights, end=weights), memory, work)
-            weights, memory[part.name] = part.begin(view, weights)
+            weights, kept = part.begin(view, weights)
+            weights, memory[part.name] = rounded(weights, local.shared), rounded(kept, work.memory[part.name])
     weights = stacked(weights, work.seed.shape)
     return weights, memory, replace(local, start=weights, end=weights)
+
+
+def _none(work: Assignment) -> Tensor:
+    """Return a zero for each client, ``(..., 1)``, to count in."""
+    share = work.received["share"].flat
+    return share.new_zeros(*work.seed.shape, 1, dtype=counting(share.dtype))
 
 
 def _local(model: Learner, training: Training, work: Assignment) -> Local:
@@ -212,7 +220,7 @@ def _local(model: Learner, training: Training, work: Assignment) -> Local:
         weights = stacked(weights, work.seed.shape)
         return descend(model, training, weights, steps, rate, grad, turn, freeze_statistics)[0]
 
-    none = work.received["share"].flat.new_zeros(*work.seed.shape, 1)
+    none = _none(work)
     queries = Queries(model, {"train": work.stream, "val": work.validation}, none)
     return Local(
         structure=model.structure,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from idiolect.compute.learner import Learner
-from idiolect.core.tree import Tree, clip, clipping, pick, step_
+from idiolect.core.tree import Tree, clip, clipping, counting, pick, step_
 from idiolect.core.types import Direct, GradFn, Lockstep, Step
 from idiolect.rounds.optim import OptimizerState
 from idiolect.rounds.training import Training
@@ -38,7 +38,8 @@ def descend(
         frozen: normalize by running statistics in all steps.
     """
     row = weights.clone()  # from here on this copy changes in place
-    taken, total = torch.zeros_like(row.flat[..., :1]), torch.zeros_like(row.flat[..., 0])
+    total = torch.zeros_like(row.flat[..., 0], dtype=counting(row.flat.dtype))
+    taken = torch.zeros_like(total)[..., None]
     plain = model.descend if training.plain and grad is None and direct is None else None
     gradient, state = grad or model.grad, OptimizerState()
 
@@ -88,9 +89,12 @@ def _move(
         if training.bare:  # clipped within the step
             return direction, clipping(direction, training.clip), state
         direction = clip(direction, training.clip)
-    decay = training.decay(model.structure, direction)
-    if isinstance(decay, Tree) or decay != 0:
+    decay, late = training.decay(model.structure, direction), training.optimizer.decoupled
+    decays = isinstance(decay, Tree) or decay != 0
+    if decays and not late:
         direction = direction + pick(weights, direction) * decay
     move, after = training.optimizer.move(direction, state)
+    if decays and late:
+        move = move + pick(weights, direction) * decay
     rate = training.rate(model.structure, direction)
     return (move * rate if isinstance(rate, Tree) or rate != 1 else move), 1.0, after

@@ -1,12 +1,12 @@
-r"""Local optimizers and learning-rate schedules, as pure functions of trees.
+r"""Local optimizers, as pure functions of trees.
 
-An optimizer turns a direction :math:`d` into a move :math:`m`; the step is :math:`w \leftarrow w - \eta m`.
-Its state lasts for one client's round, and is new in the next one.
+An optimizer turns a direction :math:`d` into a move :math:`m`; the step is :math:`w \leftarrow w - \eta m`. Its state
+lasts for one client's round, and is new in the next one. State and move of a model in bfloat16 or float16 are in
+float32, since there :math:`1 - \beta_2^t` would be 0 and a count would end at 256: only the weights are rounded.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
-from idiolect.core.tree import Tree, layout, zeros_like
+from idiolect.core.tree import Tree, layout, wide, zeros_like
+from idiolect.core.values import settle
 
 OptimizerState = dict[str, Tree]
 
@@ -27,7 +28,12 @@ class Optimizer(Protocol):
 
     @property
     def weight_decay(self) -> float:
-        """Coupled L2 decay, added to the direction."""
+        """Factor on the weights that is added to the direction, or to the move if it is decoupled."""
+        ...
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight decay is added to the move, not to the direction."""
         ...
 
     def init(self, direction: Tree) -> OptimizerState:
@@ -56,14 +62,14 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+    decoupled = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise UsageError(f"SGD: momentum must be in [0, 1), got {self.momentum}")
+        _settled(self, shares=("momentum",), amounts=("weight_decay",))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
-        return {"momentum": zeros_like(direction)} if self.momentum else {}
+        return {"momentum": zeros_like(wide(direction))} if self.momentum else {}
 
     def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
         """See `Optimizer`."""
@@ -88,10 +94,13 @@ class SGD:
 class Adam:
     r"""Adam (Kingma and Ba, ICLR 2015) with bias correction, as in PyTorch.
 
+    .. math::  u \leftarrow \beta_1 u + (1 - \beta_1) d, \quad v \leftarrow \beta_2 v + (1 - \beta_2) d^2, \quad
+               m = \frac{u / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
     Args:
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
-        epsilon: added to the root of the second moment.
+        beta1: decay of the first moment u, in [0, 1).
+        beta2: decay of the second moment v, in [0, 1).
+        epsilon: added to the root of the second moment, at least 0.
         weight_decay: :math:`\lambda w` is added to the direction (coupled, as `torch.optim.Adam`).
     """
 
@@ -99,15 +108,19 @@ class Adam:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    decoupled = False
+
+    def __post_init__(self) -> None:
+        _settled(self, shares=("beta1", "beta2"), amounts=("epsilon", "weight_decay"))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
-        zeros = zeros_like(direction)
-        return {"first": zeros, "second": zeros, "step": Tree(_STEP, torch.zeros_like(direction.flat[..., :1]))}
+        zeros = zeros_like(wide(direction))
+        return {"first": zeros, "second": zeros, "step": Tree(_STEP, torch.zeros_like(zeros.flat[..., :1]))}
 
     def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
         """See `Optimizer`."""
-        step = state["step"] + 1.0
+        step, direction = state["step"] + 1.0, wide(direction)
         first = self.beta1 * state["first"] + (1 - self.beta1) * direction
         second = self.beta2 * state["second"] + (1 - self.beta2) * (direction * direction)
         unbiased = first / (1 - self.beta1**step.flat)
@@ -119,70 +132,85 @@ class Adam:
         return steps
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """Learning rate over rounds."""
-
-    def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return the learning rate of a round, counted from 0, of a run of `rounds`."""
-        ...
-
-
 @dataclass(frozen=True)
-class Constant:
-    """The same learning rate in every round."""
+class AdamW(Adam):
+    r"""`Adam` with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), as in PyTorch.
 
-    def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return `lr`."""
-        return lr
-
-
-@dataclass(frozen=True)
-class Exponential:
-    r"""The learning rate of round :math:`t` is :math:`\eta \gamma^t`, whichever clients take part.
+    The decay :math:`\lambda w` is added to the move, so it is not divided by the root of the second moment:
+    :math:`w \leftarrow w - \eta (m + \lambda w)`.
 
     Args:
-        gamma: decay per round, in (0, 1].
+        beta1: as in `Adam`.
+        beta2: as in `Adam`.
+        epsilon: as in `Adam`.
+        weight_decay: :math:`\lambda`, at least 0.
+
+    Example:
+        >>> AdamW(weight_decay=0.1)
+        AdamW(beta1=0.9, beta2=0.999, epsilon=1e-08, weight_decay=0.1)
     """
 
-    gamma: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise UsageError(f"Exponential: gamma must be in (0, 1], got {self.gamma}")
-
-    def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return `lr` times gamma to the power of the round."""
-        return float(lr * self.gamma**round)
+    weight_decay: float = 0.01
+    decoupled = True
 
 
 @dataclass(frozen=True)
-class StepDecay:
-    r"""The learning rate falls by a factor :math:`\gamma` every `every` rounds.
+class RMSprop:
+    r"""RMSprop (Tieleman and Hinton, 2012), as in PyTorch, without centering.
+
+    .. math::  v \leftarrow \alpha v + (1 - \alpha) d^2, \quad
+               m \leftarrow \mu m + \frac{d}{\sqrt v + \epsilon}
 
     Args:
-        every: rounds between falls, at least 1.
-        gamma: factor, in (0, 1].
+        alpha: decay of the mean square v, in [0, 1).
+        epsilon: added to its root, at least 0.
+        momentum: :math:`\mu` in [0, 1).
+        weight_decay: :math:`\lambda w` is added to the direction.
     """
 
-    every: int
-    gamma: float = 0.1
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decoupled = False
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 < self.gamma <= 1:
-            raise UsageError(f"StepDecay: needs every >= 1 and gamma in (0, 1], got {self}")
+        _settled(self, shares=("alpha", "momentum"), amounts=("epsilon", "weight_decay"))
 
-    def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return `lr` after the falls so far."""
-        return float(lr * self.gamma ** (round // self.every))
+    def init(self, direction: Tree) -> OptimizerState:
+        """See `Optimizer`."""
+        zeros = zeros_like(wide(direction))
+        return {"square": zeros, "momentum": zeros} if self.momentum else {"square": zeros}
+
+    def move(self, direction: Tree, state: OptimizerState) -> tuple[Tree, OptimizerState]:
+        """See `Optimizer`."""
+        direction = wide(direction)
+        square = self.alpha * state["square"] + (1 - self.alpha) * (direction * direction)
+        scaled = direction / Tree(square.layout, torch.sqrt(square.flat) + self.epsilon)
+        if not self.momentum:
+            return scaled, {"square": square}
+        moving = self.momentum * state["momentum"] + scaled
+        return moving, {"square": square, "momentum": moving}
+
+    def effective_steps(self, steps: Tensor) -> Tensor:
+        r"""See `Optimizer`; step k of a constant direction has length :math:`(1 - \alpha^k)^{-1/2}`: v starts at 0.
+
+        Example:
+            >>> RMSprop(alpha=0.75).effective_steps(torch.tensor([1.0, 2.0]))  # 2, then 1.51 more
+            tensor([2.0000, 3.5119])
+        """
+        moving, ways = 0.0, [0.0]
+        for k in range(1, int(steps.max()) + 1):
+            moving = self.momentum * moving + (1 - self.alpha**k) ** -0.5
+            ways.append(ways[-1] + moving)
+        return torch.tensor(ways, dtype=steps.dtype, device=steps.device)[steps.long()]
 
 
-@dataclass(frozen=True)
-class Cosine:
-    r"""The learning rate falls to `floor` times itself over the run along half a cosine."""
-
-    floor: float = 0.0
-
-    def __call__(self, lr: float, round: int, rounds: int) -> float:
-        """Return the learning rate of a round; that of the last round is still above the floor."""
-        return lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * round / rounds)))
+def _settled(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
+    """Make the numbers of an optimizer plain; raise if a share is not in [0, 1), or an amount is below 0."""
+    settle(made)
+    for name in (*shares, *amounts):
+        value, share = getattr(made, name), name in shares
+        if value < 0 or (share and value >= 1):
+            what = "in [0, 1)" if share else "at least 0"
+            raise UsageError(f"{type(made).__name__}: {name} must be {what}, got {value}")

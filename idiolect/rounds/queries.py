@@ -13,7 +13,7 @@ from idiolect.compute.learner import Learner
 from idiolect.compute.metrics import CHUNK
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
-from idiolect.core.tree import Tree, layout, pick, stacked, vectors
+from idiolect.core.tree import Tree, counting, layout, pick, stacked, vectors
 from idiolect.core.types import Batch, ClientRows, Gradient, Lockstep, Query, Split, Step, Stream
 
 
@@ -42,7 +42,7 @@ class Queries:
         where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
         weights = _arranged(stacked(weights, self.lead), stream.order)
         query = query._replace(facts=_arranged(query.facts, stream.order))
-        total = Tree(where, weights.flat.new_zeros(*self.lead, where.total))
+        total = Tree(where, weights.flat.new_zeros(*self.lead, where.total, dtype=counting(weights.flat.dtype)))
         for step in stream.epochs(1):
             total = total + self.model.observe(weights, step, query)
         return _arranged(total, stream.order, back=True)
@@ -100,7 +100,7 @@ class Queries:
         weights = _arranged(stacked(weights, self.lead), stream.order)
         names = None if only is None else only(structure)
         where = structure.trainable if names is None else structure.trainable.only(names)
-        gradient = weights.flat.new_zeros(*self.lead, where.total)
+        gradient = weights.flat.new_zeros(*self.lead, where.total, dtype=counting(weights.flat.dtype))
         loss, seen = torch.zeros_like(self.none), torch.zeros_like(self.none)
         for step in stream.epochs(1):
             out = self.model.grad(weights, step._replace(frozen=True), only=names)

@@ -12,7 +12,7 @@ import torch
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part
-from idiolect.core.tree import EMPTY, Layout, Tree, overlay, pick
+from idiolect.core.tree import EMPTY, Layout, Tree, overlay, pick, rounded
 from idiolect.core.types import Arrival, Central, Trees, Update, Weight
 from idiolect.rounds.mean import Mean
 
@@ -157,8 +157,8 @@ def tree_of(part: Part, hook: str, found: object) -> Tree:
 
 
 def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -> Tree:
-    """Return the result of a hook; raise if its names, shapes and dtype are not those of `before`."""
-    found = tree_of(part, hook, after)
+    """Return the result of a hook, `rounded`; raise if its names, shapes and dtype are not those of `before`."""
+    found = rounded(tree_of(part, hook, after), before)
     if (
         found.layout is not before.layout
         or found.flat.dtype != before.flat.dtype

@@ -14,6 +14,7 @@ from idiolect.core.part import Part
 from idiolect.core.rng import derive, stream
 from idiolect.core.tree import EMPTY, Tree, combine
 from idiolect.core.types import Central, Setup, Trees
+from idiolect.rounds.schedule import rates
 from idiolect.rounds.server import Upload, broadcast, message, server_round, tree_of
 from idiolect.rounds.training import Training
 from idiolect.storage.memory import Store
@@ -83,10 +84,15 @@ class ServerState:
         setup = self.setup
         return {p.name: tree_of(p, "rows", p.rows(setup)) for p in self.method.parts if p.rows}
 
+    @cached_property
+    def rates(self) -> list[float]:
+        """Learning rate of every round; raise if the schedule does not give one."""
+        return rates(self.training.schedule, self.training.lr, self.rounds)
+
     @property
     def lr(self) -> float:
         """Learning rate of the next round; after the last round, that of the last."""
-        return self.training.schedule(self.training.lr, min(self.round, self.rounds - 1), self.rounds)
+        return self.rates[min(self.round, self.rounds - 1)]
 
     def draw(self, names: Sequence[str]) -> list[str]:
         """Draw the clients of the next round from sorted names, without replacement; at least one."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, spread
-from idiolect.rounds.optim import SGD, Constant, Optimizer, Schedule
+from idiolect.core.values import real, settle, whole
+from idiolect.rounds.optim import SGD, Optimizer
+from idiolect.rounds.schedule import Constant, Schedule, schedule_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Group:
     lr: float = 1.0
     weight_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.lr < 0 or (self.weight_decay or 0) < 0:
+            raise UsageError(f"Group: lr and weight_decay must be at least 0, got {self.lr} and {self.weight_decay}")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -35,8 +43,9 @@ class Training:
         local_epochs: passes over the client's training examples per round, at least 1.
         batch_size: examples per step; None for all of a client's examples at once. The last batch may be smaller;
             under batch normalization a last batch of one example joins the batch before it.
-        optimizer: `SGD` or `Adam`.
-        schedule: learning rate over rounds.
+        optimizer: `SGD`, `Adam`, `AdamW` or `RMSprop`.
+        schedule: learning rate over rounds: `Constant`, `Exponential`, `StepDecay`, `Cosine`, `Warmup`, or a function
+            of the round, counted from 0, that returns a factor on `lr`.
         clip: largest Euclidean norm of the final direction, all tensors together; None for no clipping.
         groups: other learning rates or weight decay for some tensors; of several groups the last applies.
 
@@ -53,14 +62,18 @@ class Training:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UsageError(f"lr must be above 0, got {self.lr} (methods divide by it; to freeze use share)")
-        if not isinstance(self.local_epochs, int) or self.local_epochs < 1:
-            raise UsageError(f"local_epochs must be a whole number, at least 1, got {self.local_epochs}")
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise UsageError(f"batch_size must be at least 1 (or None for a whole set), got {self.batch_size}")
-        if self.clip is not None and not self.clip > 0:
-            raise UsageError(f"clip must be above 0, got {self.clip}")
+        keep = partial(object.__setattr__, self)
+        keep("lr", real("lr", self.lr, lambda lr: lr > 0, "above 0 (methods divide by it; to freeze use share)"))
+        keep("local_epochs", whole("local_epochs", self.local_epochs, 1))
+        if self.batch_size is not None:
+            keep("batch_size", whole("batch_size (or None for a whole set)", self.batch_size, 1))
+        if self.clip is not None:
+            keep("clip", real("clip", self.clip, lambda clip: clip > 0, "above 0"))
+        if isinstance(self.optimizer, type) or not isinstance(self.optimizer, Optimizer):
+            raise UsageError(f"optimizer={_shown(self.optimizer)} is no optimizer of idiolect; there are {_OPTIMIZERS}")
+        keep("schedule", schedule_of(self.schedule))
+        if not isinstance(self.groups, tuple) or not all(isinstance(group, Group) for group in self.groups):
+            raise UsageError(f"groups={self.groups!r}: write groups=(Group(names, lr=...),)")
 
     @property
     def plain(self) -> bool:
@@ -80,6 +93,14 @@ class Training:
     def rate(self, structure: ModelStructure, like: Tree) -> Tree | float:
         """Return the factor on the learning rate of each value, or one number if it is the same for all."""
         return _per_tensor(1.0, [(g.names, g.lr) for g in self.groups], structure, like)
+
+
+_OPTIMIZERS = "SGD(momentum), Adam(), AdamW(weight_decay), RMSprop()"
+
+
+def _shown(given: object) -> str:
+    """Return a class by its full name, and all else as it prints, in one line."""
+    return f"{given.__module__}.{given.__qualname__}" if isinstance(given, type) else " ".join(repr(given).split())[:60]
 
 
 def _per_tensor(

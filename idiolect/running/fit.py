@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -23,7 +24,8 @@ from idiolect.running.arguments import check_types, explained
 from idiolect.running.evaluation import default_metrics, evaluate_all
 from idiolect.running.options import Machine, Output
 from idiolect.running.run import Run
-from idiolect.running.validate import check_parts, check_run, device_of, prepare
+from idiolect.running.trial import check_metrics
+from idiolect.running.validate import check_parts, device_of, numbers_of, prepare, untested
 from idiolect.storage import checkpoint
 from idiolect.storage.disk import store_for
 from idiolect.storage.memory import RamStore
@@ -89,7 +91,7 @@ def fit(
         torch.Size([1, 2])
     """
     check_types(model, clients, method, metrics, {"training": training, "machine": machine, "output": output})
-    check_run(rounds, participation, evaluate_every)
+    rounds, participation, evaluate_every, seed = numbers_of(rounds, participation, evaluate_every, seed)
     with torch.random.fork_rng(devices=[]):
         wrapped = Model(model, loss, device_of(machine.device, model), machine.precision == "bfloat16")
         wrapped, kept, notes = prepare(wrapped, clients, training)
@@ -108,6 +110,9 @@ def fit(
         federation = Federation(wrapped, method, training, rounds, participation, seed, kept, engine, keep)
         check_parts(federation)
         measured = default_metrics(loss) if metrics is None else tuple(metrics)
+        check_metrics(wrapped, kept, measured)
+        for note in untested(kept):
+            print(f"idiolect: {note}", file=sys.stderr)
         run = Run(federation, measured, notes, dict(output.about or {}))
         with closing(engine):
             _play_all(run, evaluate_every, output, on_round)

@@ -41,5 +41,5 @@ class Progress:
         """Show that a round is done."""
         if "personalized" in record:
             mean = record["personalized"]["test"][self._lead]["mean"]
-            self._bar.update(self._task, score=f"{self._lead} {mean:.3f}")
+            self._bar.update(self._task, score=f"{self._lead} {'n/a' if mean != mean else f'{mean:.3f}'}")
         self._bar.advance(self._task)

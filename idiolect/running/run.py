@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ from idiolect.core.method import Weighting
 from idiolect.data import holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
+from idiolect.rounds.schedule import written
 from idiolect.running.adapting import Adapting
+from idiolect.running.fingerprint import data_of, described, model_of
 from idiolect.running.new_client import Rule, new_client
 from idiolect.running.run_report import summary_of, write_run_report
 
@@ -103,7 +105,11 @@ class Run:
         return self.metrics[0].name if self.metrics else "loss"
 
     def table(self) -> pl.DataFrame:
-        """Return one row per evaluated round: the leading metric over clients on test examples, and bytes."""
+        """Return one row per evaluated round: the leading metric over clients on test examples, and bytes.
+
+        A number that no client could measure, since none has test examples, is null. For pandas, without pyarrow:
+        ``pandas.DataFrame(run.table().to_dict(as_series=False))``.
+        """
         import polars as pl
 
         rows = []
@@ -123,7 +129,7 @@ class Run:
                     "bytes down": record["bytes_down"],
                 }
             )
-        return pl.DataFrame(rows, infer_schema_length=None)
+        return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
 
     def summary(self, label: str | None = None) -> RunSummary:
         """Return the data for tables and reports of several runs; the label says if predictions are transductive."""
@@ -141,7 +147,7 @@ class Run:
             federation.model,
             self.summary(),
             clients=f"{len(federation.clients)} clients",
-            config=self.config(),
+            config={name: value for name, value in self.config().items() if name != "data"},
             holdings=self.holdings(),
         )
 
@@ -161,9 +167,9 @@ class Run:
             "participation": federation.participation,
             "seed": federation.seed,
             "training": repr(federation.training),
-            "loss": re.sub(
-                r" at 0x[0-9a-f]+", "", getattr(federation.model.loss, "__name__", repr(federation.model.loss))
-            ),
+            "rates": written(federation.rates),
+            "loss": described(federation.model.loss),
+            "model": model_of(federation.model.training),
             "initial": hashlib.sha256(
                 federation.model.initial.flat.cpu().view(torch.uint8).numpy().tobytes()
             ).hexdigest()[:16],
@@ -172,9 +178,15 @@ class Run:
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            "data": self._data,
             **({"transductive": list(federation.method.transductive)} if federation.method.transductive else {}),
             **self.about,
         }
+
+    @cached_property
+    def _data(self) -> dict[str, dict[str, str]]:
+        """The fingerprint of each client's data."""
+        return {client: data_of(data) for client, data in self.federation.clients.items()}
 
     def _known(self, client: str) -> None:
         if client not in self.federation.clients:

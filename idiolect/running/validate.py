@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,11 +16,13 @@ from idiolect.compute.hidden import refuse_hidden_state
 from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
 from idiolect.core.types import Batch
+from idiolect.core.values import real, whole
 from idiolect.data import ClientData, check_clients
 from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
 from idiolect.rounds.check import check_method, check_stack
 from idiolect.rounds.training import Training
+from idiolect.running.trial import image_hint
 
 
 def prepare(
@@ -60,10 +63,25 @@ def prepare(
     if own := sorted(model.structure.own_state):
         some = ", ".join(own[:4]) + ", ..." * (len(own) > 4)
         notes.append(f"{len(own)} buffers that training changes stay with each client and are not averaged: {some}")
-    untested = [name for name, data in moved.items() if data.test is None]
-    if untested:
-        notes.append(f"{len(untested)} of {len(moved)} clients have no test examples and do not count in tables")
-    return model, moved, notes
+    return model, moved, notes + untested(moved)
+
+
+def untested(clients: Mapping[str, ClientData]) -> list[str]:
+    """Return a note about the clients that have no test examples, if there are any.
+
+    Example:
+        >>> untested({"a": ClientData(train=([[0.5]], [1]))})
+        ['no client has test examples, so tables show n/a: give ClientData(train=..., test=(x, y))']
+    """
+    names = [repr(name) for name, data in clients.items() if data.test is None]
+    if len(names) == len(clients):
+        return ["no client has test examples, so tables show n/a: give ClientData(train=..., test=(x, y))"]
+    some = ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
+    return (
+        [f"{len(names)} of {len(clients)} clients have no test examples and do not count in tables: {some}"]
+        if names
+        else []
+    )
 
 
 def check_parts(federation: Federation) -> None:
@@ -87,21 +105,33 @@ def is_cross_entropy(loss: Loss) -> bool:
     return named is F.cross_entropy or isinstance(named, nn.CrossEntropyLoss)
 
 
-def check_run(rounds: int, participation: float, evaluate_every: int) -> None:
-    """Refuse numbers that are out of range.
+class Numbers(NamedTuple):
+    """The numbers of a run, as Python's own."""
+
+    rounds: int
+    participation: float
+    evaluate_every: int
+    seed: int
+
+
+def numbers_of(rounds: object, participation: object, evaluate_every: object, seed: object) -> Numbers:
+    """Return the numbers of a run, whatever they are made of.
 
     Raises:
-        UsageError: one line.
+        UsageError: one line, if one is out of range.
+
+    Example:
+        >>> numbers_of(torch.tensor(3), 1, 1, 0)
+        Numbers(rounds=3, participation=1.0, evaluate_every=1, seed=0)
     """
-    for name, number in (("rounds", rounds), ("evaluate_every", evaluate_every)):
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
-            raise UsageError(f"{name} must be a whole number, got {number!r}")
-    if rounds < 1:
-        raise UsageError(f"rounds must be at least 1, got {rounds}")
-    if not 0 < participation <= 1:
-        raise UsageError(f"participation is the share of clients in a round, in (0, 1], got {participation}")
-    if evaluate_every < 1:
-        raise UsageError(f"evaluate_every must be at least 1, got {evaluate_every}")
+    return Numbers(
+        whole("rounds", rounds, 1),
+        real(
+            "participation", participation, lambda share: 0 < share <= 1, "in (0, 1], the share of clients in a round"
+        ),
+        whole("evaluate_every", evaluate_every, 1),
+        whole("seed", seed),
+    )
 
 
 def device_of(asked: str | torch.device, model: nn.Module) -> torch.device:
@@ -133,7 +163,8 @@ def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(data.train.x.shape[1:])
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}") from None
+        hint = image_hint(model.training, data.train.x)
+        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}{hint}") from None
     if not isinstance(outputs, torch.Tensor):
         raise UsageError(
             f"the model must return one tensor, it returns a {type(outputs).__name__}: wrap it in a module"

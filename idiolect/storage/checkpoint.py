@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -76,11 +76,12 @@ def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list
     """
     known = read_run(store.path)[0]["config"]
     asked = json.loads(json.dumps(config, default=str))
-    differ = [f"{k} was {known.get(k)!r}, is {v!r}" for k, v in asked.items() if known.get(k) != v]
+    differ = list(_differences("", known, asked))
     if differ:
-        settings = "; ".join(differ)
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise UsageError(
-            f"{store.path} was started with other settings: {settings}; give another run another directory"
+            f"{store.path} was started with other settings: {'; '.join(differ[:4])}{more}; give another run another "
+            "directory"
         )
     if not (store.path / f"{_NAME}.safetensors").exists():
         for kept in _stores(state).values():
@@ -95,6 +96,17 @@ def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list
     state.round = int(tensors["round"])
     store.rewind(state.round)
     return read_run(store.path)[1]
+
+
+def _differences(where: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each setting that differs, by its place: ``data a train``."""
+    for key, value in asked.items():
+        before, here = known.get(key), f"{where}{key}"
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from (f"{here} {name} was there" for name in before if name not in value)
+            yield from _differences(f"{here} ", before, value)
+        elif before != value:
+            yield f"{here} was {before!r}, is {value!r}"
 
 
 def _stores(state: Kept) -> dict[str, Remembered]:

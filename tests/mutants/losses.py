@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "FedCR: noise of variance instead of deviation",
         "parts/_class_gaussians.py",
-        "seen.layer(z + sigma * draw)",
-        "seen.layer(z + sigma**2 * draw)",
+        "(z + sigma * noise(",
+        "(z + sigma**2 * noise(",
         FOLLOWS,
         "fedcr",
     ),

@@ -226,8 +226,8 @@ MUTANTS = [
     Mutant(
         "schedule: one round late",
         "rounds/server_state.py",
-        "self.training.schedule(self.training.lr, min(self.round, self.rounds - 1), self.rounds)",
-        "self.training.schedule(self.training.lr, max(self.round - 1, 0), self.rounds)",
+        "self.rates[min(self.round, self.rounds - 1)]",
+        "self.rates[max(self.round - 1, 0)]",
         ORACLES,
         "fedavg",
     ),

@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(
         "FedAvgM: momentum on statistics too",
         "parts/_server_sgd.py",
-        'return zeros_like(pick(setup.shared, setup.structure.names("weight")))',
+        'return zeros_like(wide(pick(setup.shared, setup.structure.names("weight"))))',
         "return zeros_like(setup.shared)",
         ORACLES,
         "FedAvgM",

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from idiolect.compute.metrics import Metric
+from idiolect.core.tree import counting
 from idiolect.core.types import Trees
 from idiolect.flower.coordinator.clients import Client, Clients
 from idiolect.flower.coordinator.connections import Connections
@@ -24,10 +25,12 @@ from idiolect.flower.protocol.arrays import write_trees
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN, Instruction, write_message
 from idiolect.flower.protocol.model_form import INITIAL, model_form
 from idiolect.flower.system.files import lock_file
+from idiolect.rounds.schedule import Constant, written
 from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
 from idiolect.running.describe import uploads
 from idiolect.running.evaluation import Measured, over_clients
+from idiolect.running.fingerprint import described, model_of
 from idiolect.running.run_report import summary_of, write_run_report
 from idiolect.storage import checkpoint
 from idiolect.storage.memory import RamStore
@@ -85,6 +88,9 @@ class Coordinator(ServerState):
             "run": self._run_name,
             "method": repr(self.method),
             "training": repr(self.training),
+            "rates": written(self.rates),
+            "loss": described(self.model.loss),
+            "model": model_of(self.model.training),
             "rounds": self.rounds,
             "participation": self.participation,
             "seed": self.seed,
@@ -184,14 +190,14 @@ class Coordinator(ServerState):
         return [results[client] for client in longest_first]
 
     def _upload(self, client: str, result: Result) -> Upload:
-        steps = torch.tensor([result.report.steps], dtype=self.model.dtype)
+        steps = torch.tensor([result.report.steps], dtype=counting(self.model.dtype))
         return Upload(self.place(client), result.uploads, result.report.examples, steps)
 
     def _instruction(self, round: int, evaluate: bool) -> Instruction:
         return Instruction(
             run=self._run_name,
             method=repr(self.method),
-            training=repr(self.training),
+            training=repr(replace(self.training, schedule=Constant())),  # the rate comes with each message
             seed=self.seed,
             round=round,
             lr=self.lr,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
 
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
@@ -23,7 +26,7 @@ def write_trees(content: RecordDict, kind: str, trees: Mapping[str, Tree]) -> No
     """Add trees to a message: one record per part, one array per tensor; a part without tensors is not sent."""
     for part, tree in trees.items():
         if len(tree):
-            content[f"{kind}/{part}"] = ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in tree.items()})
+            content[f"{kind}/{part}"] = ArrayRecord({n: Array(_values(t.detach())) for n, t in tree.items()})
 
 
 def read_trees(content: RecordDict, kind: str, like: Trees) -> Trees:
@@ -70,13 +73,19 @@ def _check_names(what: str, where: str, expected: list[str], found: list[str]) -
         raise WireError(f"{where}: the {what} differ: {'; '.join(differences)}")
 
 
+def _values(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a tensor as an array; NumPy has no bfloat16, so its bits travel as int16, which no other tree has."""
+    cpu = tensor.cpu()
+    return (cpu.view(torch.int16) if cpu.dtype == torch.bfloat16 else cpu).numpy()
+
+
 def _read_tree(record: ArrayRecord, like: Tree, where: str) -> Tree:
-    dtype = like.flat.cpu().numpy().dtype
+    dtype = _values(like.flat[:0]).dtype
     _check_names("tensors", where, list(like), list(record))
     shapes = like.layout.shape_of.items()
     values = [_read_values(record[n], dtype, tuple(shape), f"{where}: {n}") for n, shape in shapes]
-    flat = np.concatenate([np.frombuffer(array_values, dtype) for array_values in values])
-    return Tree(like.layout, like.flat.new_tensor(flat))
+    flat = torch.from_numpy(np.concatenate([np.frombuffer(array_values, dtype) for array_values in values]))
+    return Tree(like.layout, flat.view(like.flat.dtype).to(like.flat.device))
 
 
 def _read_values(array: Array, dtype: np.dtype[np.generic], shape: tuple[int, ...], where: str) -> memoryview:

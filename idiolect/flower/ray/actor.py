@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, layout
 from idiolect.core.types import Trees
@@ -57,7 +58,7 @@ class Actor(ClientApp):
         """Return the reply to a message; an exception is returned as a reply too."""
         client = str(content.config_records[ASSIGNMENT]["client"])
         try:
-            data = from_arrays(self._data[client], self._setup.worker.model.device)
+            data = from_arrays(self._data[client], self._setup.worker.model)
             work = self._assignment(kind, client, data, content)
             return self._train(work) if kind == TRAIN else self._evaluate(data, work)
         except UsageError as error:
@@ -110,15 +111,21 @@ def setup_of(source: Source) -> ActorSetup:
 
 
 def to_arrays(data: ClientData) -> ClientArrays:
-    """Return a client's examples as arrays."""
-    return {split: (x.cpu().numpy(), y.cpu().numpy()) for split, (x, y) in data.splits().items()}
+    """Return a client's examples as arrays; NumPy has no bfloat16, so that travels as float32."""
+
+    def array(values: torch.Tensor) -> NDArray[Any]:
+        return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+
+    return {split: (array(x), array(y)) for split, (x, y) in data.splits().items()}
 
 
-def from_arrays(arrays: ClientArrays, device: torch.device) -> ClientData:
-    """Return a client's examples as tensors; they are copies, since shared memory must not be written to."""
-    return ClientData(
-        **{s: (torch.tensor(x, device=device), torch.tensor(y, device=device)) for s, (x, y) in arrays.items()}
-    )
+def from_arrays(arrays: ClientArrays, model: Model) -> ClientData:
+    """Return a client's examples as tensors for a model; they are copies: shared memory must not be written to."""
+
+    def tensor(values: NDArray[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=model.device, dtype=model.dtype if values.dtype.kind == "f" else None)
+
+    return ClientData(**{split: (tensor(x), tensor(y)) for split, (x, y) in arrays.items()})
 
 
 def _numbers(numbers: list[float]) -> RecordDict:

@@ -11,6 +11,8 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from idiolect.core.errors import UsageError
+from idiolect.core.tree import counting
+from idiolect.core.values import real
 from idiolect.engines.base import Score, Source
 from idiolect.engines.sequential import Sequential
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
@@ -45,8 +47,8 @@ class RayEngine(Sequential):
     """
 
     def __init__(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
-        if not (cpus > 0 and gpus >= 0):
-            raise UsageError(f"an actor needs cpus above 0 and gpus of at least 0, got cpus={cpus!r}, gpus={gpus!r}")
+        cpus = real("cpus", cpus, lambda n: n > 0, "above 0, the cores of an actor")
+        gpus = real("gpus", gpus, lambda n: n >= 0, "of at least 0, the GPUs of an actor")
         self.cpus, self.gpus = cpus, gpus
         self._pool: Pool | None = None
 
@@ -59,7 +61,8 @@ class RayEngine(Sequential):
         worker, (memory, _) = source.worker, source.received(clients[0])
         layouts = uploads(worker.method, worker.model)
         for reply in self._request_all(source, clients, TRAIN):
-            steps, loss, gradients = worker.model.initial.flat.new_tensor(_numbers(reply))
+            model = worker.model
+            steps, loss, gradients = torch.tensor(_numbers(reply), dtype=counting(model.dtype), device=model.device)
             uploaded, kept = read_rows(reply, "upload", layouts), read_rows(reply, "memory", memory)
             yield Outcome(uploaded, kept, steps[None], loss, gradients[None])
 

@@ -32,6 +32,7 @@ from idiolect.registry.expression import evaluate
 from idiolect.registry.names import METHODS, OPTIMIZERS, SCHEDULES
 from idiolect.rounds.server_state import ServerState
 from idiolect.rounds.training import Group, Training
+from idiolect.running.trial import check_metrics
 from idiolect.running.validate import prepare
 
 
@@ -103,6 +104,7 @@ class Site(ClientApp):
         if not isinstance(data, ClientData):
             raise UsageError(f"data must return a ClientData, got {type(data).__name__}")
         model, clients, _ = prepare(model, {client: data}, training)
+        check_metrics(model, clients, self._metrics)
         server_state = ServerState(model, method, training, rounds=1, participation=1.0, seed=instruction.seed)
         state = SiteState(folder / client, instruction.run, server_state.fresh())
         return Session(client, server_state, clients[client], state, self._metrics, config.get("restored") is True)

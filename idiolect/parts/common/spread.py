@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.core.rng import normal_hash
 from idiolect.core.scope import Scope
 from idiolect.core.structure import Attached, Private
-from idiolect.core.tree import Tree, combine, overlay
+from idiolect.core.tree import Tree, combine, counting, overlay
 from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
 from idiolect.parts.common.classes import Classifier, classifier, layer_in
 
@@ -46,12 +47,14 @@ def add_spread(names: Scope, module: nn.Module) -> None:
 def normal(seen: Pass, found: Classifier) -> Normal:
     """Return the means and standard deviations of each example's features, ``(b, d)`` each."""
     weight, bias = (seen.weights[found.tensor(f"spread.{name}")] for name in ("weight", "bias"))
-    return seen.features, F.softplus(F.linear(seen.features, weight, bias)).clamp(min=SMALLEST)
+    deviations = F.softplus(F.linear(seen.features, weight, bias))
+    dtype = counting(deviations.dtype)  # the square of the smallest is 0 in float16
+    return seen.features.to(dtype), deviations.to(dtype).clamp(min=SMALLEST)
 
 
 def key_of(local: Local) -> Tensor:
     """Return the key of the noise of a client's round, ``(..., 1)``, as a fact for an objective."""
-    return (local.seed % (1 << KEY_BITS))[..., None].to(local.start.flat.dtype)
+    return (local.seed % (1 << KEY_BITS))[..., None].to(counting(local.start.flat.dtype))
 
 
 def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
@@ -68,7 +71,9 @@ def count_steps(names: Scope, grad: GradFn, local: Local) -> GradFn:
 
     def counted(at: Tree, step: Step) -> Gradient:
         out = grad(at, step)
-        return out._replace(buffers=overlay(out.buffers, combine(steps, at) + 1.0))
+        count = combine(steps, at) + 1.0
+        exact = 2 / torch.finfo(count.flat.dtype).eps  # the largest count that is exact: 256 in bfloat16
+        return out._replace(buffers=overlay(out.buffers, Tree(steps, count.flat % exact)))
 
     return counted
 
