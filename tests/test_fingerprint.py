@@ -86,6 +86,8 @@ PAIRS = [
     (closing(closing(1)), closing(closing(2))),
     (lambda o, y: F.cross_entropy(o, y), lambda o, y: 2 * F.cross_entropy(o, y)),
     (lambda o, y: F.cross_entropy(o, y), lambda o, y: F.nll_loss(o, y)),
+    (lambda o, y: 2.0 * F.cross_entropy(o, y), lambda o, y: 3.0 * F.cross_entropy(o, y)),
+    (lambda o, y: (lambda k: k * 2.0)(F.mse_loss(o, y)), lambda o, y: (lambda k: k * 3.0)(F.mse_loss(o, y))),
     (Own(1.0), Own(2.0)),
     (Called(1.0), Called(2.0)),
     (Called(1.0).method, Called(2.0).method),

@@ -135,6 +135,18 @@ def test_every_other_flag_reaches_the_run(flag, value, monkeypatch, tmp_path):
     assert changed == {expected}
 
 
+@pytest.mark.parametrize("kind", ["csv", "npz", "csv with clients"])
+def test_the_columns_that_are_named_are_no_features(kind, tmp_path):
+    named = {"label": "grade", "client": "client" if "clients" in kind else "subject", "unit": "patient"}
+    with_unit = experiments.load(source(kind, tmp_path)["data"], **named)
+    without = experiments.load(source(kind, tmp_path)["data"], **{**named, "unit": None})
+    assert without.x.shape[1] - with_unit.x.shape[1] == (0 if kind == "npz" else 1)
+    assert (len(set(with_unit.unit)), without.unit) == (60, None)
+    assert set(with_unit.group) == (
+        {"a", "b", "c"} if "clients" in kind else {"s", "t"} if kind == "npz" else {"0", "1"}
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
