@@ -5,7 +5,9 @@
 :class:`ClientData` directly.
 """
 
-from idiolect.data.clients import ClientData, Examples, check_clients, holdings
+from idiolect.data.checking import Labels, check_clients, first_of
+from idiolect.data.clients import ClientData, countable, holdings
+from idiolect.data.examples import Examples, LazyExamples, Placement
 from idiolect.data.label_skew import Dirichlet, DirichletEqual, Pathological
 from idiolect.data.partition import ByClient, ByDomain, Iid, QuantitySkew, Split
 from idiolect.data.pool import Pool, federate
@@ -36,9 +38,12 @@ __all__ = [
     "DirichletEqual",
     "Examples",
     "Iid",
+    "Labels",
+    "LazyExamples",
     "Noise",
     "Pathological",
     "PermuteLabels",
+    "Placement",
     "Pool",
     "QuantitySkew",
     "Rotation",
@@ -47,7 +52,9 @@ __all__ = [
     "Shift",
     "Split",
     "check_clients",
+    "countable",
     "federate",
+    "first_of",
     "holdings",
     "load",
     "read_table",

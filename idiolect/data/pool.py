@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from idiolect.core.errors import UsageError
-from idiolect.data.clients import ClientData, Examples
+from idiolect.data.clients import ClientData
+from idiolect.data.examples import Examples
 from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import Shift, stream
 
