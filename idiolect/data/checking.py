@@ -45,15 +45,15 @@ def check_clients(
     for name, data in kept.items():
         for split, examples in data.splits().items():
             where = f"client {name!r}, {split}"
-            x, y = examples if isinstance(examples, Examples) else first_of(examples)
+            x, y = examples if isinstance(examples, Examples) else _read(examples, where)
             first = first or (where, x, y, isinstance(examples, Examples))
             fixed = first[3] and isinstance(examples, Examples)  # those that are read may differ in length
             _same_form("features", first[0], first[1], where, x, fixed)
+            if labels:
+                labels.check(y, where)
             _same_form("labels", first[0], first[2], where, y, fixed)
             _finite(x, where, "feature")
             _finite(y, where, "label")
-            if labels:
-                labels.check(y, where)
     empty = [repr(name) for name in clients if name not in kept]
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     plural = "s" if len(empty) > 1 else ""
@@ -64,6 +64,17 @@ def check_clients(
 def first_of(examples: Split, count: int = 2) -> tuple[Nest, Nest]:
     """Return the first examples of a split."""
     return examples.take(torch.arange(min(count, len(examples))))
+
+
+def _read(examples: Split, where: str) -> tuple[Nest, Nest]:
+    """Return the first examples of a split; raise if reading fails."""
+    try:
+        return first_of(examples)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except Exception as error:  # a user's data set may raise anything
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{where}: reading the first examples failed: {type(error).__name__}: {reason}") from error
 
 
 class Labels(NamedTuple):
