@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idiolect import data, flower, methods, models, parts
+    from idiolect.compute.forward import own_loss
     from idiolect.compute.metrics import Metric, accuracy
     from idiolect.core import scope
     from idiolect.core.errors import UsageError
     from idiolect.core.method import Method
+    from idiolect.core.normalization import register_normalization
     from idiolect.core.part import Part, part
     from idiolect.data import ClientData, federate, load
     from idiolect.rounds.optim import SGD, Adam, Constant, Cosine, Exponential, StepDecay
@@ -46,8 +48,10 @@ __all__ = [
     "load",
     "methods",
     "models",
+    "own_loss",
     "part",
     "parts",
+    "register_normalization",
     "scope",
 ]
 
@@ -60,9 +64,11 @@ _MODULES = {
     "scope": "idiolect.core.scope",
 }
 _HOME = {
+    "idiolect.compute.forward": ("own_loss",),
     "idiolect.compute.metrics": ("Metric", "accuracy"),
     "idiolect.core.errors": ("UsageError",),
     "idiolect.core.method": ("Method",),
+    "idiolect.core.normalization": ("register_normalization",),
     "idiolect.core.part": ("Part", "part"),
     "idiolect.data": ("ClientData", "federate", "load"),
     "idiolect.rounds.optim": ("SGD", "Adam", "Constant", "Cosine", "Exponential", "StepDecay"),

@@ -25,7 +25,6 @@ class Squares(torch.utils.data.Dataset):
         return np.array([i, i * i], dtype=np.float64), i
 
 
-
 def client(x, y, **splits):
     return ClientData(train=(x, y), **splits)
 

@@ -147,7 +147,8 @@ def _places(of: object, prefix: str, depth: int) -> Iterator[tuple[str, Place]]:
 
 def _dictionaries(of: object) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(of, nn.Module):
-        yield from ((name, vars(module)) for name, module in of.named_modules())
+        for name, module in of.named_modules():
+            yield from ((name, inside) for inside in (vars(module), vars(module)["_buffers"]))
     elif isinstance(of, partial):
         yield from _dictionaries(of.func)
         yield "", {str(k): v for k, v in enumerate(of.args)} | of.keywords

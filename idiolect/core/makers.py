@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_leaves
 from idiolect.core.copied import copied
 from idiolect.core.normalization import normalizes
 
+ADDED = "added_by_a_part"
+"""An attribute of modules that parts add to a model."""
+
 
 class Makers(NamedTuple):
     """What makes the output.
@@ -93,7 +96,7 @@ def makers_in_graph(module: nn.Module) -> Makers:
         Makers(layers=('2',), tensors=())
     """
     module = copied(module).eval()
-    if _is_layer(module) and not any(True for child in module.children() if _is_layer(child)):
+    if _is_layer(module) and not _has_parts(module):
         return Makers(("",))
     try:
         with torch.random.fork_rng(devices=[]):
@@ -106,7 +109,7 @@ def makers_in_graph(module: nn.Module) -> Makers:
 
     def layer(node: fx.Node) -> str | None:
         called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return first[id(called)] if called is not None and _is_layer(called) else None
+        return first[id(called)] if called is not None and (_is_layer(called) or _has_parts(called)) else None
 
     def weight(node: fx.Node) -> str | None:
         found: Any = module
@@ -119,11 +122,16 @@ def makers_in_graph(module: nn.Module) -> Makers:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that does not look inside a layer, of whatever class."""
+    """A tracer that does not look inside modules without inner layers, of whatever class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = _is_layer(m) and not any(True for child in m.children() for _ in child.parameters())
-        return own or super().is_leaf_module(m, module_qualified_name)
+        return not _has_parts(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _has_parts(module: nn.Module) -> bool:
+    """Return whether modules inside of a module have parameters, other than parametrizations and what parts added."""
+    inner = (child for name, child in module.named_children() if name != "parametrizations")
+    return any(True for child in inner if not hasattr(child, ADDED) for _ in child.parameters())
 
 
 def _walk(

@@ -90,7 +90,7 @@ def taken(nest: Nest, rows: Tensor, axis: int = 0) -> Nest:
         >>> taken((torch.arange(4), torch.arange(4) * 2), torch.tensor([1, 3]))
         (tensor([1, 3]), tensor([2, 6]))
     """
-    return mapped(lambda tensor: tensor.index_select(axis, rows), nest)
+    return mapped(lambda tensor: tensor.index_select(axis, rows) if tensor.dim() > axis else tensor, nest)
 
 
 def joined(nests: Sequence[Nest], how: Callable[[list[Tensor]], Tensor] = torch.stack) -> Nest:

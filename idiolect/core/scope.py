@@ -122,7 +122,8 @@ def _head(structure: ModelStructure) -> Names:
     if found := structure.tensors_of(layer) & structure.exchangeable:
         return found
     raise UsageError(
-        f"the layer that makes the output, {layer!r}, has nothing to train: name the head, names=named(...)"
+        f"the layer that makes the output, {layer!r}, has no weights of its own to train: "
+        "name the head, names=named(...)"
     )
 
 
@@ -177,7 +178,7 @@ def named(*names: str) -> Scope:
     """
 
     def rule(structure: ModelStructure) -> Names:
-        known = {n: n for n in structure.exchangeable}
+        known = {i.name: i.name for i in structure.items if i.name in structure.exchangeable and not i.attached}
         known |= {alias: n for alias, n in structure.aliases.items() if n in structure.exchangeable}
         return frozenset(known[n] for name in names for n in _matching(name, known))
 

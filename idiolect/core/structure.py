@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import torch
@@ -44,9 +43,20 @@ class Private(nn.Module):
         torch.Size([5, 2])
     """
 
+    added_by_a_part = True
+
     def forward(self, x: T) -> T:
         """Return the input."""
         return x
+
+
+class Attached(nn.Module):
+    """A module that a part adds to a layer of a client's model, and that is exchanged.
+
+    The name of the layer does not stand for it: `named` selects the user's own tensors.
+    """
+
+    added_by_a_part = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Item:
         private: whether it belongs to a `Private` module.
         dtype: its dtype, if it is no floating tensor; all others have that of the model.
         normalization: whether its layer normalizes.
+        attached: whether it belongs to an `Attached` module.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Item:
     private: bool = False
     dtype: torch.dtype | None = None
     normalization: bool = False
+    attached: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +201,8 @@ def structure_of(module: nn.Module, trial: Trial | None = None) -> ModelStructur
     Args:
         module: the module.
         trial: what passes over examples have shown. Without it, floating buffers outside of normalization layers are
-            the client's state, and the head is found by a symbolic trace when it is asked for.
+            the client's state if they have the dtype of the weights, and the head is found by a symbolic trace when
+            it is asked for.
 
     Raises:
         UsageError: if nothing is trainable, or the model mixes floating dtypes.
@@ -214,19 +227,21 @@ def structure_of(module: nn.Module, trial: Trial | None = None) -> ModelStructur
     order: tuple[Kind, ...] = ("weight", "statistic", "state", "counter")
     in_order = tuple(sorted(found, key=lambda i: order.index(i.kind)))
     by_batch = any(normalizes_by_batch(m) for m in module.modules())
-    return ModelStructure(in_order, by_batch, MappingProxyType(_aliases(module)), trial or module)
+    return ModelStructure(in_order, by_batch, _aliases(module), trial or module)
 
 
 def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
     owners = dict(module.named_modules())
     hidden = {inner for layer in owners.values() if isinstance(layer, Private) for inner in layer.modules()}
     found: list[Item] = []
+    trained = [p.dtype for p in module.parameters() if p.requires_grad]
 
     def add(name: str, tensor: torch.Tensor, kind: Kind) -> None:
         path = name.rpartition(".")[0].partition(".parametrizations")[0]  # the layer that is parametrized
         owner, shape = owners[path], tensor.shape if kind != "counter" else torch.Size((1,))
         dtype = None if tensor.is_floating_point() else tensor.dtype
-        found.append(Item(name, shape, kind, path, type(owner), owner in hidden, dtype, normalizes(owner)))
+        about = (dtype, normalizes(owner), isinstance(owner, Attached))
+        found.append(Item(name, shape, kind, path, type(owner), owner in hidden, *about))
 
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -236,7 +251,7 @@ def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
         kind = _kind_of(owners[path], leaf, buffer)
         if kind is None:
             private = owners[path] in hidden
-            changes = name in trial.changed if trial and not private else buffer.is_floating_point()
+            changes = name in trial.changed if trial and not private else buffer.dtype in trained
             kind = "state" if changes else None
         if kind:
             add(name, buffer, kind)

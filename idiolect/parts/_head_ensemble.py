@@ -114,8 +114,9 @@ def head_ensemble(
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         found = classifier(names, local.structure)
-        last = pick(weights, own(local.structure))
-        copy = Tree(last.layout, torch.cat([weights.stretch(name.replace(f"{NAME}.", "")) for name in last], dim=-1))
+        last, first_name = pick(weights, own(local.structure)), local.structure.first_name
+        shared = [weights.stretch(first_name(name.replace(f"{NAME}.", ""))) for name in last]
+        copy = Tree(last.layout, torch.cat(shared, dim=-1))
         weights = overlay(weights, where(local.memory[TRAINED] > 0, last, copy))
         loss = Objective(found.layer, _own_loss)
         weights = local.train(weights, only=own, epochs=epochs, freeze_statistics=True, objective=loss)

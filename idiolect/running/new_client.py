@@ -52,8 +52,8 @@ def new_client(
         private models begin with training), ``"average"`` and ``"pooled"`` give the shared model.
 
     Raises:
-        UsageError: if a personal tensor is not of normalization, no client has trained, or an argument
-            cannot be used.
+        UsageError: if a personal tensor is not of batch normalization, and no scale or shift of another kind of
+            normalization, no client has trained, or an argument cannot be used.
 
     Example:
         >>> import idiolect
@@ -88,10 +88,11 @@ def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:
     """Return the personal tensors that the clients which have trained give to a new one."""
     structure, known = federation.model.structure, sorted(federation.memory)
     personal = structure.exchangeable - set(federation.server["share"])
-    alone = sorted(personal - structure.normalization)
+    scales = structure.normalization & structure.names("weight")  # of layers without statistics too
+    alone = sorted(personal - structure.owned_by(_BatchNorm) - scales)
     if alone:
         raise UsageError(
-            f"new_client: {alone[0]} is personal and not of normalization; "
+            f"new_client: {alone[0]} is personal and not of batch normalization; "
             f"a new client of {federation.method.name} has to train first"
         )
     require(bool(known), "new_client: no client has trained yet; play a round first")

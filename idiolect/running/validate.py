@@ -47,7 +47,8 @@ def prepare(
     moved = {name: data.changed(lambda split: split.placed(where)) for name, data in kept.items()}
     name, first = next(iter(moved.items()))
     x, y = first_of(first.train)
-    outputs = _outputs(model, name, x)
+    untried = model.copy()  # passes may change what a structure without a trial does not follow
+    outputs = _outputs(untried, name, x)
     if is_cross_entropy(model.loss):
         check_clients(kept, _labels(model.loss, outputs))
     numbers = isinstance(y, torch.Tensor) and isinstance(outputs, torch.Tensor) and y.is_floating_point()
@@ -55,7 +56,7 @@ def prepare(
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(model, name, Batch(x, y, frozen=rows_in(y) == 1))
+    _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1))
     model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train), 4)))
     if any(data.train.ordered for data in moved.values()):
         notes.append("iterable data sets are read in their own order in every epoch")
@@ -161,8 +162,9 @@ def _tried(model: Model, data: ClientData) -> Model:
     device, count = tensors(y)[0].device, rows_in(y)
     pairs = [torch.tensor(rows, device=device) % count for rows in ([0, 1], [2, 3])]
     batch, other = (Batch(taken(x, rows), taken(y, rows)) for rows in pairs)
+    model = tried(model, batch.x)
     refuse_hidden_state(model, batch, other)
-    return tried(model, batch.x)
+    return model
 
 
 def _try_loss(model: Model, name: str, batch: Batch) -> None:

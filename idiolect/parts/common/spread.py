@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from idiolect.core.rng import normal_hash
 from idiolect.core.scope import Scope
-from idiolect.core.structure import Private
+from idiolect.core.structure import Attached, Private
 from idiolect.core.tree import Tree, combine, overlay
 from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
 from idiolect.parts.common.classes import Classifier, classifier, layer_in
@@ -22,7 +22,7 @@ Normal = tuple[Tensor, Tensor]
 """Means and standard deviations."""
 
 
-class Spread(nn.Module):
+class Spread(Attached):
     """A linear map from features to raw standard deviations. It is initialized at zero, and exchanged like the body."""
 
     def __init__(self, like: Tensor) -> None:
