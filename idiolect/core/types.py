@@ -337,7 +337,7 @@ class Central:
         old: the shared tensors that the clients of this round received; in `broadcast`, those so far.
         new: in `aggregate`, the shared tensors as the parts so far have changed them; else equal to `old`.
         lr: learning rate of this round.
-        participation: in `aggregate`, clients whose upload counts / population; in `contribute`, cohort / population.
+        participation: in `aggregate`, clients whose upload counts / population; else 1.
         seed: random seed of the server in this round.
         round: rounds played before this one.
         state: this part's state.
@@ -352,7 +352,7 @@ class Central:
     old: Tree
     new: Tree
     lr: float
-    participation: float
+    participation: float = 1.0
     seed: int = 0
     round: int = 0
     state: Tree = field(default_factory=lambda: EMPTY)

@@ -123,7 +123,7 @@ class Federation(ServerState):
                     "lower lr, or set clip"
                 )
 
-        self.close(arrivals(), len(cohort) / len(self.population))
+        self.close(arrivals())
         mean = sum(losses) / len(losses)
         return played._replace(loss=mean, bytes_up=sum(ups), gradients=sum(gradients))
 

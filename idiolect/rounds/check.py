@@ -36,7 +36,7 @@ def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
     one = _cut(work)
     out = trial.train(one)
     shared = work.received["share"]
-    central = Central(state.model.structure, shared, shared, work.lr, 1.0)
+    central = Central(state.model.structure, shared, shared, work.lr)
     rows = {name: Tree(row.layout, row.flat[None]) for name, row in state.first_rows.items()}
     upload = Upload(0, out.uploads, 1, out.steps)
     server_round(method, state.server, [upload], central, 1, lambda clients: rows)

@@ -116,14 +116,13 @@ class ServerState:
         rows = self.first_rows
         return {p.name: self._message(p, "", rows[p.name]) if p.rows else EMPTY for p in self.method.parts}
 
-    def close(self, arrivals: Iterable[Upload], share: float) -> None:
+    def close(self, arrivals: Iterable[Upload]) -> None:
         """Aggregate a round's uploads, and go on to the next round.
 
         Args:
             arrivals: the uploads, consumed one by one.
-            share: size of the cohort / size of the population.
         """
-        central = self._central(self.sent("train")["share"], share)
+        central = self._central(self.sent("train")["share"])
         done = server_round(self.method, self.server, arrivals, central, len(self.population), self._rows_of)
         for k, client in enumerate(done.clients if done.rows else ()):
             assert self.rows is not None
@@ -136,9 +135,9 @@ class ServerState:
         """Return the complete shared model, or None if the method keeps tensors personal."""
         return general(self.model, self.server["share"])
 
-    def _central(self, shared: Tree, share: float = 1.0) -> Central:
+    def _central(self, shared: Tree) -> Central:
         seed = derive(self.seed, "server", self.round)
-        return Central(self.model.structure, shared, shared, self.lr, share, seed, self.round)
+        return Central(self.model.structure, shared, shared, self.lr, seed=seed, round=self.round)
 
     def _message(self, part: Part, client: str, row: Tree) -> Tree:
         place = self.place(client) if client else 0

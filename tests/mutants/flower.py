@@ -45,14 +45,6 @@ MUTANTS = [
         "order_of_arrival and PAC",
     ),
     Mutant(
-        "sites: the population is the cohort",
-        "flower/coordinator/coordinator.py",
-        "len(cohort) / len(self.clients))",
-        "1.0)",
-        ROUNDS,
-        "rounds_equal and SCAFFOLD",
-    ),
-    Mutant(
         "sites: all rounds have the learning rate of the first",
         "flower/coordinator/coordinator.py",
         "            lr=self.lr,\n            base_round=0,",

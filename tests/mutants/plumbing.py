@@ -260,4 +260,12 @@ MUTANTS = [
         "_nbytes(sent)",
         ENGINE,
     ),
+    Mutant(
+        "server: the population is the cohort",
+        "rounds/server.py",
+        "participation=len(clients) / population",
+        "participation=1.0",
+        ORACLES,
+        "scaffold",
+    ),
 ]

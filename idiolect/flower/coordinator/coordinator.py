@@ -155,7 +155,7 @@ class Coordinator(ServerState):
             return
         if evaluate:
             self._add_evaluation(results)
-        reports = [result.report for result in self._aggregate(results, cohort)]
+        reports = [result.report for result in self._aggregate(results)]
         up, down = (now - before for now, before in zip(self._requests.connections.traffic(), traffic, strict=True))
         record = {
             "round": self.round,
@@ -175,10 +175,10 @@ class Coordinator(ServerState):
         count = f"{len(reports)} of {pluralize(len(cohort), 'site')}"
         self._events.log(f"{count}, loss {record['train_loss']:.4g}, {record['seconds']:.1f} s")
 
-    def _aggregate(self, results: Mapping[str, Result], cohort: Sequence[str]) -> list[Result]:
+    def _aggregate(self, results: Mapping[str, Result]) -> list[Result]:
         """Aggregate the uploads of a round in the order of the simulation; return the results in this order."""
         longest_first = sorted(results, key=lambda client: (-results[client].report.examples, client))
-        self.close((self._upload(client, results[client]) for client in longest_first), len(cohort) / len(self.clients))
+        self.close(self._upload(client, results[client]) for client in longest_first)
         for client in longest_first:
             self.clients[client] = Client(results[client].report.examples, self.round)
         return [results[client] for client in longest_first]
