@@ -211,9 +211,7 @@ class Model:
             buffers = self._buffers(row)
             state = {**fixed, **weights, **buffers}
             with self._precision():
-                output = functional_call(
-                    module, state, alone, named
-                )  # `state` then has the buffers that the pass replaced
+                output = functional_call(module, state, alone, named)  # then `state` has the buffers that it replaced
             return loss_of(self._full(output), y), {n: state[n] for n in buffers}
 
         def with_objectives(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

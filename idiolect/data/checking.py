@@ -83,7 +83,7 @@ class Labels(NamedTuple):
     Attributes:
         classes: number of classes.
         places: axes of an example that have a class each: ``()`` for one class per example.
-        ignored: a label that the loss leaves out.
+        ignored: a label that the loss leaves out; None if there is none.
     """
 
     classes: int

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, named_tensors, plain
@@ -146,6 +146,10 @@ def holdings(clients: Mapping[str, ClientData]) -> dict[str, dict[int, int]]:
 def _examples(given: Any, split: str, collate: Collate | None) -> Split:  # noqa: ANN401 - this function judges it
     if isinstance(given, Examples | LazyExamples):
         return given
+    if isinstance(given, DataLoader):
+        raise UsageError(f"{split}: give the data set, not its DataLoader: loader.dataset, and its collate_fn as collate")
+    if isinstance(given, Iterator):
+        raise UsageError(f"{split}: a {type(given).__name__} can be read once only: give a list or an IterableDataset")
     if isinstance(given, IterableDataset):
         return LazyExamples(InOrder(given, collate))
     try:

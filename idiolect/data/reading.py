@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, joined, plain
 from idiolect.data.examples import Transform
+from idiolect.data.seeding import seeded_call
 
 Collate = Callable[[list[Any]], Any]
 """A list of examples -> a batch: a pair (inputs, targets), or a mapping with the targets under ``labels``."""
@@ -83,8 +84,8 @@ class InOrder:
 
     def __init__(self, dataset: Iterable[Any], collate: Collate | None = None) -> None:
         self._dataset, self._collate = dataset, collate
-        self._length = len(dataset) if isinstance(dataset, Sized) else sum(1 for _ in dataset)
-        self._position, self._iterator = 0, iter(dataset)
+        self._length: int = len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: sum(1 for _ in dataset))
+        self._position, self._iterator = self._length + 1, iter(())
 
     def __len__(self) -> int:
         return self._length

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from idiolect.compute.autograd import Loss, Model
+from idiolect.compute.autograd import Loss, Model, is_plain_cross_entropy
 from idiolect.compute.hidden import refuse_hidden_state
 from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
@@ -137,9 +137,11 @@ def _labels(loss: Loss, outputs: Nest) -> Labels:
     scores = logits(outputs)
     if scores.dim() < 2:
         raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(scores.shape)}")
-    named = loss.func if isinstance(loss, partial) else loss
-    given = loss.keywords.get("ignore_index", -100) if isinstance(loss, partial) else -100
-    return Labels(scores.shape[1], tuple(scores.shape[2:]), getattr(named, "ignore_index", given))
+    places = tuple(scores.shape[2:])
+    if is_plain_cross_entropy(loss) and not places:
+        return Labels(scores.shape[1])  # an example without a label is a mistake, unless the loss says so
+    given = loss.keywords if isinstance(loss, partial) else {}
+    return Labels(scores.shape[1], places, given.get("ignore_index", getattr(loss, "ignore_index", -100)))
 
 
 def _outputs(model: Model, name: str, x: Nest) -> Nest:
