@@ -9,7 +9,7 @@ from idiolect.compute.hidden import alike
 from idiolect.core.copied import copied
 from idiolect.core.errors import UsageError
 from idiolect.core.makers import makers_in_pass
-from idiolect.core.nest import Nest
+from idiolect.core.nest import Nest, logits
 from idiolect.core.structure import Trial
 
 _PASSES = 2
@@ -35,8 +35,16 @@ def tried(model: Model, x: Nest) -> Model:
         >>> "mask" in tried(Model(net), torch.ones(2, 3)).structure.layout.names
         False
     """
-    makers = makers_in_pass(copied(model.predicting), lambda module: model.run(module, x))
+    makers = makers_in_pass(copied(model.predicting), lambda module: _predictions(model.run(module, x)))
     return model.after(Trial(makers, _changed(model, x)))
+
+
+def _predictions(outputs: Nest) -> Nest:
+    """Return the predictions among outputs, or all outputs where nothing says which they are."""
+    try:
+        return logits(outputs)
+    except UsageError:
+        return outputs
 
 
 def _changed(model: Model, x: Nest) -> frozenset[str]:

@@ -56,7 +56,7 @@ def prepare(
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1))
+    _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1), outputs)
     model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train), 4)))
     if any(data.train.ordered for data in moved.values()):
         notes.append("iterable data sets are read in their own order in every epoch")
@@ -169,13 +169,15 @@ def _tried(model: Model, data: ClientData) -> Model:
     return model
 
 
-def _try_loss(model: Model, name: str, batch: Batch) -> None:
+def _try_loss(model: Model, name: str, batch: Batch, outputs: Nest) -> None:
     try:
         loss = model.grad(model.initial, batch).loss
     except UsageError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
+        if not isinstance(outputs, torch.Tensor):
+            reason += f" (the model returns a {type(outputs).__name__}: loss=idiolect.own_loss takes the loss in it)"
         raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from None
     if loss.dim() != 0:
         raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")
