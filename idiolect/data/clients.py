@@ -147,7 +147,9 @@ def _examples(given: Any, split: str, collate: Collate | None) -> Split:  # noqa
     if isinstance(given, Examples | LazyExamples):
         return given
     if isinstance(given, DataLoader):
-        raise UsageError(f"{split}: give the data set, not its DataLoader: loader.dataset, and its collate_fn as collate")
+        raise UsageError(
+            f"{split}: give the data set, not its DataLoader: loader.dataset, and its collate_fn as collate"
+        )
     if isinstance(given, Iterator):
         raise UsageError(f"{split}: a {type(given).__name__} can be read once only: give a list or an IterableDataset")
     if isinstance(given, IterableDataset):

@@ -84,7 +84,9 @@ class InOrder:
 
     def __init__(self, dataset: Iterable[Any], collate: Collate | None = None) -> None:
         self._dataset, self._collate = dataset, collate
-        self._length: int = len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: sum(1 for _ in dataset))
+        self._length: int = (
+            len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: sum(1 for _ in dataset))
+        )
         self._position, self._iterator = self._length + 1, iter(())
 
     def __len__(self) -> int:
