@@ -107,6 +107,12 @@ class Model:
         twin.home = self.home
         return twin.after(known) if known else twin
 
+    def with_loss(self, loss: Loss) -> Model:
+        """Return the same model with another loss."""
+        twin = copy.copy(self)
+        twin.loss = loss
+        return twin
+
     def after(self, trial: Trial) -> Model:
         """Return the same model, whose structure is what a trial has shown."""
         twin = copy.copy(self)

@@ -16,7 +16,7 @@ from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, logits, named_tensors, rows_in, taken, tensors
 from idiolect.core.types import Batch
-from idiolect.data import ClientData, Labels, Placement, check_clients, first_of
+from idiolect.data import ClientData, Examples, Labels, Placement, check_clients, first_of
 from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
 from idiolect.rounds.check import check_method, check_stack
@@ -51,6 +51,8 @@ def prepare(
     outputs = _outputs(untried, name, x)
     if is_cross_entropy(model.loss):
         check_clients(kept, _labels(model.loss, outputs))
+        if is_plain_cross_entropy(model.loss) and not all(map(_all_labeled, moved.values())):
+            model = model.with_loss(partial(F.cross_entropy, ignore_index=-100))  # the fast ways need a class each
     numbers = isinstance(y, torch.Tensor) and isinstance(outputs, torch.Tensor) and y.is_floating_point()
     if numbers and outputs.shape != y.shape and outputs.numel() == y.numel():
         raise UsageError(
@@ -132,16 +134,21 @@ def device_of(asked: str | torch.device, model: nn.Module) -> torch.device:
         raise UsageError(f"device {asked!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
 
 
+def _all_labeled(data: ClientData) -> bool:
+    """Return whether every training target is known to be a class or probabilities."""
+    examples = data.train
+    return isinstance(examples, Examples) and (examples.y.is_floating_point() or bool((examples.y >= 0).all()))
+
+
 def _labels(loss: Loss, outputs: Nest) -> Labels:
     """Return the labels that a cross-entropy of these outputs takes."""
     scores = logits(outputs)
     if scores.dim() < 2:
         raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(scores.shape)}")
-    places = tuple(scores.shape[2:])
-    if is_plain_cross_entropy(loss) and not places:
-        return Labels(scores.shape[1])  # an example without a label is a mistake, unless the loss says so
     given = loss.keywords if isinstance(loss, partial) else {}
-    return Labels(scores.shape[1], places, given.get("ignore_index", getattr(loss, "ignore_index", -100)))
+    return Labels(
+        scores.shape[1], tuple(scores.shape[2:]), given.get("ignore_index", getattr(loss, "ignore_index", -100))
+    )
 
 
 def _outputs(model: Model, name: str, x: Nest) -> Nest:
