@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idiolect import data, flower, methods, models, parts
-    from idiolect.compute.forward import own_loss
+    from idiolect.compute.losses import own_loss
     from idiolect.compute.metrics import Metric, accuracy
     from idiolect.core import scope
     from idiolect.core.errors import UsageError
@@ -64,7 +64,7 @@ _MODULES = {
     "scope": "idiolect.core.scope",
 }
 _HOME = {
-    "idiolect.compute.forward": ("own_loss",),
+    "idiolect.compute.losses": ("own_loss",),
     "idiolect.compute.metrics": ("Metric", "accuracy"),
     "idiolect.core.errors": ("UsageError",),
     "idiolect.core.method": ("Method",),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from idiolect import models
 from idiolect.cli.settings import Experiment, command
-from idiolect.compute.autograd import Loss
+from idiolect.compute.losses import Loss
 from idiolect.core.method import Method
 from idiolect.data import ByClient, ClientData, Dirichlet, Pool, Shift, Split, federate, load, read_table
 from idiolect.data.tables import SUFFIXES

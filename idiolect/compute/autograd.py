@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.compute.forward import Features, about, axis_of, call, inside, loss_with, rows_of
+from idiolect.compute.losses import Loss, is_plain_cross_entropy, stacked_cross_entropy
 from idiolect.core.copied import copied
 from idiolect.core.nest import Nest, arguments, logits, mapped
 from idiolect.core.normalization import normalizes_by_batch
 from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, structure_of
 from idiolect.core.tree import Tree, combine, layout
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
+from idiolect.data.seeding import seed_pass
 
 T = TypeVar("T")
-
-Loss = Callable[[Nest, Nest], Tensor]
-"""(output, target) -> () mean over the batch."""
 
 Forward = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Weights -> the loss, and the buffers after the pass."""
@@ -210,7 +209,7 @@ class Model:
         trainable = {n: row[n] for n in self.structure.trainable.names if only is None or n in only}
         fixed = {n: row[n] for n in self.structure.trainable.names if n not in trainable}
         by_class = stacked and is_plain_cross_entropy(self.loss) and not y.is_floating_point() and y.dim() == 1
-        loss_of = _cross_entropy if by_class else self.loss
+        loss_of = stacked_cross_entropy if by_class else self.loss
         alone, named = arguments(x)
 
         def plain(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -367,7 +366,7 @@ class Model:
 
     def _seed(self, key: int) -> None:
         """Seed the random numbers of a pass (dropout), which costs much less than seeding every device."""
-        torch.default_generator.manual_seed(key)
+        seed_pass(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
 
@@ -394,16 +393,3 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-def is_plain_cross_entropy(loss: Loss) -> bool:
-    """Return whether a loss is cross-entropy with all options at their defaults."""
-    if type(loss) is nn.CrossEntropyLoss:
-        options = (loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing)
-        return options == (None, -100, "mean", 0.0) and "forward" not in vars(loss)
-    return loss is F.cross_entropy
-
-
-def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Return the same as `F.cross_entropy`, which launches four times as many kernels under `vmap`."""
-    return -torch.log_softmax(output, 1).gather(1, y[:, None]).mean()

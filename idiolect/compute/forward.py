@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from idiolect.compute.losses import own_loss
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, arguments, logits, tensors, with_logits
 from idiolect.core.tree import Tree
@@ -111,19 +112,6 @@ def loss_with(
     for objective in reversed(objectives):
         chain = wrapped(objective, chain)
     return chain(about(objectives[0].layer), y)
-
-
-def own_loss(output: Nest, target: Nest) -> Tensor:
-    """Return the loss that the model itself returns: ``output.loss`` or ``output["loss"]``.
-
-    Example:
-        >>> own_loss({"loss": torch.tensor(0.5), "logits": torch.zeros(1, 2)}, None)
-        tensor(0.5000)
-    """
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise UsageError("own_loss needs a model that returns its loss: give it labels, or give fit(loss=...)")
-    return loss
 
 
 def rows_of(asked: Asked, rows: slice) -> Asked:

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idiolect.compute.autograd import Model, is_plain_cross_entropy
+from idiolect.compute.autograd import Model
 from idiolect.compute.layers import NOWHERE, Layer, Sink, aten
+from idiolect.compute.losses import is_plain_cross_entropy
 from idiolect.compute.trace import NotAChainError, read
 from idiolect.core.nest import Nest, mapped, only_tensor
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, combine
 from idiolect.core.types import Batch, Gradient, Lockstep, Step
+from idiolect.data.seeding import seed_pass
 
 __all__ = ["Kernels", "NotAChainError"]
 
@@ -139,7 +141,7 @@ class Kernels:
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(self._one, logs, y, None, 1, -100, total)
             return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
-        torch.default_generator.manual_seed(batch.key)  # for a loss that draws random numbers, as in `Model`
+        seed_pass(batch.key)  # for a loss that draws random numbers, as in `Model`
         with torch.inference_mode(False), torch.enable_grad():
             leaf = outputs.clone().requires_grad_()
             loss = self._loss(leaf.clone(), mapped(torch.clone, y))  # a loss may change its inputs in place

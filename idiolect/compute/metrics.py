@@ -10,14 +10,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
+from idiolect.compute.losses import Loss
+from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, joined, logits, mapped, rows_in, tensors
 from idiolect.core.tree import Tree
 from idiolect.data import Examples, LazyExamples
 
 CHUNK = 1024
 """Examples per forward pass in an evaluation."""
+
+CHUNK_READ = 64
+"""The same for examples that are read, of which no more should be in memory."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +59,40 @@ def evaluate(
     weights: Tree,
     examples: Examples | LazyExamples,
     metrics: Sequence[Metric],
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """Return the mean loss and each metric over all examples, in evaluation mode.
 
-    If every tensor of the outputs has one row per example, the loss is that of all outputs together, and the results do
-    not depend on `chunk`, the number of examples per pass. Otherwise, as with a model that returns its own loss, the
-    loss is the mean over passes by examples, and metrics are given the tensors that have one row per example.
+    If examples are in memory and every tensor of the outputs has one row per example, the loss is that of all outputs
+    together, and results do not depend on `chunk`, the number of examples per pass (None: 1024, or 64 if they are
+    read). Otherwise, as with a model that returns its own loss, the loss is the mean over passes by examples, and
+    metrics are given the tensors that have one row per example.
+
+    Raises:
+        UsageError: if a tensor of the outputs has one row per example in some passes only.
     """
     with torch.inference_mode():
-        outputs, targets, losses, sizes = [], [], [], []
+        total, done, error = len(examples), 0, 0.0
+        outputs: Nest = None
+        targets: Nest = None
         apart = isinstance(examples, LazyExamples)
-        for x, y in examples.chunks(chunk):
+        for x, y in examples.chunks(chunk or (CHUNK_READ if apart else CHUNK)):
             found, size = learner.predict(weights, x), rows_in(y)
-            apart = apart or any(not t.dim() or len(t) != size for t in tensors(found))
+            odd = any(not t.dim() or len(t) != size for t in tensors(found))
+            if odd and done and not apart:
+                raise UsageError(
+                    "an output has one row per example in some passes only: give it another number of rows"
+                )
+            apart = apart or odd
             if apart:
-                losses.append(float(loss(found, y)))
+                error += float(loss(found, y)) * size / total
                 found = mapped(partial(_with_rows, size), found)
-            outputs.append(found)
-            targets.append(y)
-            sizes.append(size)
-        whole, all_targets = _joined(outputs), _joined(targets)
-        if apart:
-            error = sum(value * size for value, size in zip(losses, sizes, strict=True)) / sum(sizes)
-        else:
-            error = float(loss(whole, all_targets))
+            outputs, targets = _kept(outputs, found, done, total), _kept(targets, y, done, total)
+            done += size
+        if not apart:
+            error = float(loss(outputs, targets))
         numbers = {"loss": math.inf if math.isnan(error) else error}  # a diverged model has the worst loss
-        return numbers | {m.name: float(m.compute(whole, all_targets)) for m in metrics}
+        return numbers | {m.name: float(m.compute(outputs, targets)) for m in metrics}
 
 
 def _with_rows(size: int, tensor: Tensor) -> Tensor | None:
@@ -89,20 +100,30 @@ def _with_rows(size: int, tensor: Tensor) -> Tensor | None:
     return tensor if tensor.dim() and len(tensor) == size else None
 
 
-def _joined(nests: Sequence[Nest]) -> Nest:
-    """Return the rows of several nests as one; if sequences differ in length, they are padded at the end.
+def _kept(whole: Nest, part: Nest, start: int, total: int) -> Nest:
+    """Return what is kept of all passes with the rows of one more; `whole` is None before the first.
 
-    The padding of outputs is 0, that of whole-number targets -100.
+    Sequences that differ in length are padded at the end: outputs with 0, whole-number targets with -100. There is one
+    tensor from the first pass on: small ones that stay between the large ones of each pass would break up the memory.
     """
-    return nests[0] if len(nests) == 1 else joined(nests, _padded)
+    if whole is None:
+        kept = tensors(part)
+        if not kept or len(kept[0]) == total:
+            return part
+        whole = mapped(lambda t: _empty(t, [total, *t.shape[1:]]), part)
+    return joined([whole, part], partial(_written, start))
 
 
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(list(parts))
-    filler = 0 if parts[0].is_floating_point() else -100
-    longest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
-    wide = [part.new_full((len(part), *longest), filler) for part in parts]
-    for target, part in zip(wide, parts, strict=True):
-        target[tuple(slice(size) for size in part.shape)] = part
-    return torch.cat(wide)
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return like.new_full(shape, 0 if like.is_floating_point() or like.dtype == torch.bool else -100)
+
+
+def _written(start: int, pair: Sequence[Tensor]) -> Tensor:
+    whole, part = pair
+    shape = [len(whole), *map(max, whole.shape[1:], part.shape[1:])]
+    if shape != list(whole.shape):
+        wider = _empty(whole, shape)
+        wider[tuple(map(slice, whole.shape))] = whole
+        whole = wider
+    whole[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+    return whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,8 @@ class InOrder:
         self._length: int = (
             len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: sum(1 for _ in dataset))
         )
-        self._position, self._iterator = self._length + 1, iter(())
+        self._position = self._length + 1  # the next read starts a pass
+        self._iterator: Iterator[Any] = iter(())
 
     def __len__(self) -> int:
         return self._length

@@ -15,6 +15,12 @@ T = TypeVar("T")
 _LOCK = threading.Lock()
 
 
+def seed_pass(key: int) -> None:
+    """Start torch's random stream on the CPU from a key, but not while another thread is in a `seeded_call`."""
+    with _LOCK:
+        torch.default_generator.manual_seed(key)
+
+
 def seeded_call(key: int, call: Callable[[], T]) -> T:
     """Return the result of a call during which the random streams of torch, NumPy and Python start from a key.
 

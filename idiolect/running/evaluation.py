@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
-from idiolect.compute.metrics import CHUNK, Metric, accuracy, evaluate
+from idiolect.compute.losses import Loss
+from idiolect.compute.metrics import Metric, accuracy, evaluate
 from idiolect.core.tree import Tree, overlay, pick
 from idiolect.data import ClientData, Examples, LazyExamples
 from idiolect.engines.federation import Federation
@@ -73,7 +73,7 @@ def measure(
     def row(weights: Deployed) -> list[float]:
         found: list[float] = []
         for examples in held(data).values():
-            chunk, here = CHUNK, weights.weights
+            chunk, here = None, weights.weights
             if weights.adapt:  # weights that adapt to the inputs predict for them together
                 chunk, here = len(examples), weights.at(next(examples.chunks(len(examples)))[0])
             found += evaluate(learner, loss, here, examples, metrics, chunk).values()

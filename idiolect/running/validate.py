@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from idiolect.compute.autograd import Loss, Model, is_plain_cross_entropy
+from idiolect.compute.autograd import Model
 from idiolect.compute.hidden import refuse_hidden_state
+from idiolect.compute.losses import Loss, is_plain_cross_entropy
 from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, logits, named_tensors, rows_in, taken, tensors
