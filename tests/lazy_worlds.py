@@ -69,11 +69,11 @@ def personal(done):
     return torch.cat([done.federation.personal(client).flat for client in sorted(done.federation.clients)])
 
 
-def assert_engines_agree(make, engines=ENGINES, **more):
+def assert_engines_agree(make, engines=ENGINES, rounding=1e-12, **more):
     """Every engine reads and trains the same: to the last bit, in stacks to rounding."""
     expected = run(make(), engines[0], **more)
     for engine in engines[1:]:
         found = personal(run(make(), engine, **more))
-        tolerance = 1e-12 if isinstance(engine, Stacked) else 0
+        tolerance = rounding if isinstance(engine, Stacked) else 0
         assert torch.allclose(found, personal(expected), rtol=0, atol=tolerance), engine
     return expected

@@ -11,6 +11,7 @@ from idiolect.data.examples import Examples, LazyExamples, Placement
 from idiolect.data.label_skew import Dirichlet, DirichletEqual, Pathological
 from idiolect.data.partition import ByClient, ByDomain, Iid, QuantitySkew, Split
 from idiolect.data.pool import Pool, federate
+from idiolect.data.row_groups import parquet
 from idiolect.data.shift import (
     Blur,
     Brightness,
@@ -57,5 +58,6 @@ __all__ = [
     "first_of",
     "holdings",
     "load",
+    "parquet",
     "read_table",
 ]

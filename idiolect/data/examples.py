@@ -54,6 +54,7 @@ class Examples:
     y: Nest
 
     ordered: ClassVar[bool] = False
+    blocks: ClassVar[Sequence[int] | None] = None
 
     def __len__(self) -> int:
         return rows_in(self.y)
@@ -83,10 +84,20 @@ def _part(start: int, stop: int, values: Tensor) -> Tensor:
 class Source(Protocol):
     """Where examples are read from."""
 
-    draws: bool
-    """Whether reading may draw random numbers."""
-    ordered: bool
-    """Whether examples can only be read one after the other."""
+    @property
+    def draws(self) -> bool:
+        """Whether reading may draw random numbers."""
+        ...
+
+    @property
+    def ordered(self) -> bool:
+        """Whether examples can only be read one after the other."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[int] | None:
+        """Numbers of examples that follow each other and are best read together; None if any are."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -115,6 +126,11 @@ class LazyExamples:
     def ordered(self) -> bool:
         """Whether examples can only be read one after the other."""
         return self.source.ordered
+
+    @property
+    def blocks(self) -> Sequence[int] | None:
+        """Numbers of examples that follow each other and are best read together; None if any are."""
+        return self.source.blocks
 
     def __len__(self) -> int:
         return len(self.source)

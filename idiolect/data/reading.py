@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -32,6 +33,7 @@ class Arrays:
 
     draws = False
     ordered = False
+    blocks = None
 
     def __init__(self, x: Nest, y: Nest) -> None:
         self._x, self._y = x, y
@@ -39,7 +41,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(pytree.tree_leaves(self._y)[0])
 
-    def read(self, rows: Sequence[int], transform: Transform | None) -> tuple[Nest, Nest]:
+    def read(self, rows: Sequence[int] | NDArray[np.int64], transform: Transform | None) -> tuple[Nest, Nest]:
         """See `Source`."""
         x, y = (pytree.tree_map(lambda array: as_tensor(array[rows]), nest) for nest in (self._x, self._y))
         if transform:
@@ -57,6 +59,7 @@ class Rows:
 
     draws = True
     ordered = False
+    blocks = None
 
     def __init__(self, dataset: Any, collate: Collate | None = None) -> None:  # noqa: ANN401 - whatever has rows
         self._dataset, self._collate = dataset, collate
@@ -81,6 +84,7 @@ class InOrder:
 
     draws = True
     ordered = True
+    blocks = None
 
     def __init__(self, dataset: Iterable[Any], collate: Collate | None = None) -> None:
         self._dataset, self._collate = dataset, collate

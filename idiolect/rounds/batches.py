@@ -72,8 +72,14 @@ class Shuffled:
 
     def permutation(self, epoch: int) -> NDArray[np.int64]:
         """Return the positions of the examples in the order of one pass."""
-        n, fixed = len(self.examples), self.batches == 1 or self.examples.ordered
-        return np.arange(n) if fixed else stream(*self.words, "order", epoch).permutation(n)
+        n, blocks = len(self.examples), self.examples.blocks
+        if self.batches == 1 or self.examples.ordered:
+            return np.arange(n)
+        random = stream(*self.words, "order", epoch)
+        if blocks is None:
+            return random.permutation(n)
+        starts, order = np.cumsum([0, *blocks]), random.permutation(len(blocks))
+        return np.concatenate([starts[k] + random.permutation(blocks[k]) for k in order])
 
 
 class _Batches(Sequence[Batch]):
