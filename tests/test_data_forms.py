@@ -57,7 +57,11 @@ def test_ragged_sequences_are_those_that_are_padded_once():
     def ragged():
         return {c: ClientData(sentences(c), test=sentences(c), collate=padded) for c in SIZES}
 
-    whole = {c: ClientData(padded(sentences(c)), test=padded(sentences(c))) for c in SIZES}
+    def once(client):
+        x, y = padded([*sentences(client), (torch.zeros(7, dtype=torch.int64), 0)])  # all clients have one length
+        return {name: tensor[:-1] for name, tensor in x.items()}, y[:-1]
+
+    whole = {c: ClientData(once(c), test=once(c)) for c in SIZES}
     expected = run(whole, module=Reader())
     found = assert_engines_agree(ragged, [e for e in ENGINES if not isinstance(e, Stacked)], module=Reader())
     assert torch.allclose(personal(found), personal(expected), rtol=0, atol=1e-12)
@@ -92,6 +96,7 @@ def text(client):
     return {"ids": ids, "mask": mask}, following
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_a_causal_transformer_with_labels_that_are_ignored():
     done = assert_engines_agree(
         lambda: {c: ClientData(text(c), test=text(c)) for c in SIZES}, CHOSEN, 1e-10, module=Writer(), rounds=2
@@ -160,7 +165,7 @@ def test_targets_may_be_a_nest():
         return found
 
     torch.manual_seed(0)
-    net = nn.Linear(3, 1).double()
+    net = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 1)).double()
     metric = Metric("events", lambda risk, target: target["event"].double().mean())
     done = assert_engines_agree(
         clients, ENGINES, module=net, loss=cox, metrics=[metric], rounds=30, method=methods.fedavg()
@@ -169,7 +174,6 @@ def test_targets_may_be_a_nest():
     assert measured(done, "ada")["loss"] == pytest.approx(float(cox(done.personal("ada")(x), target).detach()))
     assert measured(done, "ada")["events"] == pytest.approx(float(target["event"].double().mean()))
     assert measured(done, "ada")["loss"] < float(cox(net(x), target).detach()) - 0.05
-    assert done.weights["weight"][0, 0] > 0
     with pytest.raises(UsageError, match="cross-entropy takes one tensor of labels, not a dict"):
         run(clients(), module=nn.Linear(3, 2).double())
 
@@ -227,8 +231,6 @@ def test_dropout_of_a_transformer_is_the_same_in_processes():
     assert not torch.allclose(personal(one), personal(run(clients(), module=bert(), loss=idiolect.own_loss)))
 
 
-def test_columns_that_a_model_does_not_take_are_named():
-    with pytest.raises(UsageError, match=r"client 'ada'.*unexpected keyword argument 'words'"):
-        run({"ada": ClientData({**columns("ada"), "words": tokens("ada")})}, module=bert(), loss=idiolect.own_loss)
+def test_a_model_that_returns_its_loss_needs_to_be_told_so():
     with pytest.raises(UsageError, match=r"returns a SequenceClassifierOutput: loss=idiolect\.own_loss"):
         run({"ada": ClientData(columns("ada"))}, module=bert())
