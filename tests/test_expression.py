@@ -62,7 +62,7 @@ def test_splits_and_shifts_read_alike():
         ("fedfsa(selection='mst')", "selection='mst' is not 'most' or 'least' or 'random'"),
         ("fedfsa(selection=most)", "unknown name 'most'; known: "),
         ("fedavg_ft(names=3)", "names=3 is not a scope"),
-        ("fedavg_ft(named(3))", "named: prefixes=3 is not text"),
+        ("fedavg_ft(named(3))", "named: names=3 is not text"),
         ("sam()", "sam: missing a required argument: 'rho'; it is sam(rho, names=None)"),
         ("sam(1, head, 2)", "sam: too many positional arguments"),
         ("fedavg + sam(-1)", "sam: rho must be at least 0"),

@@ -146,7 +146,7 @@ REFUSED = {
         lambda: Net(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else m.b(x)),
         "its forward is no fixed sequence of layers",
     ),
-    "own buffer": (lambda: Net(counting, seen=torch.zeros(1)), "tensor 'seen' belongs to no layer of the chain"),
+    "own buffer": (lambda: Net(counting, seen=torch.zeros(1)), "its forward changes the attribute 'seen'"),
     "hook": (lambda: hooked(0), "layer '0' (Linear) has hooks"),
     "hook of the whole": (lambda: hooked(None), "layer '' (Sequential) has hooks"),
     "hook before": (pre_hooked, "layer '0' (Linear) has hooks"),

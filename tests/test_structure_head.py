@@ -63,6 +63,10 @@ FOUND = {
         "2.2",
     ),
     "scaled": (lambda: Net(lambda m, x: m.fc(x) * m.scale, fc=linear(4), scale=nn.Parameter(torch.ones(()))), "fc"),
+    "with a matrix around it": (
+        lambda: Net(lambda m, x: m.fc(x + m.shift).relu(), fc=linear(4), shift=nn.Parameter(torch.ones(1, 4))),
+        "fc",
+    ),
     "in place": (lambda: nn.Sequential(linear(4, 6), nn.ReLU(inplace=True), linear(), nn.ReLU(inplace=True)), "2"),
     "a class of its own": (
         lambda: nn.Sequential(linear(4, 6), Net(lambda m, x: x @ m.weight, weight=nn.Parameter(torch.randn(6, 3)))),

@@ -149,7 +149,7 @@ def layer_of(names: Scope, structure: ModelStructure) -> str:
     owners = sorted({i.module for i in structure.items if i.name in found})
     tied = {alias.rpartition(".")[0] for alias, name in structure.aliases.items() if name in found}
     layers = [layer for layer in {*owners, *tied} if structure.tensors_of(layer) == found] if tied else owners
-    if len(layers) > 1 and set(structure.makers.layers) & set(layers):  # one tensor in two layers: the one at the end
+    if tied and len(layers) > 1:  # the same tensors in two layers: the one that makes the output
         layers = [layer for layer in layers if layer in structure.makers.layers]
     if len(layers) != 1:
         raise UsageError(f"{names} must be the tensors of one layer, they are of {layers or 'none'}: name one")

@@ -33,7 +33,7 @@ def fedavg_ft(
     """Train with FedAvg; each client fine-tunes the shared model before predicting.
 
     Args:
-        names: tensors to fine-tune; `head` selects the last linear layer only.
+        names: tensors to fine-tune; `head` selects the layer that makes the output only.
         epochs: passes over the client's training examples; None takes the run's local epochs.
         lr: learning rate of fine-tuning; None takes the round's.
         freeze_statistics: keep the received running statistics during fine-tuning.

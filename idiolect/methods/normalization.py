@@ -12,7 +12,7 @@ from idiolect.parts import adapted_statistics, share
 
 
 @carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
-def fedbn(names: Scope = batch_norm, weighting: Weighting = "samples") -> Method:
+def fedbn(weighting: Weighting = "samples", names: Scope = batch_norm) -> Method:
     """Share all tensors except batch normalization, whose five tensors per layer stay with the client.
 
     For clients with different scanners, cameras or sensors, whose normalization statistics differ. Layers are
@@ -20,9 +20,9 @@ def fedbn(names: Scope = batch_norm, weighting: Weighting = "samples") -> Method
     normalization of every kind that it has.
 
     Args:
+        weighting: mean over clients by training examples, or uniform (the authors').
         names: tensors that stay with the client: `batch_norm`, or `normalization` for layer, group, instance and RMS
             normalization too.
-        weighting: mean over clients by training examples, or uniform (the authors').
 
     Example:
         >>> fedbn().parts[0]

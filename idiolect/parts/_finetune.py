@@ -21,7 +21,7 @@ def finetune(
     Fine-tuning follows the plain gradient of the loss, with the run's optimizer, batch size and clipping.
 
     Args:
-        names: tensors to fine-tune: `everything`, or `head` for the last linear layer.
+        names: tensors to fine-tune: `everything`, or `head` for the layer that makes the output.
         epochs: passes over the training examples; None takes the run's local epochs, 0 skips fine-tuning.
         lr: learning rate; None takes the round's.
         freeze_statistics: normalize with the running statistics instead of the batch's. If False, the statistics

@@ -102,8 +102,7 @@ def head_ensemble(
     def attach(module: nn.Module) -> None:
         shared = layer_in(module, names)
         if not hasattr(shared, NAME):
-            second = OwnHead(shared)
-            shared.add_module(NAME, second)
+            shared.add_module(NAME, second := OwnHead(shared))
             shared.register_forward_hook(second.mix)  # a bound method: copies of the module keep their own
 
     def memory(setup: Setup) -> Tree:
@@ -115,8 +114,8 @@ def head_ensemble(
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         found = classifier(names, local.structure)
         last, first_name = pick(weights, own(local.structure)), local.structure.first_name
-        shared = [weights.stretch(first_name(name.replace(f"{NAME}.", ""))) for name in last]
-        copy = Tree(last.layout, torch.cat(shared, dim=-1))
+        shared = [first_name(name.replace(f"{NAME}.", "")) for name in last]
+        copy = Tree(last.layout, torch.cat([weights.stretch(name) for name in shared], dim=-1))
         weights = overlay(weights, where(local.memory[TRAINED] > 0, last, copy))
         loss = Objective(found.layer, _own_loss)
         weights = local.train(weights, only=own, epochs=epochs, freeze_statistics=True, objective=loss)

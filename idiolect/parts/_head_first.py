@@ -20,7 +20,7 @@ def head_first(
     the newest body with a head retrained on it, which is not kept.
 
     Args:
-        names: tensors that are trained first: `head` for the last linear layer.
+        names: tensors that are trained first: `head` for the layer that makes the output.
         epochs: passes over the training examples; None takes the run's local epochs, 0 trains nothing.
         lr: learning rate; None takes the round's.
         freeze_statistics: normalize with the running statistics in these epochs. If False, they are updated.
