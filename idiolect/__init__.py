@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idiolect import data, flower, methods, models, parts
+    from idiolect.compute.losses import own_loss
     from idiolect.compute.metrics import Metric, accuracy
     from idiolect.core import scope
     from idiolect.core.errors import UsageError
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "methods",
     "models",
+    "own_loss",
     "part",
     "parts",
     "register_normalization",
@@ -66,6 +68,7 @@ _MODULES = {
     "scope": "idiolect.core.scope",
 }
 _HOME = {
+    "idiolect.compute.losses": ("own_loss",),
     "idiolect.compute.metrics": ("Metric", "accuracy"),
     "idiolect.core.errors": ("UsageError",),
     "idiolect.core.method": ("Method",),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from idiolect.core.errors import UsageError
-from idiolect.data import ByDomain, Pool, check_clients, federate, load
+from idiolect.data import ByDomain, Labels, Pool, check_clients, federate, load
 from idiolect.data.archives import read_sheet
 
 needs_data = pytest.mark.skipif(
@@ -179,7 +179,7 @@ def test_digit_domains_are_prepared_as_in_fedbn():
     people = federate(pool, ByDomain(), test="official", size=743)
     sizes = {name: (len(data.train.y), len(data.test.y)) for name, data in people.items()}
     assert sizes == {"mnist": (743, 10000), "mnist-m": (743, 2000), "usps": (743, 2007)}
-    assert check_clients(people, classes=10)[1] == []
+    assert check_clients(people, Labels(10))[1] == []
 
 
 @needs_data

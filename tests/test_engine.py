@@ -11,6 +11,7 @@ import idiolect
 from idiolect import ClientData, Metric, Output, Training, UsageError, methods, scope
 from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import accuracy, evaluate
+from idiolect.data import Examples
 from idiolect.rounds.batches import Shuffled
 from idiolect.running.evaluation import evaluate_all
 from idiolect.storage.run_directory import read_run
@@ -28,13 +29,13 @@ def quick(method, rounds=3, **more):
 
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own():
     x = torch.arange(10.0)
-    batches = Shuffled(x, x.long(), 4, False, (0, "train", "ada", 3)).epochs(3)
+    batches = Shuffled(Examples(x, x.long()), 4, False, (0, "train", "ada", 3)).epochs(3)
     assert [len(b.y) for b in batches] == [4, 4, 2] * 3
     orders = [torch.cat([b.y for b in batches[i : i + 3]]).tolist() for i in (0, 3, 6)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     assert len({b.key for b in batches}) == 9
-    again = Shuffled(x, x.long(), 4, False, (0, "train", "ada", 3)).epochs(3)
+    again = Shuffled(Examples(x, x.long()), 4, False, (0, "train", "ada", 3)).epochs(3)
     assert [b.y.tolist() for b in again] == [b.y.tolist() for b in batches]
 
 
@@ -51,7 +52,7 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own():
     ],
 )
 def test_sizes_of_batches(count, size, batch_norm, expected):
-    batches = Shuffled(torch.zeros(count, 2), torch.zeros(count), size, batch_norm, (0,)).epochs(1)
+    batches = Shuffled(Examples(torch.zeros(count, 2), torch.zeros(count)), size, batch_norm, (0,)).epochs(1)
     assert [len(b.y) for b in batches] == expected
     assert [b.frozen for b in batches] == [batch_norm and n == 1 for n in expected]
 
@@ -105,7 +106,7 @@ def test_bytes_are_those_of_what_is_sent():
 def test_evaluation_counts_example_by_example_in_evaluation_mode():
     model = Model(network())
     x, y = examples("ada", 1100)  # more than one pass
-    found = evaluate(model, model.loss, model.initial, x, y, [accuracy])
+    found = evaluate(model, model.loss, model.initial, Examples(x, y), [accuracy])
     reference = network().eval()
     with torch.no_grad():
         outputs = reference(x)
@@ -119,7 +120,7 @@ def test_summaries_over_clients():
     made.play()
     found = evaluate_all(made, [accuracy])
     own = {
-        c: evaluate(made.model, made.model.loss, made.personal(c), *d.test, [accuracy])["accuracy"]
+        c: evaluate(made.model, made.model.loss, made.personal(c), d.test, [accuracy])["accuracy"]
         for c, d in clients.items()
     }
     summary = found["personalized"]["test"]["accuracy"]

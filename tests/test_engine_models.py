@@ -108,7 +108,7 @@ def test_a_head_that_the_forward_does_not_use_is_left_alone():
 @pytest.mark.parametrize(
     ("model", "change", "line"),
     [
-        (nn.LSTM(3, 2), {}, "must return one tensor, it returns a tuple"),
+        (nn.LSTM(3, 2), {}, "a tuple of 3 floating tensors: call the one with the predictions 'logits'"),
         (nn.LazyLinear(2), {}, "lazy layers"),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), {}, "no running statistics"),
         (nn.Linear(3, 1), {"loss": F.mse_loss, "y": torch.zeros(8)}, r"outputs \(2, 1\) and targets \(2,\) differ"),

@@ -10,7 +10,7 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import accuracy, evaluate
 from idiolect.core.part import Part, part
 from idiolect.core.tree import axpy, pick
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples
 from idiolect.engines.federation import Federation
 from idiolect.testing.worlds import sensitive_layers
 
@@ -72,7 +72,7 @@ def test_fedfsa_code(fedfsa, name):
         personal = made.personal(f"{i}")
         for key, gained, summary in zip(names[-2:], fedfsa.gain(personal, names[-2:]), numbers, strict=True):
             cases.assert_summary(gained, summary, f"{name}, fine-tuned client {i}, {key}")
-        right = evaluate(made.model, made.model.loss, personal, *fedfsa.train[i], [accuracy])["accuracy"]
+        right = evaluate(made.model, made.model.loss, personal, Examples(*fedfsa.train[i]), [accuracy])["accuracy"]
         assert 100 * right == pytest.approx(expected["finetuned_train_accuracy_percent"][i], abs=1e-9)
 
 
@@ -93,6 +93,6 @@ def test_fedbn_code(fedbn, name):
                 cases.assert_summary(fedbn.gain(state, [key])[0], numbers, f"round {t}, client {i}, {key}")
             assert state["bn1.num_batches_tracked"].item() == expected["counters"][i]
             if t == settings["rounds"] - 1:  # test images cost as much as training; equal weights predict alike
-                scores = evaluate(made.model, made.model.loss, personal, *fedbn.test[i], [accuracy])
+                scores = evaluate(made.model, made.model.loss, personal, Examples(*fedbn.test[i]), [accuracy])
                 assert scores["loss"] == pytest.approx(expected["test"][i]["loss"], rel=1e-9)
                 assert scores["accuracy"] == pytest.approx(expected["test"][i]["accuracy"], abs=1e-12)

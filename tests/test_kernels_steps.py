@@ -16,6 +16,7 @@ from idiolect.compute.kernels import Kernels
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import clip, step
 from idiolect.core.types import Batch, Lockstep
+from idiolect.data import Examples
 from idiolect.models import fedfsa_cnn, mlp, small_cnn
 from idiolect.rounds.batches import Shuffled
 from idiolect.rounds.descent import descend
@@ -118,7 +119,7 @@ def test_a_descent_gives_ordinary_tensors(loss, clip):
     torch.manual_seed(10)
     model, kernels, weights = prepared(mlp((6,), 4), loss)
     x, y = torch.randn(13, 6, dtype=torch.float64), torch.randint(4, (13,))
-    batches = Shuffled(x, y, 5, True, (0,)).epochs(1)
+    batches = Shuffled(Examples(x, y), 5, True, (0,)).epochs(1)
     expected, found = (descend(learner, Training(clip=clip), weights, batches, 0.1) for learner in (model, kernels))
     same_tree(found[0], expected[0])
     assert torch.equal(found[1], expected[1])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from idiolect import models
 from idiolect.cli.settings import Experiment, command
-from idiolect.compute.autograd import Loss
+from idiolect.compute.losses import Loss
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.data import (

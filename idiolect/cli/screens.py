@@ -97,7 +97,7 @@ def _held(pool: Pool, clients: Mapping[str, ClientData], width: int) -> Table:
         listed.add_column(header, justify="right", min_width=cell)
     listed.padding = (0, 0) if fits else (0, 1)
     for client, data in shown.items():
-        train, test = (len(part.y) if part else 0 for part in (data.train, data.test))
+        train, test = (len(part) if part else 0 for part in (data.train, data.test))
         row: list[str | Text] = [f"{client} ", f"{train:>5}", f"{test:>5} "]
         held = counts.get(client, {})
         if fits:

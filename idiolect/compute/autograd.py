@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,17 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from idiolect.compute.forward import Features, about, axis_of, inside, loss_with, rows_of
+from idiolect.compute.forward import Features, about, axis_of, call, inside, loss_with, rows_of
+from idiolect.compute.losses import Loss, is_plain_cross_entropy, stacked_cross_entropy
 from idiolect.core.copied import copied
+from idiolect.core.nest import Nest, arguments, logits, mapped
 from idiolect.core.normalization import normalizes_by_batch
 from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, packed, structure_of, unpacked
 from idiolect.core.tree import Tree, combine, counting, layout
 from idiolect.core.types import Batch, Gradient, Lockstep, Objective, Pass, Query, Seen, Step
+from idiolect.data.seeding import seed_pass
 
 T = TypeVar("T")
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) -> () mean over the batch."""
 
 Forward = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Weights -> the loss, and the buffers after the pass."""
@@ -106,6 +106,12 @@ class Model:
         twin.home = self.home
         return twin.after(known) if known else twin
 
+    def with_loss(self, loss: Loss) -> Model:
+        """Return the same model with another loss."""
+        twin = copy.copy(self)
+        twin.loss = loss
+        return twin
+
     def after(self, trial: Trial) -> Model:
         """Return the same model, whose structure is what a trial has shown."""
         twin = copy.copy(self)
@@ -136,7 +142,7 @@ class Model:
             return self._in_step(weights, step, only, objectives)
         self._seed(step.key)
         row = weights.clone()  # a forward pass may change its inputs in place
-        trainable, forward = self._forward(row, step.x.clone(), step.y.clone(), step.frozen, only, objectives)
+        trainable, forward = self._forward(row, _copy(step.x), _copy(step.y), step.frozen, only, objectives)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
         unused = only is not None and not loss.requires_grad  # the forward pass does not use these weights
@@ -178,10 +184,10 @@ class Model:
         only: Container[str] | None,
         objectives: Sequence[Objective],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        def one(flat: Tensor, x: Tensor, y: Tensor, *facts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def one(flat: Tensor, x: Nest, y: Nest, *facts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             row = Tree(self.structure.layout, flat.clone())
             own = [o._replace(facts=Tree(o.facts.layout, f)) for o, f in zip(objectives, facts, strict=True)]
-            trainable, forward = self._forward(row, x.clone(), y, frozen, only, own, stacked=True)
+            trainable, forward = self._forward(row, _copy(x), y, frozen, only, own, stacked=True)
             gradient, (loss, after) = grad_and_value(forward, has_aux=True)(trainable)
             return Tree.of(gradient).flat, self._row(row, after).flat, loss
 
@@ -191,8 +197,8 @@ class Model:
     def _forward(
         self,
         row: Tree,
-        x: Tensor,
-        y: Tensor,
+        x: Nest,
+        y: Nest,
         frozen: bool,
         only: Container[str] | None,
         objectives: Sequence[Objective],
@@ -202,22 +208,23 @@ class Model:
         module = self._frozen if frozen else self.training
         trainable = {n: row[n] for n in self.structure.trainable.names if only is None or n in only}
         fixed = {n: row[n] for n in self.structure.trainable.names if n not in trainable}
-        by_class = stacked and y.dim() == 1 and is_plain_cross_entropy(self.loss)
-        loss_of = _cross_entropy if by_class else self.loss
+        by_class = stacked and is_plain_cross_entropy(self.loss) and not y.is_floating_point() and y.dim() == 1
+        loss_of = stacked_cross_entropy if by_class else self.loss
+        alone, named = arguments(x)
 
         def plain(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             buffers = self._buffers(row)
             state = {**fixed, **weights, **buffers}
             with self._precision():
-                output = functional_call(module, state, (x,))  # `state` then has the buffers that the pass replaced
+                output = functional_call(module, state, alone, named)  # then `state` has the buffers that it replaced
             return loss_of(self._full(output), y), {n: state[n] for n in buffers}
 
         def with_objectives(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             buffers = self._buffers(row)
             state = {**fixed, **weights, **buffers}
 
-            def loss(seen: Callable[[str], Pass]) -> Tensor:
-                return loss_with(objectives, loss_of, seen, y)
+            def loss(seen: Callable[[str], Pass], outputs: Nest) -> Tensor:
+                return loss_with(objectives, loss_of, seen, outputs, y)
 
             before = {**state, **{n: row[n] for n in buffers}}  # a forward pass may change its inputs in place
             found, after = self._inside(module, state, before, x, [o.layer for o in objectives], loss)
@@ -230,24 +237,24 @@ class Model:
         module: nn.Module,
         state: dict[str, Tensor],
         before: Mapping[str, Tensor],
-        x: Tensor,
+        x: Nest,
         layers: Sequence[str],
         then: Callable[..., T],
     ) -> tuple[T, dict[str, Tensor]]:
         """Run a module with these tensors, then a function of the pass; `before` are the tensors that parts see."""
 
         def under(layer: str, other: Mapping[str, Tensor]) -> Seen:
-            def own(outputs: Tensor, features: Features) -> Seen:
-                return Seen(self._full(outputs), self._full(features[layer]))
+            def own(outputs: Nest, features: Features) -> Seen:
+                return Seen(self._full(logits(outputs)), self._full(features[layer]))
 
             whole = {n: other.get(n, t).clone() for n, t in before.items()}
             with self._precision():
                 return inside(self.predicting, whole, x, [layer], own)[0]
 
-        def seen(outputs: Tensor, features: Features) -> T:
-            full = {n: self._full(f) for n, f in features.items()}
+        def seen(outputs: Nest, features: Features) -> T:
+            outputs, full = self._full(outputs), {n: self._full(f) for n, f in features.items()}
             with torch.autocast(self.device.type, enabled=False):  # parts compute in full precision
-                return then(about(module, before, self._full(outputs), full, under))
+                return then(about(module, before, logits(outputs), full, under), outputs)
 
         with self._precision():
             return inside(module, state, x, layers, seen)
@@ -261,14 +268,14 @@ class Model:
             query: the query.
         """
 
-        def one(flat: Tensor, x: Tensor, y: Tensor, facts: Tensor) -> Tensor:
+        def one(flat: Tensor, x: Nest, y: Nest, facts: Tensor) -> Tensor:
             state = self.tensors(Tree(self.structure.layout, flat.clone()))
             own = Tree(query.facts.layout, facts)
 
-            def sums(seen: Callable[[str], Pass]) -> Mapping[str, Tensor]:
+            def sums(seen: Callable[[str], Pass], _: Nest) -> Mapping[str, Tensor]:
                 return query.sums(seen(query.layer), y, own)
 
-            return Tree.of(self._inside(self.predicting, state, state, x.clone(), [query.layer], sums)[0]).flat
+            return Tree.of(self._inside(self.predicting, state, state, _copy(x), [query.layer], sums)[0]).flat
 
         where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
         with torch.no_grad():
@@ -288,10 +295,10 @@ class Model:
         )
         return twin
 
-    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+    def predict(self, weights: Tree, x: Nest) -> Nest:
         """Return the outputs in evaluation mode."""
         with self._precision():
-            outputs: Tensor = functional_call(self.predicting, self.tensors(weights.clone()), (x.clone(),))
+            outputs = functional_call(self.predicting, self.tensors(weights.clone()), *arguments(_copy(x)))
         return self._full(outputs)
 
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
@@ -310,7 +317,7 @@ class Model:
                 own[name].copy_(tensor)
         return module
 
-    def statistics(self, weights: Tree, x: Tensor, correction: int = 0) -> Tree:
+    def statistics(self, weights: Tree, x: Nest, correction: int = 0) -> Tree:
         """Return mean and variance of the inputs of each layer of batch normalization, with x as one batch.
 
         Batch normalization uses the statistics of this batch; all other layers are in evaluation mode. For a layer
@@ -338,24 +345,28 @@ class Model:
                 layer.train()
                 layer.register_forward_pre_hook(partial(note, name))
         with torch.no_grad():
-            module(x.clone())
+            call(module, _copy(x))
         return Tree.of({name: torch.stack(calls).mean(dim=0) for name, calls in seen.items()})
 
-    def run(self, module: nn.Module, x: Tensor, key: int = 0) -> Any:  # noqa: ANN401 - what a user's module returns
+    def run(self, module: nn.Module, x: Nest, key: int = 0) -> Nest:
         """Return what a module, such as a copy of one of this model's, makes of inputs."""
         self._seed(key)
         with self._precision():
-            return module(x.clone())
+            return call(module, _copy(x))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
-    def _full(self, output: Tensor) -> Tensor:
-        return output.to(self.dtype) if self.mixed else output
+    def _full(self, output: T) -> T:
+        """Return outputs in the dtype of the weights."""
+        if not self.mixed:
+            return output
+        full: T = mapped(lambda t: t.to(self.dtype) if t.is_floating_point() else t, output)
+        return full
 
     def _seed(self, key: int) -> None:
         """Seed the random numbers of a pass (dropout), which costs much less than seeding every device."""
-        torch.default_generator.manual_seed(key)
+        seed_pass(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
 
@@ -380,21 +391,13 @@ class Model:
         )
 
 
+def _copy(nest: Nest) -> Nest:
+    """Return a copy of inputs or targets, which a forward pass or a loss may change in place."""
+    return nest.clone() if isinstance(nest, Tensor) else mapped(torch.clone, nest)
+
+
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return a module whose random weights depend only on the seed; torch's random stream is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-def is_plain_cross_entropy(loss: Loss) -> bool:
-    """Return whether a loss is cross-entropy with all options at their defaults."""
-    if type(loss) is nn.CrossEntropyLoss:
-        options = (loss.weight, loss.ignore_index, loss.reduction, loss.label_smoothing)
-        return options == (None, -100, "mean", 0.0) and "forward" not in vars(loss)
-    return loss is F.cross_entropy
-
-
-def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Return the same as `F.cross_entropy`, which launches four times as many kernels under `vmap`."""
-    return -torch.log_softmax(output, 1).gather(1, y[:, None]).mean()

@@ -8,7 +8,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from idiolect.compute.losses import own_loss
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import Nest, arguments, logits, tensors, with_logits
 from idiolect.core.tree import Tree
 from idiolect.core.types import Objective, Pass, Query, Seen, Term
 
@@ -25,27 +27,37 @@ class _Inside(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, layers: Sequence[str], then: Callable[[Tensor, Features], T]) -> T:
+    def forward(self, x: Nest, layers: Sequence[str], then: Callable[[Nest, Features], T]) -> T:
         features: dict[str, Tensor] = {}
 
-        def keep(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda module, given: features.update({layer: given[0]})
+        def keep(layer: str) -> Callable[..., None]:
+            return lambda module, given, named: features.update({layer: tensors((given, named))[0]})
 
-        hooks = [self.net.get_submodule(n).register_forward_pre_hook(keep(n), prepend=True) for n in layers]
+        hooks = [
+            self.net.get_submodule(n).register_forward_pre_hook(keep(n), prepend=True, with_kwargs=True) for n in layers
+        ]
         try:
-            outputs = self.net(x)
+            outputs = call(self.net, x)
         finally:
             for hook in hooks:
                 hook.remove()
         return then(outputs, features)
 
 
+def call(module: nn.Module, x: Nest) -> Nest:
+    """Return the outputs of a module; see `arguments` for how it is called."""
+    if isinstance(x, Tensor):
+        return module(x)
+    alone, named = arguments(x)
+    return module(*alone, **named)
+
+
 def inside(
     module: nn.Module,
     state: Mapping[str, Tensor],
-    x: Tensor,
+    x: Nest,
     layers: Sequence[str],
-    then: Callable[[Tensor, Features], T],
+    then: Callable[[Nest, Features], T],
 ) -> tuple[T, dict[str, Tensor]]:
     """Run a module with these tensors, then a function of outputs and features while the tensors are in place.
 
@@ -58,21 +70,48 @@ def inside(
 
 
 def loss_with(
-    objectives: Sequence[Objective], plain: Callable[[Tensor, Tensor], Tensor], about: Callable[[str], Pass], y: Tensor
+    objectives: Sequence[Objective],
+    plain: Callable[[Nest, Nest], Tensor],
+    about: Callable[[str], Pass],
+    outputs: Nest,
+    y: Nest,
 ) -> Tensor:
-    """Return the loss of a pass with these objectives around the plain loss, the first outermost."""
+    """Return the loss of a pass with these objectives around the plain loss, the first outermost.
+
+    Args:
+        objectives: the losses of parts.
+        plain: the loss of the run.
+        about: the pass as a part sees it, by layer.
+        outputs: of the model, as the loss of the run takes them.
+        y: targets.
+
+    Raises:
+        UsageError: if a part changes the predictions of a model that returns its own loss.
+    """
 
     def wrapped(objective: Objective, inner: Term) -> Term:
-        def term(seen: Pass, y: Tensor) -> Tensor:
+        def term(seen: Pass, y: Nest) -> Tensor:
             mine = about(objective.layer)._replace(outputs=seen.outputs)
             return objective.loss(inner, mine, y, objective.facts)
 
         return term
 
-    term: Term = lambda seen, y: plain(seen.outputs, y)  # noqa: E731 - the innermost of the chain
+    whole = logits(outputs)
+
+    def term(seen: Pass, y: Nest) -> Tensor:
+        if seen.outputs is whole:
+            return plain(outputs, y)
+        if plain is own_loss:
+            raise UsageError(
+                "a part of the method changes the predictions after the model has computed its own loss from them: "
+                "give fit(loss=...), a function of outputs and targets"
+            )
+        return plain(with_logits(outputs, seen.outputs), y)
+
+    chain: Term = term
     for objective in reversed(objectives):
-        term = wrapped(objective, term)
-    return term(about(objectives[0].layer), y)
+        chain = wrapped(objective, chain)
+    return chain(about(objectives[0].layer), y)
 
 
 def rows_of(asked: Asked, rows: slice) -> Asked:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import tensors
 from idiolect.core.types import Batch, Gradient
 
 Place = tuple[dict[str, Any], str]
@@ -120,7 +121,7 @@ def _values(found: Gradient) -> tuple[Tensor, ...]:
 def _predicted(model: Model, batch: Batch) -> Tensor:
     with torch.no_grad():
         outputs = model.run(model.predicting, batch.x)
-    return outputs if isinstance(outputs, Tensor) else torch.zeros(())
+    return torch.cat([torch.zeros(1), *(t.flatten().double() for t in tensors(outputs))])
 
 
 def _apart(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idiolect.compute.autograd import Model, is_plain_cross_entropy
+from idiolect.compute.autograd import Model
 from idiolect.compute.layers import NOWHERE, Layer, Sink, aten
+from idiolect.compute.losses import is_plain_cross_entropy
 from idiolect.compute.trace import NotAChainError, read
+from idiolect.core.nest import Nest, mapped, only_tensor
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, combine
 from idiolect.core.types import Batch, Gradient, Lockstep, Step
+from idiolect.data.seeding import seed_pass
 
 __all__ = ["Kernels", "NotAChainError"]
 
@@ -94,16 +97,17 @@ class Kernels:
         """
         return self._pass(weights.tensors, weights.tensors, _batch(step), 1.0, -rate)
 
-    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+    def predict(self, weights: Tree, x: Nest) -> Tensor:
         """Return the outputs in evaluation mode, without autograd.
 
         Args:
             weights: the whole row, (P,).
             x: (b, ...) inputs.
         """
+        outputs = only_tensor(x)
         for layer, places in self._chain:
-            x = layer.predict(x, [weights.tensors[i] for i in places])
-        return x
+            outputs = layer.predict(outputs, [weights.tensors[i] for i in places])
+        return outputs
 
     def _pass(
         self, tensors: Sequence[Tensor], targets: Sequence[Tensor | None], batch: Batch, beta: float, alpha: float
@@ -113,7 +117,7 @@ class Kernels:
         Returns:
             () the loss.
         """
-        x, train = batch.x, not batch.frozen
+        x, train = only_tensor(batch.x), not batch.frozen
         done: list[tuple[Layer, Any, list[Tensor], list[int]]] = []
         for layer, places in self._chain:
             own = [tensors[i] for i in places]
@@ -137,10 +141,10 @@ class Kernels:
             loss, total = aten.nll_loss_forward(logs, y, None, 1, -100)
             d = aten.nll_loss_backward(self._one, logs, y, None, 1, -100, total)
             return loss, torch._log_softmax_backward_data(d, logs, 1, logs.dtype)
-        torch.default_generator.manual_seed(batch.key)  # for a loss that draws random numbers, as in `Model`
+        seed_pass(batch.key)  # for a loss that draws random numbers, as in `Model`
         with torch.inference_mode(False), torch.enable_grad():
             leaf = outputs.clone().requires_grad_()
-            loss = self._loss(leaf.clone(), y.clone())  # a loss may change its inputs in place
+            loss = self._loss(leaf.clone(), mapped(torch.clone, y))  # a loss may change its inputs in place
             (d,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), d
 

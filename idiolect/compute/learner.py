@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from idiolect.core.nest import Nest
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree
 from idiolect.core.types import Gradient, Lockstep, Objective, Query, Step
@@ -42,11 +43,11 @@ class Learner(Protocol):
         """Return the sums of a query over a batch, in evaluation mode."""
         ...
 
-    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+    def predict(self, weights: Tree, x: Nest) -> Nest:
         """Return the outputs in evaluation mode, without autograd."""
         ...
 
-    def statistics(self, weights: Tree, x: Tensor) -> Tree:
+    def statistics(self, weights: Tree, x: Nest) -> Tree:
         """Return mean and variance of the inputs of each layer of batch normalization, with x as one batch."""
         ...
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from idiolect.compute.autograd import Model
 from idiolect.compute.hidden import alike
 from idiolect.core.copied import copied
 from idiolect.core.errors import UsageError
 from idiolect.core.makers import makers_in_pass
+from idiolect.core.nest import Nest, logits
 from idiolect.core.structure import Trial
 
 _PASSES = 2
 
 
-def tried(model: Model, x: Tensor) -> Model:
+def tried(model: Model, x: Nest) -> Model:
     """Return the model with the structure that passes over examples show.
 
     The layer that makes the output is the head. A buffer that training passes do not change is a constant, another one
@@ -34,11 +35,19 @@ def tried(model: Model, x: Tensor) -> Model:
         >>> "mask" in tried(Model(net), torch.ones(2, 3)).structure.layout.names
         False
     """
-    makers = makers_in_pass(copied(model.predicting), lambda module: model.run(module, x))
+    makers = makers_in_pass(copied(model.predicting), lambda module: _predictions(model.run(module, x)))
     return model.after(Trial(makers, _changed(model, x)))
 
 
-def _changed(model: Model, x: Tensor) -> frozenset[str]:
+def _predictions(outputs: Nest) -> Nest:
+    """Return the predictions among outputs, or all outputs where nothing says which they are."""
+    try:
+        return logits(outputs)
+    except UsageError:
+        return outputs
+
+
+def _changed(model: Model, x: Nest) -> frozenset[str]:
     module = copied(model.training)
     before = {n: t.detach().clone() for n, t in [*module.named_parameters(), *module.named_buffers()]}
     for key in range(_PASSES):

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from idiolect.core.nest import Nest, rows_in, taken, tensors
 from idiolect.core.scope import Scope
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import EMPTY, Tree
@@ -18,14 +19,14 @@ class Batch(NamedTuple):
     """One mini-batch of one client.
 
     Attributes:
-        x: ``(b, ...)`` inputs.
-        y: ``(b, ...)`` targets.
+        x: ``(b, ...)`` inputs: a tensor, or a nest of tensors.
+        y: ``(b, ...)`` targets, likewise.
         key: random seed of this step (dropout), the same for every pass over the batch.
         frozen: normalize by running statistics instead of those of the batch (a client with one example).
     """
 
-    x: Tensor
-    y: Tensor
+    x: Nest
+    y: Nest
     key: int = 0
     frozen: bool = False
 
@@ -74,9 +75,9 @@ def halves(step: Step) -> tuple[Step, Step]:
 
 
 def _half(batch: Batch, which: int, axis: int) -> Batch:
-    count = batch.y.shape[axis]
-    rows = torch.arange(min(which, count - 1), count, 2, device=batch.y.device)
-    x, y = batch.x.index_select(axis, rows), batch.y.index_select(axis, rows)
+    count = rows_in(batch.y, axis)
+    rows = torch.arange(min(which, count - 1), count, 2, device=tensors(batch.y)[0].device)
+    x, y = taken(batch.x, rows, axis), taken(batch.y, rows, axis)
     return batch._replace(x=x, y=y, frozen=batch.frozen or len(rows) == 1)
 
 
@@ -99,7 +100,7 @@ class Seen(NamedTuple):
     """Outputs and features of a batch."""
 
     outputs: Tensor
-    """``(b, ...)`` outputs of the model."""
+    """``(b, ...)`` outputs of the model; if it returns several tensors, its `logits`."""
     features: Tensor
     """``(b, d)`` input of the layer that was asked for; for the head, the output of the body."""
 
@@ -108,7 +109,7 @@ class Pass(NamedTuple):
     """A forward pass over one client's batch, as the loss of a part sees it; differentiable."""
 
     outputs: Tensor
-    """``(b, ...)`` outputs of the model."""
+    """``(b, ...)`` outputs of the model; if it returns several tensors, its `logits`."""
     features: Tensor
     """``(b, d)`` input of the layer that was asked for; for the head, the output of the body."""
     weights: Mapping[str, Tensor]
@@ -119,7 +120,7 @@ class Pass(NamedTuple):
     """Other weights -> outputs and features of the same examples in evaluation mode; the rest is as in the pass."""
 
 
-Term = Callable[[Pass, Tensor], Tensor]
+Term = Callable[[Pass, Nest], Tensor]
 """(pass, targets) -> () mean loss."""
 
 
@@ -134,7 +135,7 @@ class Objective(NamedTuple):
     """
 
     layer: str
-    loss: Callable[[Term, Pass, Tensor, Tree], Tensor]
+    loss: Callable[[Term, Pass, Nest, Tree], Tensor]
     facts: Tree = EMPTY
 
 
@@ -150,7 +151,7 @@ class Query(NamedTuple):
     """
 
     layer: str
-    sums: Callable[[Pass, Tensor, Tree], Mapping[str, Tensor]]
+    sums: Callable[[Pass, Nest, Tree], Mapping[str, Tensor]]
     shapes: Mapping[str, tuple[int, ...]]
     facts: Tree = EMPTY
 
@@ -223,7 +224,7 @@ class TotalQuery(Protocol):
 class EachQuery(Protocol):
     """Values of a query for each training example of a client, or for each of the unlabeled inputs of one client."""
 
-    def __call__(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
+    def __call__(self, weights: Tree, query: Query, inputs: Nest | None = None) -> Tree:
         """Return the values of a query, in evaluation mode; with `inputs`, the query gets empty targets, ``(b, 0)``."""
         ...
 
@@ -300,11 +301,11 @@ class Local:
     each: EachQuery
     counts: Callable[[int], Tensor]
     whole: Whole
-    statistics: Callable[[Tree, Tensor], Tree]
+    statistics: Callable[[Tree, Nest], Tree]
     memory: Tree = field(default_factory=lambda: EMPTY)
     received: Tree = field(default_factory=lambda: EMPTY)
     message: Tree = field(default_factory=lambda: EMPTY)
-    inputs: Tensor | None = None
+    inputs: Nest | None = None
 
 
 Weight = float | Tensor | Tree

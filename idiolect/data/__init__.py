@@ -5,11 +5,14 @@
 :class:`ClientData` directly.
 """
 
-from idiolect.data.clients import ClientData, Examples, check_clients, holdings
+from idiolect.data.checking import Labels, check_clients, first_of
+from idiolect.data.clients import ClientData, countable, holdings
 from idiolect.data.deal import ByGroup, Deal, Shuffled, TimeBlocks
+from idiolect.data.examples import Examples, LazyExamples, Placement
 from idiolect.data.label_skew import Dirichlet, DirichletEqual, Pathological
 from idiolect.data.partition import ByClient, ByDomain, Contiguous, Iid, QuantitySkew, Split
 from idiolect.data.pool import Pool, federate
+from idiolect.data.row_groups import parquet
 from idiolect.data.shift import (
     Blur,
     Brightness,
@@ -40,9 +43,12 @@ __all__ = [
     "DirichletEqual",
     "Examples",
     "Iid",
+    "Labels",
+    "LazyExamples",
     "Noise",
     "Pathological",
     "PermuteLabels",
+    "Placement",
     "Pool",
     "QuantitySkew",
     "Rotation",
@@ -53,8 +59,11 @@ __all__ = [
     "Split",
     "TimeBlocks",
     "check_clients",
+    "countable",
     "federate",
+    "first_of",
     "holdings",
     "load",
+    "parquet",
     "read_table",
 ]

@@ -2,70 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import Nest, named_tensors, plain
+from idiolect.data.examples import Examples, LazyExamples, Transform
+from idiolect.data.reading import Arrays, Collate, InOrder, Rows, as_targets, as_tensor
+from idiolect.data.reading import split as divided
 
-Given: TypeAlias = "Dataset[Any] | Sequence[Any]"
-"""How examples may be handed in: a pair ``(x, y)`` of arrays, or a map-style data set of ``(x, y)``."""
+Given: TypeAlias = "Dataset[Any] | Iterable[Any] | Mapping[str, Any] | Examples | LazyExamples"
+"""How examples may be given; see `ClientData`."""
 
-
-class Examples(NamedTuple):
-    """Examples of one split: features ``x`` of shape (n, …) and labels ``y`` of shape (n,) or (n, …)."""
-
-    x: Tensor
-    y: Tensor
+Split: TypeAlias = "Examples | LazyExamples"
+"""The examples of one split."""
 
 
 @dataclass(frozen=True, init=False, eq=False)
 class ClientData:
     """The examples of one client: for training, and where there are any for validation and test.
 
+    Each split is given in one of these forms. Inputs and targets may be nests: tuples or dicts of arrays. A model is
+    called with an array alone, with the items of a tuple, or with the entries of a dict by name.
+
+    - a pair ``(x, y)`` of arrays, tensors or nested lists, or of nests of them, with n rows each. They are kept in
+      memory, except for arrays that NumPy maps from a file, which are read batch by batch.
+    - a dict of arrays with an entry ``labels``, which are the targets; the model is given all entries.
+    - a map-style :class:`torch.utils.data.Dataset`, a Hugging Face ``Dataset``, or a list of examples. An example is
+      a pair ``(x, y)`` or a dict with ``labels``. It is read anew each time it is needed, so random augmentation in
+      ``__getitem__`` is drawn anew in every epoch.
+    - a :class:`torch.utils.data.IterableDataset`: one pass in its own order is an epoch. If it has no length, one
+      pass counts its examples.
+
+    NumPy's float64 becomes float32; a tensor of floats keeps its dtype. Whole-number targets become int64. Random
+    numbers that are drawn while a batch is read depend only on the seed of the run, the client, the round and the step:
+    the streams of torch, NumPy and Python are seeded for it, and are then as they were before.
+
     Args:
-        train: a pair ``(x, y)`` of arrays, tensors or nested lists with n rows each, or a map-style
-            :class:`torch.utils.data.Dataset` of ``(x, y)``, which is read once. NumPy's float64 becomes
-            float32; a tensor of floats keeps its dtype. Whole-number labels become int64.
+        train: the training examples.
         val: the same for validation; None, or no rows: the client has none.
         test: the same for the test.
+        transform: a function of the inputs of one training example, called each time that it is read. If it has an
+            argument ``generator`` it is given a `torch.Generator` to draw from.
+        batch_transform: the same for the inputs of a batch of training examples, ``(b, ...)``.
+        collate: makes a batch of a list of examples, such as padded sequences: ``collate(examples)`` returns
+            ``(x, y)`` or a dict with ``labels``. By default examples are stacked.
 
     Raises:
-        UsageError: if a split is no such pair or data set, cannot be read as numbers, or x and y differ in
-            length.
+        UsageError: if a split has none of these forms, cannot be read as numbers, or x and y differ in length.
 
     Example:
         >>> ward = ClientData(train=([[0.5, 1.0], [0.0, 2.0]], [1, 0]))
         >>> ward.train.x.dtype, ward.train.y.tolist(), ward.test
         (torch.float32, [1, 0], None)
+        >>> ward
+        ClientData(train=2 examples of (2,) float32)
+        >>> image, age = torch.zeros(4, 3, 8, 8), torch.ones(4, 1)
+        >>> ClientData(train=({"image": image, "age": age}, [0, 1, 1, 0]))
+        ClientData(train=4 examples of image (3, 8, 8) float32, age (1,) float32)
     """
 
-    train: Examples
-    val: Examples | None
-    test: Examples | None
+    train: Split
+    val: Split | None
+    test: Split | None
 
-    def __init__(self, train: Given, val: Given | None = None, test: Given | None = None) -> None:
+    def __init__(
+        self,
+        train: Given,
+        val: Given | None = None,
+        test: Given | None = None,
+        *,
+        transform: Transform | None = None,
+        batch_transform: Transform | None = None,
+        collate: Collate | None = None,
+    ) -> None:
+        for what, f in (("transform", transform), ("batch_transform", batch_transform), ("collate", collate)):
+            if f is not None and not callable(f):
+                raise UsageError(f"{what} must be a function, not {type(f).__name__}")
         for split, given in (("train", train), ("val", val), ("test", test)):
-            examples = None if given is None and split != "train" else _examples(given, split)
-            empty = split != "train" and examples is not None and len(examples.y) == 0
+            examples = None if given is None and split != "train" else _examples(given, split, collate)
+            if split == "train" and (transform or batch_transform):
+                examples = _transformed(examples, transform, batch_transform)
+            empty = split != "train" and examples is not None and len(examples) == 0
             object.__setattr__(self, split, None if empty else examples)
 
-    def splits(self) -> dict[str, Examples]:
+    def __repr__(self) -> str:
+        shown = [f"{split}={_shown(examples)}" for split, examples in self.splits().items()]
+        return f"ClientData({', '.join(shown)})"
+
+    def splits(self) -> dict[str, Split]:
         """Return the splits that are there, by name: ``train`` always, ``val`` and ``test`` if given."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {split: examples for split, examples in named.items() if examples is not None}
+
+    def changed(self, change: Callable[[Split], Split]) -> ClientData:
+        """Return the client with each split changed."""
+        splits = {split: change(examples) for split, examples in self.splits().items()}
+        return ClientData(splits["train"], splits.get("val"), splits.get("test"))
+
+    def held(self) -> dict[str, Examples]:
+        """Return the splits by name.
+
+        Raises:
+            UsageError: if their examples are not in memory.
+        """
+        found = self.splits()
+        if odd := next((split for split, examples in found.items() if not isinstance(examples, Examples)), None):
+            raise UsageError(f"the examples of {odd!r} are read batch by batch: this needs them in memory, as arrays")
+        return found  # type: ignore[return-value]
+
+
+def countable(examples: Split) -> TypeGuard[Examples]:
+    """Return whether targets are one whole number per example, in memory."""
+    y = examples.y if isinstance(examples, Examples) else None
+    return isinstance(y, Tensor) and (not len(y) or (y.dim() == 1 and not y.is_floating_point()))
 
 
 def holdings(clients: Mapping[str, ClientData]) -> dict[str, dict[int, int]]:
     """Count the training labels of each client: ``{client: {label: examples}}``.
 
     Raises:
-        UsageError: if a client's labels are not whole numbers, as in a regression.
+        UsageError: if a client's labels are not one whole number per example, or are not in memory.
 
     Example:
         >>> holdings({"a": ClientData(([[0.0], [0.0], [0.0]], [2, 2, 0]))})
@@ -73,109 +136,99 @@ def holdings(clients: Mapping[str, ClientData]) -> dict[str, dict[int, int]]:
     """
     counts = {}
     for name, data in clients.items():
-        if data.train.y.is_floating_point() and len(data.train.y):
-            raise UsageError(f"client {name!r}: labels are {data.train.y.dtype}; only classes can be counted")
+        if not countable(data.train):
+            raise UsageError(f"client {name!r}: only one whole number per example in memory can be counted")
         labels, sizes = np.unique(data.train.y.cpu().numpy(), return_counts=True)
         counts[name] = dict(zip(labels.tolist(), sizes.tolist(), strict=True))
     return counts
 
 
-def check_clients(clients: Mapping[str, ClientData], classes: int | None) -> tuple[dict[str, ClientData], list[str]]:
-    """Return the clients that can be trained, and one line about those that were left out.
-
-    Args:
-        clients: the population, by client name.
-        classes: how many classes the model tells apart (its number of outputs); None for a regression.
-
-    Returns:
-        The clients with training examples, in the given order, and notes (at most one line).
-
-    Raises:
-        UsageError: if no client has training examples; if shapes or dtypes differ between clients; if a
-            feature or a regression label is NaN or infinite; if a label is not one of 0 … classes−1.
-
-    Example:
-        >>> good, empty = ClientData(([[0.5]], [1])), ClientData(([], []))
-        >>> kept, notes = check_clients({"a": good, "b": empty}, classes=2)
-        >>> list(kept), notes
-        (['a'], ["1 client without training examples left out: 'b'"])
-    """
-    kept = {name: data for name, data in clients.items() if len(data.train.y)}
-    if not kept:
-        raise UsageError("no client has training examples; give at least one client with train=(x, y)")
-    first: tuple[str, Examples] | None = None
-    for name, data in kept.items():
-        for split, examples in data.splits().items():
-            where = f"client {name!r}, {split}"
-            first = first or (where, examples)
-            _same_form("features", first[0], first[1].x, where, examples.x)
-            _finite(examples.x, where, "feature")
-            if classes is None:
-                _same_form("labels", first[0], first[1].y, where, examples.y)
-                _finite(examples.y, where, "label")
-            else:
-                _labels(examples.y, classes, where)
-    empty = [repr(name) for name in clients if name not in kept]
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    plural = "s" if len(empty) > 1 else ""
-    line = f"{len(empty)} client{plural} without training examples left out: {', '.join(empty[:5])}{more}"
-    return kept, [line] if empty else []
-
-
-def _examples(given: Any, split: str) -> Examples:  # noqa: ANN401 - the point of this function is to judge it
-    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
-        rows = [given[i] for i in range(len(given))]  # type: ignore[arg-type]
-        if any(not isinstance(row, Sequence) or len(row) != 2 for row in rows):
-            raise UsageError(f"{split}: the data set must give pairs (x, y)")
-        given = ([_tensor(x, f"{split} x") for x, _ in rows], [_tensor(y, f"{split} y") for _, y in rows])
-    elif not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
-        raise UsageError(f"{split}: give a pair (x, y) or a map-style Dataset, not {type(given).__name__}")
-    x, y = _tensor(given[0], f"{split} x"), _tensor(given[1], f"{split} y")
-    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
+def _examples(given: Any, split: str, collate: Collate | None) -> Split:  # noqa: ANN401 - this function judges it
+    if isinstance(given, Examples | LazyExamples):
+        return given
+    if isinstance(given, DataLoader):
         raise UsageError(
-            f"{split}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; "
+            f"{split}: give the data set, not its DataLoader: loader.dataset, and its collate_fn as collate"
+        )
+    if isinstance(given, Iterator):
+        raise UsageError(f"{split}: a {type(given).__name__} can be read once only: give a list or an IterableDataset")
+    if isinstance(given, IterableDataset):
+        return LazyExamples(InOrder(given, collate))
+    try:
+        return _read(given, split, collate)
+    except UsageError as error:
+        raise UsageError(f"{split}: {error}") from error.__cause__
+
+
+def _read(given: Any, split: str, collate: Collate | None) -> Split:  # noqa: ANN401
+    listed = isinstance(given, list) and bool(given) and all(isinstance(e, tuple | Mapping) for e in given)
+    rows = hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    if listed or (rows and not isinstance(given, Mapping | tuple | list | str | np.ndarray | Tensor)):
+        return LazyExamples(Rows(given, collate))
+    if collate:
+        raise UsageError(f"collate makes a batch of examples: give a Dataset or a list, not a {type(given).__name__}")
+    if isinstance(given, Mapping):
+        x, y = divided(plain(given))
+    elif isinstance(given, tuple | list) and len(given) == 2:
+        x, y = plain(given[0]), plain(given[1])
+    else:
+        raise UsageError(
+            f"give a pair (x, y), a dict with 'labels', a Dataset or a list of examples, not {type(given).__name__}"
+        )
+    if any(isinstance(leaf, np.memmap) for leaf in _leaves((x, y))):
+        return LazyExamples(Arrays(*_equally_long(_nested(lambda a, _: a, x, ""), _nested(lambda a, _: a, y, ""))))
+    x, y = _nested(_tensor, x, f"{split} x"), _nested(_tensor, y, f"{split} y")
+    return Examples(*_equally_long(x, as_targets(y)))
+
+
+def _leaves(nest: Nest) -> list[Any]:
+    found: list[Any] = []
+    _nested(lambda leaf, _: found.append(leaf), nest, "")
+    return found
+
+
+def _nested(change: Callable[[Any, str], Any], nest: Nest, what: str) -> Nest:
+    """Return a nest of arrays with each changed; a list is an array, a tuple or a dict is a nest."""
+    if isinstance(nest, Mapping):
+        return {key: _nested(change, inner, f"{what}[{key!r}]") for key, inner in nest.items()}
+    if isinstance(nest, tuple):
+        return tuple(_nested(change, inner, f"{what}[{k}]") for k, inner in enumerate(nest))
+    return change(nest, what)
+
+
+def _equally_long(x: Nest, y: Nest) -> tuple[Nest, Nest]:
+    shapes = [tuple(array.shape) for array in _leaves((x, y))]
+    if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
+        *inputs, last = shapes or [(), ()]
+        raise UsageError(
+            f"x has shape {inputs[0] if len(inputs) == 1 else inputs} and y {last}; "
             "both need one row per example, the same number in both"
         )
-    return Examples(x, y if y.is_floating_point() else y.long())
+    return x, y
 
 
 def _tensor(values: Any, what: str) -> Tensor:  # noqa: ANN401
     try:
-        if isinstance(values, Tensor):
-            return values.detach()
         if isinstance(values, list) and values and all(isinstance(row, Tensor) for row in values):
             return torch.stack(values).detach()
-        array = np.asarray(values)
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-        return torch.from_numpy(np.array(array))
-    except (TypeError, ValueError, RuntimeError) as problem:
+        return as_tensor(values)
+    except (RuntimeError, UsageError) as problem:
         raise UsageError(f"{what}: cannot be read as one array of numbers ({problem})") from problem
 
 
-def _same_form(what: str, first: str, expected: Tensor, where: str, found: Tensor) -> None:
-    if expected.shape[1:] != found.shape[1:] or expected.dtype != found.dtype:
-        raise UsageError(
-            f"{first} has {what} of shape {tuple(expected.shape[1:])} {expected.dtype}, {where} of shape "
-            f"{tuple(found.shape[1:])} {found.dtype}; every client needs the same"
-        )
+def _transformed(examples: Split | None, each: Transform | None, whole: Transform | None) -> LazyExamples:
+    if isinstance(examples, Examples):
+        return LazyExamples(Arrays(examples.x, examples.y), each, whole)
+    assert isinstance(examples, LazyExamples)
+    return replace(examples, transform=each, batch_transform=whole)
 
 
-def _finite(values: Tensor, where: str, what: str) -> None:
-    if not values.is_floating_point() or bool(torch.isfinite(values).all()):
-        return
-    row = int(torch.isfinite(values).logical_not().nonzero()[0, 0])
-    found = "NaN" if bool(values[row].isnan().any()) else "infinite"
-    raise UsageError(f"{where} row {row}: {what} is {found}; remove the example or fill the value in")
-
-
-def _labels(y: Tensor, classes: int, where: str) -> None:
-    wanted = f"give one class number 0 … {classes - 1} per example"
-    if y.dim() != 1:
-        raise UsageError(f"{where}: labels have shape {tuple(y.shape)}; {wanted}, shape ({len(y)},)")
-    if y.is_floating_point():
-        raise UsageError(f"{where} row 0: label is {y[0].item()} ({y.dtype}); {wanted} as whole numbers")
-    wrong = (y < 0) | (y >= classes)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise UsageError(f"{where} row {row}: label {int(y[row])} is out of range; {wanted}")
+def _shown(examples: Split) -> str:
+    count = f"{len(examples)} example{'s' * (len(examples) != 1)}"
+    if not isinstance(examples, Examples):
+        return f"{count}, read from {type(examples.source).__name__.lower()}"
+    shapes = [
+        f"{place[1:].strip(chr(39) + '[]')} {tuple(t.shape[1:])} {str(t.dtype).removeprefix('torch.')}".strip()
+        for place, t in named_tensors(examples.x, "x")
+    ]
+    return f"{count} of {', '.join(shapes)}"

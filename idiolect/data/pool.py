@@ -11,8 +11,9 @@ from torch import Tensor
 
 from idiolect.core.errors import UsageError
 from idiolect.core.values import real, whole
-from idiolect.data.clients import ClientData, Examples
+from idiolect.data.clients import ClientData
 from idiolect.data.deal import Deal, Parts, Shuffled, official
+from idiolect.data.examples import Examples
 from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import Shift, stream
 

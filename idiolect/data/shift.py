@@ -19,7 +19,8 @@ from torch import Tensor
 
 from idiolect.core.errors import UsageError
 from idiolect.core.values import settle, whole
-from idiolect.data.clients import ClientData, Examples
+from idiolect.data.clients import ClientData
+from idiolect.data.examples import Examples
 
 
 class Shift(ABC):
@@ -94,14 +95,15 @@ class FeatureShift(Shift):
         self, data: ClientData, client: str, seed: int = 0, classes: int | None = None, place: int = 0
     ) -> ClientData:
         """Draw the client's parameters and change the features of each split; see :meth:`Shift.apply`."""
-        if not len(data.train.x):
+        x = data.held()["train"].x
+        if isinstance(x, Tensor) and not len(x):
             return data
-        if not self.fits(data.train.x):
-            have = f"{tuple(data.train.x.shape)} {data.train.x.dtype}"
+        if not isinstance(x, Tensor) or not self.fits(x):
+            have = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f"in a {type(x).__name__}"
             raise UsageError(f"{type(self).__name__} needs {self.needs}; client {client!r} has features {have}")
         rng = stream(seed, "shift", str(place), type(self).__name__, client)
-        change = self.draw(rng, data.train.x.shape[1])
-        return ClientData(**{split: Examples(change(x), y) for split, (x, y) in data.splits().items()})
+        change = self.draw(rng, x.shape[1])
+        return data.changed(lambda split: Examples(change(split.x), split.y))  # type: ignore[union-attr]
 
 
 class ImageShift(FeatureShift):
@@ -328,7 +330,8 @@ class PermuteLabels(Shift):
         circle = stream(seed, "label order").permutation(classes)
         new = torch.empty(classes, dtype=torch.int64)
         new[torch.from_numpy(circle)] = torch.from_numpy(np.roll(circle, -self.group(client, seed)))
-        return ClientData(**{split: Examples(x, new[y]) for split, (x, y) in data.splits().items()})
+        data.held()
+        return data.changed(lambda split: Examples(split.x, new[split.y]))  # type: ignore[union-attr]
 
 
 def stream(seed: int, *words: str) -> np.random.Generator:

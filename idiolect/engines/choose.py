@@ -13,9 +13,10 @@ from torch import Tensor
 from idiolect.compute.autograd import Model
 from idiolect.compute.kernels import Kernels, NotAChainError
 from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.nest import joined, rows_in
 from idiolect.core.tree import Tree
 from idiolect.core.types import Batch, ClientRows, Lockstep
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples, first_of
 from idiolect.engines.base import Engine
 from idiolect.engines.processes import Processes
 from idiolect.engines.sequential import Sequential
@@ -53,11 +54,12 @@ def choose(
         )
     if asked == "sequential":
         return Sequential(), "sequentially, by autograd"
-    largest = max(clients.values(), key=lambda data: len(data.train.y))
+    largest = max(clients.values(), key=lambda data: len(data.train))
     batch = _first_batch(largest, training)
     gpu, why_not = model.device.type != "cpu", ""
     if asked == "stacked" or (asked == "auto" and gpu):
-        why_not = not_stackable(model, batch)
+        held = all(isinstance(data.train, Examples) for data in clients.values())
+        why_not = not_stackable(model, batch) if held else "examples are read batch by batch"
         if not why_not:
             width = min(cohort, _width(model, batch))
             return Stacked(width), f"in stacks of {width}"
@@ -107,7 +109,7 @@ def drawing(model: Model, batch: Batch) -> str:
             )
     before = state()
     with torch.no_grad(), torch.random.fork_rng():
-        module.train(len(batch.y) > 1)(batch.x.clone())
+        model.run(module.train(rows_in(batch.y) > 1), batch.x)
         compare("its forward pass", before)
     return found[0] if found else ""
 
@@ -121,7 +123,7 @@ def not_stackable(model: Model, batch: Batch) -> str:
     for name, layer in twin.training.named_modules():
         layer.register_forward_pre_hook(lambda m, _, name=name: inside.append(f"layer {name!r} ({type(m).__name__})"))
     rows = Tree(model.structure.layout, torch.stack([model.initial.flat] * 2))
-    twice = Batch(torch.stack([batch.x] * 2), torch.stack([batch.y] * 2), frozen=batch.frozen)
+    twice = Batch(joined([batch.x] * 2), joined([batch.y] * 2), frozen=batch.frozen)
     try:
         twin.grad(rows, Lockstep((ClientRows(slice(0, 2), twice),), 2))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -143,8 +145,8 @@ def _width(model: Model, batch: Batch) -> int:
 
 
 def _first_batch(data: ClientData, training: Training) -> Batch:
-    count = min(len(data.train.y), training.batch_size or len(data.train.y))
-    return Batch(data.train.x[:count], data.train.y[:count], frozen=count == 1)
+    count = min(len(data.train), training.batch_size or len(data.train))
+    return Batch(*first_of(data.train, count), frozen=count == 1)
 
 
 def _how(model: Model) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from idiolect.compute.autograd import Model
 from idiolect.compute.kernels import Kernels, NotAChainError
 from idiolect.compute.learner import Learner
+from idiolect.core.nest import Nest
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree
 from idiolect.core.types import Gradient, Objective, Query, Step
@@ -30,10 +31,10 @@ class _Either:
     def __init__(self, kernels: Kernels, general: PerThread) -> None:
         self.structure: ModelStructure = kernels.structure
         self.way = kernels.way
-        self.predict: Callable[[Tree, Tensor], Tensor] = kernels.predict
+        self.predict: Callable[[Tree, Nest], Nest] = kernels.predict
         self.descend: Callable[[Tree, Step, float], Tensor] = kernels.descend
         self.observe: Callable[[Tree, Step, Query], Tree] = general.observe
-        self.statistics: Callable[[Tree, Tensor], Tree] = general.statistics
+        self.statistics: Callable[[Tree, Nest], Tree] = general.statistics
         self._kernels, self._general = kernels, general
 
     def grad(
@@ -66,11 +67,11 @@ class PerThread:
         """See `Model.observe`."""
         return self._own().observe(weights, step, query)
 
-    def predict(self, weights: Tree, x: Tensor) -> Tensor:
+    def predict(self, weights: Tree, x: Nest) -> Nest:
         """See `Model.predict`."""
         return self._own().predict(weights, x)
 
-    def statistics(self, weights: Tree, x: Tensor) -> Tree:
+    def statistics(self, weights: Tree, x: Nest) -> Tree:
         """See `Model.statistics`."""
         return self._own().statistics(weights, x)
 

@@ -99,7 +99,7 @@ class Federation(ServerState):
         cohort, sent = self.cohort(), self.sent("train")
         down = len(cohort) * _nbytes(sent) + sum(_nbytes(self.messages(client)) for client in cohort)
         played = Round(cohort, self.lr, 0.0, 0, down, 0, {})
-        longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train.y))
+        longest_first = sorted(cohort, key=lambda client: -len(self.clients[client].train))
         losses: list[float] = []
         gradients: list[int] = []
         ups: list[int] = []
@@ -114,7 +114,7 @@ class Federation(ServerState):
                 self.memory.put(client, outcome.memory)
                 losses.append(float(outcome.loss))
                 gradients.append(int(outcome.gradients))
-                examples = len(self.clients[client].train.y)
+                examples = len(self.clients[client].train)
                 yield Upload(self.place(client), outcome.uploads, examples, outcome.steps)
             if not losses:
                 client, reason = next(iter(played.dropped.items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TypeVar, overload
 
@@ -20,9 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Learner
+from idiolect.core.nest import Nest, joined, mapped
 from idiolect.core.tree import Tree
 from idiolect.core.types import Batch, ClientRows, Lockstep, Stream, Trees
 from idiolect.core.values import whole
+from idiolect.data import Examples
 from idiolect.engines.base import Score, Source
 from idiolect.engines.sequential import Sequential
 from idiolect.rounds.batches import Shuffled
@@ -85,7 +87,7 @@ class Stacked:
         """Apply a function to all clients, a stack at a time; yield the results in the order of the clients."""
         for start in range(0, len(clients), self.width):
             works = [source.assignment(client, purpose) for client in clients[start : start + self.width]]
-            by_size = sorted(range(len(works)), key=lambda i: -len(source.clients[clients[start + i]].train.y))
+            by_size = sorted(range(len(works)), key=lambda i: -len(source.clients[clients[start + i]].train))
             done = dict(zip(by_size, do(stack_of([works[i] for i in by_size])), strict=True))
             yield from (done[i] for i in range(len(works)))
 
@@ -109,8 +111,8 @@ def _rows(trees: Sequence[Trees]) -> Trees:
 def _together(streams: Sequence[Stream]) -> Together:
     """Return the streams of a stack as one, sorted by size."""
     shuffled = [s for s in streams if isinstance(s, Shuffled)]
-    order = sorted(range(len(shuffled)), key=lambda i: -len(shuffled[i].y))
-    arranged = None if order == sorted(order) else torch.tensor(order, device=shuffled[0].x.device)
+    order = sorted(range(len(shuffled)), key=lambda i: -len(shuffled[i].examples))
+    arranged = None if order == sorted(order) else torch.tensor(order, device=shuffled[0].device)
     return Together([shuffled[i] for i in order], arranged)
 
 
@@ -136,13 +138,24 @@ class Together:
     @cached_property
     def batches(self) -> Tensor:
         """``(K, 1)`` batches in one pass."""
-        return torch.tensor(self.counts, device=self._streams[0].x.device)[:, None]
+        return torch.tensor(self.counts, device=self._streams[0].device)[:, None]
 
     @cached_property
-    def examples(self) -> tuple[Tensor, Tensor]:
-        """All examples, ``(K, n, ...)``; shorter clients are padded with zeros, which are in no batch."""
-        x, y = ([getattr(s, axis) for s in self._streams] for axis in "xy")
-        return pad_sequence(x, batch_first=True), pad_sequence(y, batch_first=True)
+    def examples(self) -> tuple[Nest, Nest] | None:
+        """All examples, ``(K, n, ...)``; shorter clients are padded with zeros, which are in no batch.
+
+        None if they are not in memory.
+        """
+        held = [s.examples for s in self._streams if isinstance(s.examples, Examples)]
+        if len(held) < len(self._streams):
+            return None
+        pad = partial(pad_sequence, batch_first=True)
+        return joined([e.x for e in held], pad), joined([e.y for e in held], pad)
+
+    def batch(self, client: int, count: int, at: int) -> Batch:
+        """Return a client's batch of a step, read by its own stream, of `count` passes."""
+        own, longest = self._streams[client], self.counts[0]
+        return own.epochs(count)[at // longest * own.batches + at % longest]
 
     def epochs(self, count: int) -> Sequence[Lockstep]:
         """Return the steps of the first `count` passes; all clients begin a pass together."""
@@ -153,7 +166,7 @@ class Together:
                 batches = np.split(stream.permutation(epoch), np.cumsum(stream.sizes)[:-1])
                 for k, batch in enumerate(batches):
                     rows[epoch * longest + k, client, : len(batch)] = batch
-        return _Locksteps(self, torch.from_numpy(rows).to(self._streams[0].x.device), self._plan())
+        return _Locksteps(self, torch.from_numpy(rows).to(self._streams[0].device), self._plan())
 
     def _plan(self) -> list[list[tuple[slice, int]]]:
         """Return, for each step of a pass, the runs of neighbors with the same batch size, and that size."""
@@ -193,11 +206,16 @@ class _Locksteps(Sequence[Lockstep]):
             return [self[i] for i in range(*at.indices(len(self)))]
         rows = self._rows[at]
         groups = tuple(
-            ClientRows(of, self._batch(of, rows[of, :size], size)) for of, size in self._plan[at % len(self._plan)]
+            ClientRows(of, self._batch(of, rows[of, :size], size, at)) for of, size in self._plan[at % len(self._plan)]
         )
         return Lockstep(groups, groups[-1].rows.stop)
 
-    def _batch(self, clients: slice, rows: Tensor, size: int) -> Batch:
+    def _batch(self, clients: slice, rows: Tensor, size: int, at: int) -> Batch:
+        frozen = self._source.batch_norm and size == 1
+        if self._source.examples is None:
+            count = len(self) // len(self._plan)
+            own = [self._source.batch(k, count, at) for k in range(*clients.indices(len(self._client)))]
+            return Batch(joined([b.x for b in own]), joined([b.y for b in own]), frozen=frozen)
         x, y = self._source.examples
         chosen = self._client[clients], rows
-        return Batch(x[chosen], y[chosen], frozen=self._source.batch_norm and size == 1)
+        return Batch(mapped(lambda t: t[chosen], x), mapped(lambda t: t[chosen], y), frozen=frozen)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn import functional as F
 
-from idiolect.compute.autograd import Loss, Model, seeded
+from idiolect.compute.autograd import Model, seeded
+from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from idiolect.core.nest import rows_in
 from idiolect.core.part import Part, part
 from idiolect.core.scope import batch_norm
 from idiolect.core.tree import EMPTY, Tree, overlay
@@ -44,7 +45,7 @@ def adapted_statistics() -> Part:
 
     def deploy(local: Local, weights: Tree) -> Tree:
         assert local.inputs is not None
-        if len(local.inputs) < 2:
+        if rows_in(local.inputs) < 2:
             return weights
         return overlay(weights, local.statistics(weights, local.inputs))
 

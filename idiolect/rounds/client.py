@@ -17,6 +17,7 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.learner import Counted, Learner
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
+from idiolect.core.nest import Nest
 from idiolect.core.part import Part
 from idiolect.core.scope import Scope
 from idiolect.core.tree import EMPTY, Tree, counting, pick, rounded, stacked
@@ -66,10 +67,10 @@ class Deployed(NamedTuple):
     """The weights that predict for a client."""
 
     weights: Tree
-    adapt: Callable[[Tree, Tensor], Tree] | None = None
+    adapt: Callable[[Tree, Nest], Tree] | None = None
     """(weights, unlabeled inputs) -> the weights that predict for them; None if they do not depend on the inputs."""
 
-    def at(self, inputs: Tensor) -> Tree:
+    def at(self, inputs: Nest) -> Tree:
         """Return the weights that predict for these inputs."""
         return self.adapt(self.weights, inputs) if self.adapt else self.weights
 
@@ -141,7 +142,7 @@ def deployed(method: Method, model: Learner, training: Training, work: Assignmen
     if late and weights.layout is not model.structure.layout:
         raise UsageError(f"{late[0][0].name} reads the inputs to predict: no other part can fill buffers before it")
 
-    def adapt(weights: Tree, inputs: Tensor) -> Tree:
+    def adapt(weights: Tree, inputs: Nest) -> Tree:
         for part, deploy, view in late:
             weights = deploy(replace(view, inputs=inputs), _whole(part, model, weights))
         return weights

@@ -12,9 +12,11 @@ from torch.nn.functional import one_hot
 from idiolect.compute.learner import Learner
 from idiolect.compute.metrics import CHUNK
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import Nest, rows_in
 from idiolect.core.scope import Scope
 from idiolect.core.tree import Tree, counting, layout, pick, stacked, vectors
 from idiolect.core.types import Batch, ClientRows, Gradient, Lockstep, Query, Split, Step, Stream
+from idiolect.data import Examples
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Queries:
             total = total + self.model.observe(weights, step, query)
         return _arranged(total, stream.order, back=True)
 
-    def each(self, weights: Tree, query: Query, inputs: Tensor | None = None) -> Tree:
+    def each(self, weights: Tree, query: Query, inputs: Nest | None = None) -> Tree:
         """Return the values of a query for each training example or input; zeros follow a client's last example."""
         if inputs is not None:
             return self._each_input(weights, query, inputs)
@@ -55,7 +57,7 @@ class Queries:
         pieces: list[tuple[slice, slice, Tree]] = []
         for step in self.streams["train"].epochs(1):
             for group in step.groups if isinstance(step, Lockstep) else [ClientRows(slice(1), step)]:
-                count, at = group.batch.y.shape[len(self.lead)], taken[group.rows.start or 0]
+                count, at = rows_in(group.batch.y, len(self.lead)), taken[group.rows.start or 0]
                 part = step._replace(groups=(group,)) if isinstance(step, Lockstep) else step
                 shapes = {name: (count, *shape) for name, shape in query.shapes.items()}
                 seen = self.model.observe(weights, part, query._replace(shapes=shapes))
@@ -69,12 +71,12 @@ class Queries:
         where = layout(tuple(whole), tuple(t.shape[1:] for t in whole.values()))
         return Tree(where, torch.cat([t.reshape(*self.lead, t[0].numel()) for t in whole.values()], dim=-1))
 
-    def _each_input(self, weights: Tree, query: Query, inputs: Tensor) -> Tree:
+    def _each_input(self, weights: Tree, query: Query, inputs: Nest) -> Tree:
         """Return the values of a query for each unlabeled input of one client."""
         pieces = []
-        for x in torch.split(inputs, CHUNK):
-            shapes = {name: (len(x), *shape) for name, shape in query.shapes.items()}
-            step = Batch(x, self.none.new_zeros(len(x), 0))
+        for x, _ in Examples(inputs, inputs).chunks(CHUNK):
+            shapes = {name: (rows_in(x), *shape) for name, shape in query.shapes.items()}
+            step = Batch(x, self.none.new_zeros(rows_in(x), 0))
             pieces.append(self.model.observe(weights, step, query._replace(shapes=shapes)))
         return Tree.of({name: torch.cat([piece[name] for piece in pieces]) for name in query.shapes})
 
@@ -87,11 +89,12 @@ class Queries:
         total = self.none.new_zeros(*self.lead, classes)
         for step in self.streams["train"].epochs(1):
             for rows, batch in step.groups if isinstance(step, Lockstep) else [(..., step)]:
-                if batch.y.is_floating_point() or batch.y.dim() != total.dim():
+                y = batch.y
+                if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != total.dim():
                     raise UsageError(
                         "the method counts examples by class: it needs one class label per example as target"
                     )
-                total[rows] += one_hot(batch.y, classes).sum(-2)
+                total[rows] += one_hot(y, classes).sum(-2)
         return total
 
     def whole(self, weights: Tree, *, only: Scope | None = None, split: Split = "train") -> Gradient:
@@ -124,8 +127,8 @@ def _arranged(tree: Tree, order: Tensor | None, back: bool = False) -> Tree:
 def _examples(step: Step, like: Tensor) -> Tensor:
     """Return the number of examples of each client in a step, ``(..., 1)``."""
     if not isinstance(step, Lockstep):
-        return torch.full_like(like, len(step.y))
+        return torch.full_like(like, rows_in(step.y))
     counts = torch.zeros_like(like)
     for rows, batch in step.groups:
-        counts[rows] = batch.y.shape[1]
+        counts[rows] = rows_in(batch.y, 1)
     return counts

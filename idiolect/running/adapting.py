@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from idiolect.compute.autograd import Model
+from idiolect.core.nest import Nest, mapped, rows_in, tensors
 from idiolect.core.structure import initial_tree
 from idiolect.core.tree import Tree
 
@@ -27,19 +28,20 @@ class Adapting(nn.Module):
         module: the personal model itself, which does not adapt; its weights are what adapts.
     """
 
-    def __init__(self, model: Model, weights: Tree, adapt: Callable[[Tree, Tensor], Tree]) -> None:
+    def __init__(self, model: Model, weights: Tree, adapt: Callable[[Tree, Nest], Tree]) -> None:
         super().__init__()
         self.module = model.module(weights).to(model.home)
         self._model, self._adapt = model, adapt
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs for a batch, ``(b, ...)``, after adapting to it."""
-        adapted = {} if self.training or not len(x) else self._adapted(x)
-        outputs: Tensor = functional_call(self.module, adapted, (x,))
-        return outputs
+    def forward(self, *alone: Nest, **named: Nest) -> Nest:
+        """Return the outputs for a batch, given as the module itself takes it, after adapting to it."""
+        x = named or (alone if len(alone) > 1 else alone[0])
+        adapted = {} if self.training or not rows_in(x) else self._adapted(x)
+        return functional_call(self.module, adapted, alone, named)
 
-    def _adapted(self, x: Tensor) -> dict[str, Tensor]:
+    def _adapted(self, x: Nest) -> dict[str, Tensor]:
         weights, device = initial_tree(self.module, self._model.structure), self._model.device
-        adapted = self._adapt(Tree(weights.layout, weights.flat.to(device)), x.to(device))
-        return {name: tensor.to(x.device) for name, tensor in self._model.tensors(adapted).items()}
+        inputs = mapped(lambda t: t.to(device), x)
+        adapted = self._adapt(Tree(weights.layout, weights.flat.to(device)), inputs)
+        return {name: t.to(tensors(x)[0].device) for name, t in self._model.tensors(adapted).items()}

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from idiolect.compute.autograd import Loss
 from idiolect.compute.learner import Learner
-from idiolect.compute.metrics import CHUNK, Metric, accuracy, evaluate
+from idiolect.compute.losses import Loss
+from idiolect.compute.metrics import Metric, accuracy, evaluate
 from idiolect.core.tree import Tree, overlay, pick
-from idiolect.data import ClientData, Examples
+from idiolect.data import ClientData, Examples, LazyExamples
 from idiolect.engines.federation import Federation
 from idiolect.report import summarize
 from idiolect.rounds.client import Deployed, Worker
@@ -46,7 +46,7 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
     found = federation.engine.measure(federation, list(federation.clients), _Numbers(tuple(metrics)))
     measured: dict[str, Measured] = {}
     for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
-        sizes = {split: len(examples.y) for split, examples in held(data).items()}
+        sizes = {split: len(examples) for split, examples in held(data).items()}
         half = len(sizes) * len(names)
         measured[client] = Measured(sizes, numbers[:half], numbers[half:] if shared else [])
     read = list(federation.method.transductive)
@@ -72,9 +72,11 @@ def measure(
 
     def row(weights: Deployed) -> list[float]:
         found: list[float] = []
-        for x, y in held(data).values():
-            chunk = len(y) if weights.adapt else CHUNK  # weights that adapt to the inputs predict for them together
-            found += evaluate(learner, loss, weights.at(x), x, y, metrics, chunk).values()
+        for examples in held(data).values():
+            chunk, here = None, weights.weights
+            if weights.adapt:  # weights that adapt to the inputs predict for them together
+                chunk, here = len(examples), weights.at(next(examples.chunks(len(examples)))[0])
+            found += evaluate(learner, loss, here, examples, metrics, chunk).values()
         return found
 
     personalized, shared_model = row(own), general(worker.model, shared)
@@ -85,7 +87,7 @@ def measure(
     return personalized, personalized if alike else row(Deployed(shared_model))
 
 
-def held(data: ClientData) -> dict[str, Examples]:
+def held(data: ClientData) -> dict[str, Examples | LazyExamples]:
     """Return the splits that are measured."""
     return {split: examples for split, examples in data.splits().items() if split != "train"}
 

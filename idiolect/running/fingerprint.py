@@ -17,12 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from idiolect.core.nest import named_tensors
 from idiolect.core.rng import stream
 from idiolect.core.values import plain
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples, LazyExamples, first_of
 
 MOST_BYTES = 2**24
 """Of a larger tensor a sample of rows with about as many bytes is read."""
+
+FIRST = 16
+"""Of examples that are read batch by batch, so many are read."""
 
 MOST_LETTERS = 200
 """A longer text ends in the hash of the whole."""
@@ -57,7 +61,16 @@ def data_of(data: ClientData) -> dict[str, str]:
         >>> data_of(ClientData(train=([[0.5]], [1])))
         {'train': 'float32 (1, 1) 394b06ea7887, int64 (1,) dfdf296fd6d4'}
     """
-    return {split: ", ".join(_text(part, 0) for part in examples) for split, examples in data.splits().items()}
+    return {split: _examples(examples) for split, examples in data.splits().items()}
+
+
+def _examples(examples: Examples | LazyExamples) -> str:
+    """Return the fingerprint of a split; of examples that are read, that of their number and the first ones."""
+    held = isinstance(examples, Examples)
+    x, y = examples if isinstance(examples, Examples) else first_of(examples, FIRST)
+    found = [(place, tensor) for nest, name in ((x, "x"), (y, "y")) for place, tensor in named_tensors(nest, name)]
+    texts = [_tensor(t) if place in ("x", "y") else f"{place} {_tensor(t)}" for place, t in found]
+    return ", ".join(texts) if held else f"{len(examples)} read, the first {', '.join(texts)}"
 
 
 def model_of(module: nn.Module) -> str:

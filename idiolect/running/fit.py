@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from idiolect.compute.autograd import Loss, Model
+from idiolect.compute.autograd import Model
+from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
 from idiolect.core.method import Method
 from idiolect.data import ClientData

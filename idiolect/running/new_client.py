@@ -11,16 +11,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Weighting
+from idiolect.core.nest import Nest, named_tensors
 from idiolect.core.part import require
 from idiolect.core.scope import Names
 from idiolect.core.tree import Tree, combine, overlay, pick
+from idiolect.data import Placement, first_of
 from idiolect.engines.federation import Federation
 
 Rule = Literal["pooled", "average", "reestimate"]
 
 
 def new_client(
-    federation: Federation, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples"
+    federation: Federation, rule: Rule = "pooled", x: Nest | None = None, weighting: Weighting = "samples"
 ) -> nn.Module:
     r"""Return a model for a client that never trained. The federation is not changed.
 
@@ -97,7 +99,7 @@ def _merged(federation: Federation, rule: Rule, weighting: Weighting) -> Tree:
     given = personal | structure.names("counter")  # what is private begins as it did for everybody
     memories = [pick(federation.memory.get(client)["share"], given) for client in known]
     rows = Tree(memories[0].layout, torch.stack([memory.flat.double() for memory in memories]))
-    sizes = [len(federation.clients[c].train.y) if weighting == "samples" else 1 for c in known]
+    sizes = [len(federation.clients[c].train) if weighting == "samples" else 1 for c in known]
     p = rows.flat.new_tensor(sizes) / sum(sizes)
     mean = Tree(rows.layout, p @ rows.flat)
     other = {name: rows[name].amax(dim=0) for name in structure.names("counter")}
@@ -113,21 +115,33 @@ def _running(model: Model) -> Names:
     return model.structure.owned_by(_BatchNorm) & model.structure.names("statistic")
 
 
-def _checked(federation: Federation, x: Tensor | None) -> Tensor:
+def _checked(federation: Federation, x: Nest | None) -> Nest:
     """Return a new client's examples in the form of the others', or say what is wrong with them."""
-    like = next(iter(federation.clients.values())).train.x
+    like, _ = first_of(next(iter(federation.clients.values())).train)
     if not _running(federation.model):
         raise UsageError(
             "new_client: no batch normalization with running statistics to re-estimate; take rule='average'"
         )
-    wanted = f"give its examples as one {like.dtype} tensor of shape (n, {str(tuple(like.shape[1:]))[1:]}, n above 1"
-    if not isinstance(x, Tensor):
-        raise UsageError(f"new_client: rule 'reestimate' needs x of the new client, not {type(x).__name__}; {wanted}")
-    fits = x.dim() == like.dim() and x.shape[1:] == like.shape[1:] and len(x) > 1
-    if not fits or x.is_floating_point() != like.is_floating_point():
-        raise UsageError(f"new_client: x is {x.dtype} of shape {tuple(x.shape)}; {wanted}")
-    x = x.to(like)
-    if not torch.isfinite(x).all():
-        row = int(torch.isfinite(x).logical_not().nonzero()[0, 0])
-        raise UsageError(f"new_client: x has a value that is not finite in row {row}; remove the example or fill it in")
-    return x
+    wanted, own = dict(named_tensors(like, "x")), dict(named_tensors(x, "x"))
+    if wanted.keys() != own.keys():
+        raise UsageError(
+            f"new_client: rule 'reestimate' needs {', '.join(wanted)} of the new client, not "
+            f"{', '.join(own) or type(x).__name__}; {_form('its examples', next(iter(wanted.values())))}"
+        )
+    for place, tensor in own.items():
+        form = wanted[place]
+        fits = tensor.dim() == form.dim() and tensor.shape[1:] == form.shape[1:] and len(tensor) > 1
+        if not fits or tensor.is_floating_point() != form.is_floating_point():
+            raise UsageError(
+                f"new_client: {place} is {tensor.dtype} of shape {tuple(tensor.shape)}; {_form('it', form)}"
+            )
+        if not torch.isfinite(tensor).all():
+            row = int(torch.isfinite(tensor).logical_not().nonzero()[0, 0])
+            raise UsageError(
+                f"new_client: {place} has a value that is not finite in row {row}; remove the example or fill it in"
+            )
+    return Placement(federation.model.device, federation.model.dtype).batch(x, None)[0]
+
+
+def _form(what: str, like: Tensor) -> str:
+    return f"give {what} as one {like.dtype} tensor of shape (n, {str(tuple(like.shape[1:]))[1:]}, n above 1"

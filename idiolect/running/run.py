@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.method import Weighting
-from idiolect.data import holdings
+from idiolect.core.nest import Nest
+from idiolect.data import countable, holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
 from idiolect.rounds.schedule import written
@@ -73,7 +74,7 @@ class Run:
                 return Adapting(model, own.weights, own.adapt)
             return model.module(own.weights).to(model.home)
 
-    def new_client(self, rule: Rule = "pooled", x: Tensor | None = None, weighting: Weighting = "samples") -> nn.Module:
+    def new_client(self, rule: Rule = "pooled", x: Nest | None = None, weighting: Weighting = "samples") -> nn.Module:
         """Return a model for a client that never trained; see `idiolect.running.new_client.new_client`."""
         return new_client(self.federation, rule, x, weighting)
 
@@ -154,7 +155,7 @@ class Run:
     def holdings(self) -> dict[str, dict[str, int]]:
         """Return how many training examples of each label each client has; empty where labels are no classes."""
         clients = self.federation.clients
-        if any(data.train.y.is_floating_point() for data in clients.values()):
+        if not all(countable(data.train) for data in clients.values()):
             return {}
         return {c: {str(label): n for label, n in h.items()} for c, h in holdings(clients).items()}
 
@@ -177,7 +178,7 @@ class Run:
             "gradients": f"{federation.learner.way}, width {federation.engine.width}",
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
-            "examples": sum(len(data.train.y) for data in federation.clients.values()),
+            "examples": sum(len(data.train) for data in federation.clients.values()),
             "data": self._data,
             **({"transductive": list(federation.method.transductive)} if federation.method.transductive else {}),
             **self.about,

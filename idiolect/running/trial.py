@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from idiolect.compute.autograd import Model
-from idiolect.compute.metrics import CHUNK, Metric, readable
+from idiolect.compute.metrics import CHUNK, CHUNK_READ, Metric, readable, with_rows
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import Nest, mapped, named_tensors, rows_in, tensors
 from idiolect.core.values import fits, plain
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples, LazyExamples, first_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -31,21 +33,21 @@ def check_metrics(model: Model, clients: Mapping[str, ClientData], metrics: Sequ
     if not metrics:
         return
     tested = [data.test for data in clients.values() if data.test is not None]
-    x, y = max(tested or [data.train for data in clients.values()], key=lambda examples: len(examples.y))
-    x, y = x[:CHUNK], y[:CHUNK]
+    most: Examples | LazyExamples = max(tested or [data.train for data in clients.values()], key=len)
+    x, y = first_of(most, CHUNK if isinstance(most, Examples) else CHUNK_READ)
     with torch.inference_mode():
-        outputs = model.predict(model.initial, x)
+        outputs = mapped(partial(with_rows, rows_in(y)), model.predict(model.initial, x))
         for metric in metrics:
             _try(metric, readable(outputs), readable(y))
 
 
-def _try(metric: Metric, outputs: Tensor, y: Tensor) -> None:
-    given = outputs.clone(), y.clone()
+def _try(metric: Metric, outputs: Nest, y: Nest) -> None:
+    given = mapped(torch.clone, outputs), mapped(torch.clone, y)
     try:
         found = plain(metric.compute(*given))
     except Exception as error:  # whatever a function of the user's may raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}"
+        shapes = f"outputs {_shapes(outputs)} and targets {_shapes(y)}"
         raise UsageError(f"metric {metric.name!r} fails on {shapes}: {reason}") from None
     if not fits(found, float):
         kind = f"a {type(found).__name__}"
@@ -54,8 +56,13 @@ def _try(metric: Metric, outputs: Tensor, y: Tensor) -> None:
             f"metric {metric.name!r} must return one number, not {kind[:80]}: take its mean, or float(...)"
         )
     for what, before, after in zip(("outputs", "targets"), (outputs, y), given, strict=True):
-        if not torch.equal(before.nan_to_num(), after.nan_to_num()):
+        pairs = zip(tensors(before), tensors(after), strict=True)
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
             raise UsageError(f"metric {metric.name!r} changes the {what} it is given: work on a copy, {what}.clone()")
+
+
+def _shapes(nest: Nest) -> str:
+    return " ".join(f"{place} {tuple(t.shape)}".strip() for place, t in named_tensors(nest, ""))
 
 
 def image_hint(module: nn.Module, x: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -11,13 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from idiolect.compute.autograd import Loss, Model
+from idiolect.compute.autograd import Model
 from idiolect.compute.hidden import refuse_hidden_state
+from idiolect.compute.losses import Loss, is_plain_cross_entropy
 from idiolect.compute.trial import tried
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import Nest, logits, named_tensors, rows_in, taken, tensors
 from idiolect.core.types import Batch
 from idiolect.core.values import real, whole
-from idiolect.data import ClientData, check_clients
+from idiolect.data import ClientData, Examples, Labels, Placement, check_clients, first_of
 from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
 from idiolect.rounds.check import check_method, check_stack
@@ -44,22 +46,26 @@ def prepare(
     odd = [client for client in clients if not isinstance(client, str)]
     if odd:
         raise UsageError(f"client names are text, got {odd[0]!r}: write {str(odd[0])!r}")
-    kept, notes = check_clients(clients, None)
-    moved = {name: _to(model, data) for name, data in kept.items()}
+    kept, notes = check_clients(clients)
+    where = Placement(model.device, model.dtype, float_targets=is_binary_cross_entropy(model.loss))
+    moved = {name: data.changed(lambda split: split.placed(where)) for name, data in kept.items()}
     name, first = next(iter(moved.items()))
+    x, y = first_of(first.train)
     untried = model.copy()  # passes may change what a structure without a trial does not follow
-    outputs = _outputs(untried, name, first)
+    outputs = _outputs(untried, name, x)
     if is_cross_entropy(model.loss):
-        if outputs.dim() != 2:
-            raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(outputs.shape)}")
-        check_clients(kept, outputs.shape[1])
-    y = first.train.y[:2]
-    if y.is_floating_point() and outputs.shape != y.shape and outputs.numel() == y.numel():
+        check_clients(kept, _labels(model.loss, outputs))
+        if is_plain_cross_entropy(model.loss) and not all(map(_all_labeled, moved.values())):
+            model = model.with_loss(partial(F.cross_entropy, ignore_index=-100))  # the fast ways need a class each
+    numbers = isinstance(y, torch.Tensor) and isinstance(outputs, torch.Tensor) and y.is_floating_point()
+    if numbers and outputs.shape != y.shape and outputs.numel() == y.numel():
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(untried, name, first)
-    model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train.y), 4)))
+    _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1), outputs)
+    model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train), 4)))
+    if any(data.train.ordered for data in moved.values()):
+        notes.append("iterable data sets are read in their own order in every epoch")
     if own := sorted(model.structure.own_state):
         some = ", ".join(own[:4]) + ", ..." * (len(own) > 4)
         notes.append(f"{len(own)} buffers that training changes stay with each client and are not averaged: {some}")
@@ -90,8 +96,8 @@ def check_parts(federation: Federation) -> None:
     Raises:
         UsageError: one line that names the part and the hook that does not do what it should.
     """
-    by_size = sorted(federation.clients, key=lambda client: len(federation.clients[client].train.y))
-    several = [c for c in by_size if len(federation.clients[c].train.y) > 1] or by_size
+    by_size = sorted(federation.clients, key=lambda client: len(federation.clients[client].train))
+    several = [c for c in by_size if len(federation.clients[c].train) > 1] or by_size
     work = federation.assignment(several[0], "train")
     check_method(federation, federation.worker, work)
     if federation.engine.width > 1 and len(by_size) > 1:
@@ -101,8 +107,18 @@ def check_parts(federation: Federation) -> None:
 
 def is_cross_entropy(loss: Loss) -> bool:
     """Return whether a loss is cross-entropy, so that labels are classes."""
+    return _is(loss, F.cross_entropy, nn.CrossEntropyLoss)
+
+
+def is_binary_cross_entropy(loss: Loss) -> bool:
+    """Return whether a loss is binary cross-entropy, which takes targets as floating numbers."""
+    plain, scored = F.binary_cross_entropy, F.binary_cross_entropy_with_logits
+    return _is(loss, plain, nn.BCELoss) or _is(loss, scored, nn.BCEWithLogitsLoss)
+
+
+def _is(loss: Loss, function: Callable[..., object], kind: type[nn.Module]) -> bool:
     named = loss.func if isinstance(loss, partial) else loss
-    return named is F.cross_entropy or isinstance(named, nn.CrossEntropyLoss)
+    return named is function or isinstance(named, kind)
 
 
 class Numbers(NamedTuple):
@@ -149,45 +165,58 @@ def device_of(asked: str | torch.device, model: nn.Module) -> torch.device:
         raise UsageError(f"device {asked!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
 
 
-def _to(model: Model, data: ClientData) -> ClientData:
-    def tensor(values: torch.Tensor) -> torch.Tensor:
-        return values.to(model.device, model.dtype if values.is_floating_point() else values.dtype)
+def _all_labeled(data: ClientData) -> bool:
+    """Return whether every training target is known to be a class or probabilities."""
+    examples = data.train
+    return isinstance(examples, Examples) and (examples.y.is_floating_point() or bool((examples.y >= 0).all()))
 
-    return ClientData(**{split: (tensor(x), tensor(y)) for split, (x, y) in data.splits().items()})
+
+def _labels(loss: Loss, outputs: Nest) -> Labels:
+    """Return the labels that a cross-entropy of these outputs takes."""
+    scores = logits(outputs)
+    if scores.dim() < 2:
+        raise UsageError(f"cross-entropy needs outputs (examples, classes), the model gives {tuple(scores.shape)}")
+    given = loss.keywords if isinstance(loss, partial) else {}
+    return Labels(
+        scores.shape[1], tuple(scores.shape[2:]), given.get("ignore_index", getattr(loss, "ignore_index", -100))
+    )
 
 
-def _outputs(model: Model, name: str, data: ClientData) -> torch.Tensor:
+def _outputs(model: Model, name: str, x: Nest) -> Nest:
     try:
         with torch.no_grad():
-            outputs = model.predict(model.initial, data.train.x[:2])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = tuple(data.train.x.shape[1:])
+            outputs = model.predict(model.initial, x)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        shapes = [(place, tuple(t.shape[1:])) for place, t in named_tensors(x, "x")]
+        shape = shapes[0][1] if len(shapes) == 1 else ", ".join(f"{place} {of}" for place, of in shapes)
         reason = str(error).partition("\n")[0]
-        hint = image_hint(model.training, data.train.x)
+        hint = image_hint(model.training, x) if isinstance(x, torch.Tensor) else ""
         raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}{hint}") from None
-    if not isinstance(outputs, torch.Tensor):
-        raise UsageError(
-            f"the model must return one tensor, it returns a {type(outputs).__name__}: wrap it in a module"
-        )
+    if not tensors(outputs):
+        raise UsageError(f"the model must return a tensor, or several, it returns a {type(outputs).__name__}")
     return outputs
 
 
 def _tried(model: Model, data: ClientData) -> Model:
     """Return the model as passes over a client's first examples show it; refuse one that keeps hidden state."""
-    x, y = data.train
-    pairs = [torch.tensor(rows, device=y.device) % len(y) for rows in ([0, 1], [2, 3])]
-    batch, other = (Batch(x[rows], y[rows]) for rows in pairs)
+    x, y = first_of(data.train, 4)
+    device, count = tensors(y)[0].device, rows_in(y)
+    pairs = [torch.tensor(rows, device=device) % count for rows in ([0, 1], [2, 3])]
+    batch, other = (Batch(taken(x, rows), taken(y, rows)) for rows in pairs)
     model = tried(model, batch.x)
     refuse_hidden_state(model, batch, other)
     return model
 
 
-def _try_loss(model: Model, name: str, data: ClientData) -> None:
-    x, y = data.train.x[:2], data.train.y[:2]
+def _try_loss(model: Model, name: str, batch: Batch, outputs: Nest) -> None:
     try:
-        loss = model.grad(model.initial, Batch(x, y, frozen=len(y) == 1)).loss
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        loss = model.grad(model.initial, batch).loss
+    except UsageError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
+        if not isinstance(outputs, torch.Tensor):
+            reason += f" (the model returns a {type(outputs).__name__}: loss=idiolect.own_loss takes the loss in it)"
         raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from None
     if loss.dim() != 0:
         raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

@@ -82,8 +82,8 @@ def check_engines_agree(method: Method) -> None:
 
 
 def _values(worker: Worker, data: ClientData, own: Deployed, shared: Tree) -> list[float]:
-    assert data.test
-    found: list[float] = torch.cat([own.weights.flat, own.at(data.test.x).flat]).tolist()
+    x = data.held()["test"].x
+    found: list[float] = torch.cat([own.weights.flat, own.at(x).flat]).tolist()
     return found
 
 

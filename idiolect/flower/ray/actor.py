@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
+from idiolect.core.nest import mapped
 from idiolect.core.tree import Tree, layout
 from idiolect.core.types import Trees
-from idiolect.data import ClientData
+from idiolect.data import ClientData, Examples
 from idiolect.engines.base import Score, Source
 from idiolect.flower.protocol.arrays import read_trees, write_trees
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
@@ -25,7 +27,7 @@ from idiolect.rounds.client import Assignment, Worker
 ASSIGNMENT, NUMBERS, FAILED = "assignment", "numbers", "failed"
 """Records of a message: client and round; of a reply: numbers, or the reason for a failure."""
 
-ClientArrays = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+ClientArrays = Mapping[str, tuple[Any, Any]]
 """A client's inputs and targets by split, as arrays in memory that all actors of a machine share."""
 
 
@@ -111,21 +113,26 @@ def setup_of(source: Source) -> ActorSetup:
 
 
 def to_arrays(data: ClientData) -> ClientArrays:
-    """Return a client's examples as arrays; NumPy has no bfloat16, so that travels as float32."""
+    """Return a client's examples as nests of arrays; NumPy has no bfloat16, so that travels as float32.
 
-    def array(values: torch.Tensor) -> NDArray[Any]:
-        return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    Raises:
+        UsageError: if they are not in memory.
+    """
+    return {s: (mapped(_array, e.x), mapped(_array, e.y)) for s, e in data.held().items()}
 
-    return {split: (array(x), array(y)) for split, (x, y) in data.splits().items()}
+
+def _array(values: Tensor) -> Any:  # noqa: ANN401 - an array takes the place of a tensor
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
 
 
 def from_arrays(arrays: ClientArrays, model: Model) -> ClientData:
     """Return a client's examples as tensors for a model; they are copies: shared memory must not be written to."""
 
-    def tensor(values: NDArray[Any]) -> torch.Tensor:
+    def tensor(values: Any) -> Tensor:  # noqa: ANN401
         return torch.tensor(values, device=model.device, dtype=model.dtype if values.dtype.kind == "f" else None)
 
-    return ClientData(**{split: (tensor(x), tensor(y)) for split, (x, y) in arrays.items()})
+    found = {s: Examples(tree_map(tensor, x), tree_map(tensor, y)) for s, (x, y) in arrays.items()}
+    return ClientData(found["train"], found.get("val"), found.get("test"))
 
 
 def _numbers(numbers: list[float]) -> RecordDict:

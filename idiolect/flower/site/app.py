@@ -11,7 +11,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from idiolect.compute.autograd import Loss, Model, seeded
+from idiolect.compute.autograd import Model, seeded
+from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError
 from idiolect.core.method import Method

@@ -70,7 +70,7 @@ class Session:
             warning = "the initial weights differ from the coordinator's: personal tensors start from the site's own"
         versions = [f"{n} {version(n)}" for n in ("idiolect", "flwr", "torch")]
         versions.append(f"python {platform.python_version()}")
-        return _reply(Registration(self.client, len(self.data.train.y), versions, warning))
+        return _reply(Registration(self.client, len(self.data.train), versions, warning))
 
     def train(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """Train for one round; if asked, first evaluate the models after the last round."""
@@ -109,7 +109,7 @@ class Session:
         return first | read_trees(content, "message", sent)
 
     def _report(self) -> Report:
-        return Report(self.client, len(self.data.train.y))
+        return Report(self.client, len(self.data.train))
 
     def _base_round(self, instruction: Instruction) -> int:
         """Return the round after which the state was saved that this round starts from."""
@@ -121,7 +121,7 @@ class Session:
         personal = self.worker.deploy(work)
         self._save_personal_model(personal.weights, instruction)
         personalized, generalized = measure(self.worker, self.data, personal, work.received["share"], self.metrics)
-        sizes = {split: len(examples.y) for split, examples in held(self.data).items()}
+        sizes = {split: len(examples) for split, examples in held(self.data).items()}
         report = replace(self._report(), splits=list(sizes), sizes=list(sizes.values()))
         return replace(report, personalized=personalized, generalized=generalized)
 
