@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idiolect.compute.forward import Features, about, axis_of, call, inside, loss_with, rows_of
 from idiolect.compute.losses import Loss, is_plain_cross_entropy, stacked_cross_entropy
 from idiolect.core.copied import copied
-from idiolect.core.nest import Nest, arguments, logits, mapped
+from idiolect.core.nest import Nest, arguments, cloned, logits, mapped
 from idiolect.core.normalization import normalizes_by_batch
 from idiolect.core.structure import TRIAL, ModelStructure, Trial, initial_tree, packed, structure_of, unpacked
 from idiolect.core.tree import Tree, combine, counting, layout
@@ -142,7 +142,7 @@ class Model:
             return self._in_step(weights, step, only, objectives)
         self._seed(step.key)
         row = weights.clone()  # a forward pass may change its inputs in place
-        trainable, forward = self._forward(row, _copy(step.x), _copy(step.y), step.frozen, only, objectives)
+        trainable, forward = self._forward(row, cloned(step.x), cloned(step.y), step.frozen, only, objectives)
         leaves = {n: t.detach().requires_grad_() for n, t in trainable.items()}
         loss, after = forward(leaves)
         unused = only is not None and not loss.requires_grad  # the forward pass does not use these weights
@@ -187,7 +187,7 @@ class Model:
         def one(flat: Tensor, x: Nest, y: Nest, *facts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             row = Tree(self.structure.layout, flat.clone())
             own = [o._replace(facts=Tree(o.facts.layout, f)) for o, f in zip(objectives, facts, strict=True)]
-            trainable, forward = self._forward(row, _copy(x), y, frozen, only, own, stacked=True)
+            trainable, forward = self._forward(row, cloned(x), y, frozen, only, own, stacked=True)
             gradient, (loss, after) = grad_and_value(forward, has_aux=True)(trainable)
             return Tree.of(gradient).flat, self._row(row, after).flat, loss
 
@@ -275,7 +275,7 @@ class Model:
             def sums(seen: Callable[[str], Pass], _: Nest) -> Mapping[str, Tensor]:
                 return query.sums(seen(query.layer), y, own)
 
-            return Tree.of(self._inside(self.predicting, state, state, _copy(x), [query.layer], sums)[0]).flat
+            return Tree.of(self._inside(self.predicting, state, state, cloned(x), [query.layer], sums)[0]).flat
 
         where = layout(tuple(query.shapes), tuple(map(torch.Size, query.shapes.values())))
         with torch.no_grad():
@@ -298,7 +298,7 @@ class Model:
     def predict(self, weights: Tree, x: Nest) -> Nest:
         """Return the outputs in evaluation mode."""
         with self._precision():
-            outputs = functional_call(self.predicting, self.tensors(weights.clone()), *arguments(_copy(x)))
+            outputs = functional_call(self.predicting, self.tensors(weights.clone()), *arguments(cloned(x)))
         return self._full(outputs)
 
     def tensors(self, weights: Tree) -> dict[str, Tensor]:
@@ -345,14 +345,14 @@ class Model:
                 layer.train()
                 layer.register_forward_pre_hook(partial(note, name))
         with torch.no_grad():
-            call(module, _copy(x))
+            call(module, cloned(x))
         return Tree.of({name: torch.stack(calls).mean(dim=0) for name, calls in seen.items()})
 
     def run(self, module: nn.Module, x: Nest, key: int = 0) -> Nest:
         """Return what a module, such as a copy of one of this model's, makes of inputs."""
         self._seed(key)
         with self._precision():
-            return call(module, _copy(x))
+            return call(module, cloned(x))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
@@ -389,11 +389,6 @@ class Model:
         return Tree.of(
             {n: packed(t, self.dtype) if n in counters else t.detach().to(self.dtype) for n, t in after.items()}
         )
-
-
-def _copy(nest: Nest) -> Nest:
-    """Return a copy of inputs or targets, which a forward pass or a loss may change in place."""
-    return nest.clone() if isinstance(nest, Tensor) else mapped(torch.clone, nest)
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -31,6 +31,16 @@ def mapped(change: Callable[[Tensor], Any], nest: Nest) -> Nest:
     return pytree.tree_map_only(Tensor, change, nest)
 
 
+def cloned(nest: Nest) -> Nest:
+    """Return a copy of a nest, such as of inputs that a forward pass may change in place.
+
+    Example:
+        >>> cloned((torch.zeros(2), None))
+        (tensor([0., 0.]), None)
+    """
+    return nest.clone() if isinstance(nest, Tensor) else mapped(torch.clone, nest)
+
+
 def tensors(nest: Nest) -> list[Tensor]:
     """Return the tensors of a nest.
 

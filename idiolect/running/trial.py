@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import CHUNK, CHUNK_READ, Metric, readable, with_rows
 from idiolect.core.errors import UsageError
-from idiolect.core.nest import Nest, mapped, named_tensors, rows_in, tensors
+from idiolect.core.nest import Nest, cloned, mapped, named_tensors, rows_in, tensors
 from idiolect.core.values import fits, plain
 from idiolect.data import ClientData, Examples, LazyExamples, first_of
 
@@ -42,7 +42,7 @@ def check_metrics(model: Model, clients: Mapping[str, ClientData], metrics: Sequ
 
 
 def _try(metric: Metric, outputs: Nest, y: Nest) -> None:
-    given = mapped(torch.clone, outputs), mapped(torch.clone, y)
+    given = cloned(outputs), cloned(y)
     try:
         found = plain(metric.compute(*given))
     except Exception as error:  # whatever a function of the user's may raise

@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant(
         "a metric may change targets",
         "running/trial.py",
-        "given = outputs.clone(), y.clone()",
+        "given = cloned(outputs), cloned(y)",
         "given = outputs, y",
         TRIAL,
     ),
