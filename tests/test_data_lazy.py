@@ -67,9 +67,10 @@ def test_augmentation_is_the_same_in_every_engine_and_for_any_number_of_workers(
 @pytest.mark.parametrize(
     "words", [(0, "train", "ada", 0), (0, "train", "ada", 1), (0, "train", "ben", 0), (1, "train", "ada", 0)]
 )
-def test_each_epoch_round_client_and_seed_has_draws_of_its_own(words):
+@pytest.mark.parametrize("change", [jitter, jitter_by])
+def test_each_epoch_round_client_and_seed_has_draws_of_its_own(words, change):
     x, y = torch.zeros(6, 4, dtype=torch.float64), torch.arange(6) % 2
-    examples = ClientData(train=(x, y), transform=jitter).train
+    examples = ClientData(train=(x, y), transform=change).train
     batches = read(examples, words, epochs=3, size=3)
     seen = torch.cat([x for x, _ in batches])
     assert len({tuple(row.tolist()) for row in seen}) == 18

@@ -76,7 +76,7 @@ MUTANTS = [
         "torch.Generator().manual_seed(key)",
         "torch.Generator().manual_seed(0)",
         LAZY,
-        "same_in_every",
+        "each_epoch",
     ),
     Mutant(
         "NumPy's stream is not seeded",
