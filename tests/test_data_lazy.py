@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from lazy_worlds import SIZES, Augmented, Passing, assert_engines_agree, net, personal, rows, run
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
-from idiolect import ClientData, UsageError
+from idiolect import ClientData, UsageError, accuracy, own_loss
+from idiolect.compute.autograd import Model
+from idiolect.compute.metrics import evaluate
 from idiolect.engines.sequential import Sequential
 from idiolect.rounds.batches import Shuffled
 
@@ -63,9 +67,10 @@ def test_augmentation_is_the_same_in_every_engine_and_for_any_number_of_workers(
 @pytest.mark.parametrize(
     "words", [(0, "train", "ada", 0), (0, "train", "ada", 1), (0, "train", "ben", 0), (1, "train", "ada", 0)]
 )
-def test_each_epoch_round_client_and_seed_has_draws_of_its_own(words):
+@pytest.mark.parametrize("change", [jitter, jitter_by])
+def test_each_epoch_round_client_and_seed_has_draws_of_its_own(words, change):
     x, y = torch.zeros(6, 4, dtype=torch.float64), torch.arange(6) % 2
-    examples = ClientData(train=(x, y), transform=jitter).train
+    examples = ClientData(train=(x, y), transform=change).train
     batches = read(examples, words, epochs=3, size=3)
     seen = torch.cat([x for x, _ in batches])
     assert len({tuple(row.tolist()) for row in seen}) == 18
@@ -261,3 +266,68 @@ def test_a_mapped_file_of_ten_times_the_memory_is_trained(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]
     assert done.stdout.split() == ["limited", "0.515625"]
+
+
+def test_each_library_draws_anew_for_each_batch():
+    draws = {
+        "torch": lambda: float(torch.rand(())),
+        "numpy": lambda: float(np.random.random()),  # noqa: NPY002
+        "python": random.random,
+    }
+    for draw in draws.values():
+        examples = ClientData(train=(torch.zeros(6, 1), [0] * 6), transform=lambda x, draw=draw: x + draw()).train
+        first, second = (torch.cat([x for x, _ in read(examples, size=2)]).flatten().tolist() for _ in range(2))
+        assert len(set(first)) == 12
+        assert first == second
+
+
+class Lengths(nn.Module):
+    """Scores of a class at each place, ``(b, 2, length)``, from one number there; and a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, -2.0]))
+
+    def forward(self, x, labels):
+        logits = x[:, None] * self.scale[:, None]
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+def test_measures_of_ragged_outputs_do_not_depend_on_the_pass_but_for_the_mean_over_passes(chunk):
+    stream = torch.Generator().manual_seed(0)
+    whole = [torch.randn(1 + k % 4, generator=stream) for k in range(7)]
+
+    def collate(examples):
+        examples = [example["labels"] for example in examples]
+        x = pad_sequence(examples, batch_first=True)
+        labels = pad_sequence([(e > 0).long() for e in examples], batch_first=True, padding_value=-100)
+        return {"x": x, "labels": labels}
+
+    examples = ClientData([{"labels": x} for x in whole], collate=collate).train
+    model = Model(Lengths(), own_loss)
+    found = evaluate(model, own_loss, model.initial, examples, [accuracy], chunk)
+    passes = [whole[k : k + chunk] for k in range(0, 7, chunk)]
+    losses = [
+        float(model.training(**collate([{"labels": x} for x in part]))["loss"].detach()) * len(part) / 7
+        for part in passes
+    ]
+    assert found["loss"] == pytest.approx(sum(losses), rel=1e-6)
+    places = torch.cat(whole)
+    assert found["accuracy"] == pytest.approx(float(((places * -2 > places) == (places > 0)).double().mean()))
+
+
+def test_an_output_that_only_looks_like_rows_is_refused():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.table = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x):
+            return {"logits": x * self.scale, "table": self.table}
+
+    model = Model(Table(), lambda out, y: nn.functional.cross_entropy(out["logits"], y))
+    examples = ClientData((torch.ones(6, 1), [0] * 6)).train
+    assert evaluate(model, model.loss, model.initial, examples, [], 6)["loss"] == pytest.approx(np.log(2))
+    with pytest.raises(UsageError, match="one row per example in some passes only"):
+        evaluate(model, model.loss, model.initial, examples, [], 4)
