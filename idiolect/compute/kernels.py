@@ -16,7 +16,7 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.layers import NOWHERE, Layer, Sink, aten
 from idiolect.compute.losses import is_plain_cross_entropy
 from idiolect.compute.trace import NotAChainError, read
-from idiolect.core.nest import Nest, mapped, only_tensor
+from idiolect.core.nest import Nest, cloned, only_tensor
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, combine
 from idiolect.core.types import Batch, Gradient, Lockstep, Step
@@ -144,7 +144,7 @@ class Kernels:
         seed_pass(batch.key)  # for a loss that draws random numbers, as in `Model`
         with torch.inference_mode(False), torch.enable_grad():
             leaf = outputs.clone().requires_grad_()
-            loss = self._loss(leaf.clone(), mapped(torch.clone, y))  # a loss may change its inputs in place
+            loss = self._loss(leaf.clone(), cloned(y))  # a loss may change its inputs in place
             (d,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), d
 

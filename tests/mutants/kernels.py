@@ -16,7 +16,7 @@ MUTANTS = [
     ),
     Mutant(
         "kernels: weighted cross-entropy is taken for the plain",
-        "compute/autograd.py",
+        "compute/losses.py",
         'return options == (None, -100, "mean", 0.0) and',
         "return",
         KERNELS,
@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant(
         "kernels: a loss sees targets of inference mode",
         "compute/kernels.py",
-        "leaf.clone(), y.clone())",
+        "leaf.clone(), cloned(y))",
         "leaf.clone(), y)",
         KERNELS,
     ),

@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant(
         "stack: a client with one example is normalized by it",
         "engines/stacked.py",
-        "frozen=self._source.batch_norm and size == 1",
-        "frozen=False",
+        "frozen = self._source.batch_norm and size == 1",
+        "frozen = False",
         METHODS,
         "FedAvg-engines",
     ),
@@ -249,8 +249,8 @@ MUTANTS = [
     Mutant(
         "evaluation: clients are weighed by training examples",
         "running/evaluation.py",
-        "sizes = {split: len(examples.y) for split",
-        "sizes = {split: len(data.train.y) for split",
+        "sizes = {split: len(examples) for split",
+        "sizes = {split: len(data.train) for split",
         ENGINE,
     ),
     Mutant(

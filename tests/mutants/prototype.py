@@ -103,8 +103,8 @@ MUTANTS = [
     Mutant(
         "engine: statistics changed in place",
         "compute/autograd.py",
-        "else row[n].clone() for n",
-        "else row[n] for n",
+        "else row[name].clone()",
+        "else row[name]",
         METHODS,
         "FedAvg-engines or FedAvg-nothing_is_changed",
     ),

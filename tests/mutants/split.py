@@ -168,8 +168,8 @@ MUTANTS = [
     Mutant(
         "halves: first and last instead of every other",
         "core/types.py",
-        "torch.arange(min(which, count - 1), count, 2, device=batch.y.device)",
-        "torch.arange(count, device=batch.y.device).tensor_split(2)[which]",
+        "torch.arange(min(which, count - 1), count, 2, device=tensors(batch.y)[0].device)",
+        "torch.arange(count).tensor_split(2)[which]",
         ORACLES,
         "per_fedavg",
     ),
@@ -184,7 +184,7 @@ MUTANTS = [
     Mutant(
         "whole: batches count alike",
         "rounds/queries.py",
-        "return torch.full_like(like, len(step.y))",
+        "return torch.full_like(like, rows_in(step.y))",
         "return torch.ones_like(like)",
         WORDS,
         "whole",
@@ -192,8 +192,8 @@ MUTANTS = [
     Mutant(
         "whole: clients of a stack that are done count on",
         "rounds/queries.py",
-        "counts[rows] = batch.y.shape[1]",
-        "counts += batch.y.shape[1]",
+        "counts[rows] = rows_in(batch.y, 1)",
+        "counts += rows_in(batch.y, 1)",
         WORDS,
         "whole",
     ),

@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant(
         "buffers: integers stay numbers",
         "compute/autograd.py",
-        "row[n].to(integers[n]) if n in integers else",
+        "row[name].to(integers[name]) if name in integers else",
         "",
         BUFFERS,
     ),
