@@ -36,7 +36,10 @@ def digits() -> GoldenCase:
     return fedbn_case()
 
 
-@pytest.fixture(scope="module", params=["FedAvg", "MoFedSAM", "FedFSA", "FedSpeed"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("MoFedSAM", "FedSpeed")]
+
+
+@pytest.fixture(scope="module", params=["FedAvg", "FedFSA", *LONG])
 def fashion_run(fashion: GoldenCase, request: pytest.FixtureRequest) -> tuple[str, OracleResult]:
     args, clients = fashion.settings["args"], fashion.settings["clients"]
     world = {

@@ -308,9 +308,9 @@ def test_duals_of_perturbations_are_in_no_model_that_is_handed_out():
     ("make", "message"),
     [
         (lambda: parts.dynamic(0.0), "dynamic: strength must be above 0"),
-        (lambda: parts.dynamic(0.1, "some"), "dynamic: no dual_mean 'some'"),
+        (lambda: parts.dynamic(0.1, "some"), "dynamic: dual_mean='some' is not 'all' or 'participants'"),
         (lambda: parts.consistent_sam(-0.1), "consistent_sam: rho must be at least 0"),
-        (lambda: parts.consistent_sam(0.1, "mu"), "consistent_sam: no report 'mu'"),
+        (lambda: parts.consistent_sam(0.1, "mu"), "consistent_sam: report='mu' is not 'code' or 'paper'"),
         (lambda: parts.server_sam(-1.0), "server_sam: rho must be at least 0"),
         (lambda: federation(Method((parts.share(), parts.sam(0.1, scope.statistics)))), "names no weight"),
         (lambda: bare(methods.sam_on()), "no normalization layer"),

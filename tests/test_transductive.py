@@ -79,7 +79,7 @@ def test_what_adapts_are_the_weights_that_the_model_holds(run):
 
 def test_results_are_those_of_the_test_inputs_together(run, monkeypatch):
     """However few examples other evaluations take at once."""
-    monkeypatch.setattr("idiolect.running.evaluation.CHUNK", 2)
+    monkeypatch.setattr("idiolect.compute.metrics.CHUNK", 2)
     clients = evaluate_all(run.federation, [accuracy])["clients"]
     assert clients == run.records[-1]["clients"]
     for client, data in run.federation.clients.items():

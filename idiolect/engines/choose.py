@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from idiolect.compute.autograd import Model
+from idiolect.compute.forward import call
 from idiolect.compute.kernels import Kernels, NotAChainError
 from idiolect.core.errors import UsageError, did_you_mean
-from idiolect.core.nest import joined, rows_in
+from idiolect.core.nest import cloned, joined, rows_in
 from idiolect.core.tree import Tree
 from idiolect.core.types import Batch, ClientRows, Lockstep
 from idiolect.data import ClientData, Examples, first_of
@@ -109,7 +110,7 @@ def drawing(model: Model, batch: Batch) -> str:
             )
     before = state()
     with torch.no_grad(), torch.random.fork_rng():
-        model.run(module.train(rows_in(batch.y) > 1), batch.x)
+        call(module.train(rows_in(batch.y) > 1), cloned(batch.x))
         compare("its forward pass", before)
     return found[0] if found else ""
 

@@ -87,12 +87,12 @@ class ServerState:
     @cached_property
     def rates(self) -> list[float]:
         """Learning rate of every round; raise if the schedule does not give one."""
-        return rates(self.training.schedule, self.training.lr, self.rounds)
+        return rates(self.training.schedule, self.training.lr, max(self.rounds, 1))
 
     @property
     def lr(self) -> float:
         """Learning rate of the next round; after the last round, that of the last."""
-        return self.rates[min(self.round, self.rounds - 1)]
+        return self.rates[min(self.round, len(self.rates) - 1)]
 
     def draw(self, names: Sequence[str]) -> list[str]:
         """Draw the clients of the next round from sorted names, without replacement; at least one."""

@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant(
         "schedule: one round late",
         "rounds/server_state.py",
-        "self.rates[min(self.round, self.rounds - 1)]",
+        "self.rates[min(self.round, len(self.rates) - 1)]",
         "self.rates[max(self.round - 1, 0)]",
         ORACLES,
         "fedavg",
