@@ -1,5 +1,6 @@
 """The catalog: each method is a composition of parts."""
 
+from idiolect.methods.adapters import fedit, ffa_lora, fedsa_lora
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfedsim
@@ -40,6 +41,7 @@ __all__ = [
     "fedfsa",
     "fedgloss",
     "fedinit",
+    "fedit",
     "fedlc",
     "fedlesam",
     "fednova",
@@ -51,11 +53,13 @@ __all__ = [
     "fedrep",
     "fedrod",
     "fedsam",
+    "fedsa_lora",
     "fedselect",
     "fedsmoo",
     "fedspeed",
     "fedthe",
     "fedyogi",
+    "ffa_lora",
     "ifca",
     "knnper",
     "lg_fedavg",
