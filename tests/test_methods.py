@@ -1,4 +1,4 @@
-from idiolect import methods, parts, scope
+from idiolect import Method, methods, parts, scope
 from idiolect.testing.checks import (
     check_identical_clients,
     check_nothing_personal_is_sent,
@@ -113,6 +113,8 @@ CATALOG = [
     methods.fedit(),
     methods.ffa_lora(),
     methods.fedsa_lora(),
+    methods.feddpa(),
+    Method((parts.share(scope.lora_a), parts.sam(0.1), parts.local_adapter(0.3, references=2)), "FedSA-LoRA, mixed"),
     methods.fedsa_lora(scope.lora_a | scope.head, weighting="samples") + parts.sam(0.1),
     # even results, and weights that a network of the server generates
     methods.qfedavg(q=2.0),

@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA): which tensors of a model are factors, recognized by the structure of their layer.
+r"""Low-rank adapters (LoRA): which tensors of a model are factors, recognized by the structure of their layer.
 
-A LoRA layer adds :math:`s\\,B A x` to the output of a frozen layer. It has attributes ``lora_A`` and ``lora_B``, or
+A LoRA layer adds :math:`s\,B A x` to the output of a frozen layer. It has attributes ``lora_A`` and ``lora_B``, or
 ``lora_embedding_A`` and ``lora_embedding_B``, and ``scaling``, as the library `peft` writes them.
 """
 

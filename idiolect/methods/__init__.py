@@ -1,6 +1,6 @@
 """The catalog: each method is a composition of parts."""
 
-from idiolect.methods.adapters import fedit, ffa_lora, fedsa_lora
+from idiolect.methods.adapters import feddpa, fedit, fedsa_lora, ffa_lora
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfedsim
@@ -36,6 +36,7 @@ __all__ = [
     "fedcac",
     "fedcr",
     "feddbe",
+    "feddpa",
     "feddyn",
     "fedfomo",
     "fedfsa",
@@ -52,8 +53,8 @@ __all__ = [
     "fedprox",
     "fedrep",
     "fedrod",
-    "fedsam",
     "fedsa_lora",
+    "fedsam",
     "fedselect",
     "fedsmoo",
     "fedspeed",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, lora_a
-from idiolect.parts import freeze, share
+from idiolect.parts import freeze, local_adapter, share
+
+_ALL = lora_a | ~lora_a
+"""Everything that is trained; unlike `everything`, an error where a model has no adapter."""
 
 
 @carded("FedIT", 2024, "communication", "Zhang et al., ICASSP 2024")
@@ -22,7 +25,7 @@ def fedit(weighting: Weighting = "samples") -> Method:
     Raises:
         UsageError: if the model has no LoRA layer. Any other model trains with `fedavg`.
     """
-    return Method((share(lora_a | ~lora_a),), "FedIT", weighting)  # not `everything`, which finds no adapter missing
+    return Method((share(_ALL),), "FedIT", weighting)
 
 
 @carded("FFA-LoRA", 2024, "convergence", "Sun et al., ICLR 2024")
@@ -56,3 +59,24 @@ def fedsa_lora(names: Scope = lora_a, weighting: Weighting = "uniform") -> Metho
         tensors are set back, so B and the head go from client to client; here each client has its own, as in the paper.
     """
     return Method((share(names),), "FedSA-LoRA", weighting)
+
+
+@carded("FedDPA", 2024, "feature shift", "Yang et al., NeurIPS 2024")
+def feddpa(
+    share_of_own: float = 0.5,
+    largest: float = 0.5,
+    references: int = 5,
+    layer: str | None = None,
+    weighting: Weighting = "uniform",
+) -> Method:
+    """FedIT whose clients also train an adapter of their own, which counts more for inputs like their own examples.
+
+    Args:
+        share_of_own: share of the own adapter while it trains beside the shared one.
+        largest: largest share of the own adapter in predictions; 0 predicts as FedIT.
+        references: number of training examples that an input is compared with.
+        layer: name of the layer whose inputs are compared; None takes the layer that makes the output.
+        weighting: mean over clients by training examples, or uniform (the authors').
+    """
+    parts = share(_ALL), local_adapter(share_of_own, largest, references, layer)
+    return Method(parts, "FedDPA", weighting)
