@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 import peft
 import transformers
 
-from idiolect import ClientData, Training, fit, methods, scope
+from idiolect import ClientData, Training, UsageError, fit, methods, scope
 from idiolect.core.structure import structure_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -174,3 +174,47 @@ def test_a_base_in_half_precision_is_never_sent_and_stays_as_it_is():
     assert {n: t.dtype for n, t in run.personal("a").state_dict().items()} == {
         n: t.dtype for n, t in net.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("targets", [("query", "value"), ("query", "word_embeddings")])
+def test_feddpa_of_a_model_of_peft(targets):
+    """The shared adapter is FedIT's; a client has its own beside it, and a module that mixes the two."""
+    net = bert(targets=targets, lora_dropout=0.1)
+    run, shared = (
+        fit(net, clients(), m, rounds=2, training=TRAINING) for m in (methods.feddpa(), methods.fedit("uniform"))
+    )
+    assert set(run.weights) == set(shared.weights)
+    assert all(torch.equal(run.weights[n], shared.weights[n]) for n in run.weights)
+    x = clients()["a"].test.x
+    one, other = run.personal("a"), run.personal("b")
+    assert not torch.equal(one(x), shared.personal("a")(x))
+    assert not torch.equal(one(x), other(x))
+    assert torch.allclose(one(x), torch.cat([one(word[None]) for word in x]), atol=1e-5)
+
+
+def test_feddpa_refuses_adapters_with_a_magnitude():
+    with pytest.raises(UsageError, match="is no plain LoRA in the layout of peft"):
+        fit(bert(use_dora=True), clients(), methods.feddpa(), rounds=1)
+
+
+def test_feddpa_takes_rows_of_the_batch_alone_with_a_frozen_language_head():
+    """The head is tied to the embedding and frozen: nothing but the adapter trains."""
+
+    class Next(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            sizes = {"vocab_size": 30, "n_positions": 12, "n_embd": WIDTH, "n_layer": 1, "n_head": 2}
+            lm = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, initializer_range=0.3))
+            config = peft.LoraConfig("CAUSAL_LM", r=RANK, target_modules=["c_attn"], fan_in_fan_out=True)
+            self.net = peft.get_peft_model(lm, config)
+
+        def forward(self, ids):
+            return self.net(input_ids=ids).logits[:, -1, :CLASSES]
+
+    net, names = Next(), {f"net.base_model.model.transformer.h.0.attn.c_attn.lora_{x}.default.weight" for x in "AB"}
+    run = fit(net, clients(), methods.feddpa(), rounds=2, training=TRAINING)
+    assert set(run.weights) == names
+    x = clients()["a"].test.x
+    assert torch.isfinite(run.personal("a")(x)).all()
+    assert not torch.equal(run.personal("a")(x), run.personal("b")(x))

@@ -179,3 +179,90 @@ def test_two_clients_of_fedsa_lora_keep_their_own_b():
     found = {c: made.model.predict(made.personal(c), x) - frozen for c in clients}
     for client, sign in (("up", 1.0), ("down", -1.0)):
         assert bool((found[client] * sign > 0.5).all()), client
+
+
+NO_CLIP = Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5, weight_decay=0.01))
+X = examples("unseen", 6)[0]
+
+
+def predicted(made, client):
+    return made.model.predict(made.deployed(client).at(X), X)
+
+
+def test_the_shared_adapter_of_feddpa_is_that_of_fedit():
+    """Bit by bit: the own adapter touches neither its gradient nor its batches."""
+    one, other = played(methods.feddpa(), NO_CLIP), played(methods.fedit("uniform"), NO_CLIP)
+    assert torch.equal(one.server["share"].flat, other.server["share"].flat)
+
+
+@pytest.mark.parametrize("largest", [0.0, 1.0])
+def test_feddpa_predicts_as_fedit_without_a_share_or_without_training(largest):
+    made = played(methods.feddpa(largest=largest), NO_CLIP, participation=0.25)
+    shared = played(methods.fedit("uniform"), NO_CLIP, participation=0.25)
+    assert set(made.memory) != set(population())
+    for client in population():
+        gap = (predicted(made, client) - predicted(shared, client)).abs().max()
+        assert gap > 1e-5 if largest and client in made.memory else gap == 0, client
+
+
+def test_equal_adapters_predict_alike_in_any_mixture():
+    made = played(methods.feddpa(largest=0.9))
+    weights = made.deployed("dan").weights
+    pairs = {
+        f"{k}.local_adapter.{n}.weight": f"{k}.lora_{x}.default.weight"
+        for k in "04"
+        for n, x in (("down", "A"), ("up", "B"))
+    }
+    equal = overlay(weights, Tree.of({own: weights[shared] for own, shared in pairs.items()}))
+    plain = made.model.predict(equal, X)
+    for share in (0.3, 1.0):
+        mixed = overlay(equal, Tree.of({f"{k}.local_adapter.share": torch.full((1,), share).double() for k in "04"}))
+        assert torch.allclose(made.model.predict(mixed, X), plain, rtol=0, atol=1e-12)
+        moved = overlay(mixed, Tree.of({n: 2 * equal[n] for n in pairs}))
+        assert not torch.allclose(made.model.predict(moved, X), plain)
+
+
+def test_an_adapter_that_trains_alone_is_local_training():
+    """With the whole share and nothing else that trains, no client sees another."""
+
+    def net():
+        torch.manual_seed(0)
+        layers = nn.Flatten(), nn.Linear(36, 6), nn.Tanh(), nn.Linear(6, 3)
+        frozen = nn.Sequential(*layers).double().requires_grad_(False)
+        frozen[1] = LowRank(frozen[1]).double()
+        return frozen
+
+    one, other = (played(m, NO_CLIP, net=net()) for m in (methods.feddpa(share_of_own=1.0), methods.local()))
+    for client in population():
+        own, alone = one.personal(client), other.personal(client)
+        for name, twin in (("down", "lora_A"), ("up", "lora_B")):
+            gap = own[f"1.local_adapter.{name}.weight"] - alone[f"1.{twin}.default.weight"]
+            assert gap.abs().max() < 1e-12
+        assert (own["1.local_adapter.up.weight"] - own["1.lora_B.default.weight"]).abs().max() > 1e-3
+
+
+def test_an_input_is_mixed_by_itself():
+    """Predictions do not depend on what is predicted together, and the own adapter counts for its own examples."""
+    made = played(methods.feddpa(largest=1.0))
+    own = made.deployed("dan")
+    together = predicted(made, "dan")
+    alone = torch.cat([made.model.predict(own.at(x[None]), x[None]) for x in X])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-12)
+    assert len(own.at(X)["4.local_adapter.share"].unique()) == len(X)
+
+
+def test_the_frozen_adapter_drops_nothing():
+    """A frozen product has no dropout while the own one trains: with its own product zero, no random number is left."""
+    net = adapted(network())
+    net[4] = LowRank(net[4].base_layer, dropout=0.5).double()
+    made = world(methods.feddpa(), net=net)
+    names = made.model.structure.layout.only({f"{k}.local_adapter.share" for k in "04"})
+    start = moved(made.model.initial, ["4.lora_B.default.weight"], noise=1)
+    step = made.assignment("dan", "train").stream.epochs(1)[0]
+
+    def losses(share):
+        at = overlay(start, Tree(names, torch.full((2,), share).double()))
+        return {float(made.model.grad(at, step._replace(key=key)).loss) for key in range(4)}
+
+    assert len(losses(0.5)) == 1
+    assert len(losses(0.0)) == 4

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from idiolect.core.errors import UsageError
 from idiolect.core.part import Part, part, require
 from idiolect.core.rng import uniform_hash
 from idiolect.core.scope import lora_a
@@ -39,6 +40,7 @@ class LocalAdapter(Private):
         start = self.up.parameters() if isinstance(self.up, nn.Module) else [self.down]
         for tensor in start:
             nn.init.zeros_(tensor)
+        self.requires_grad_(True)
         one = next(self.parameters()).detach().flatten()[:1]
         self.register_buffer("share", torch.zeros_like(one), persistent=False)
 
@@ -50,12 +52,18 @@ class LocalAdapter(Private):
                 count == len(x),
                 f"local_adapter: a layer gets {len(x)} rows for {count} examples: it needs examples on its first axis",
             )
-        drops = isinstance(self.down, nn.Module) and self.name in getattr(layer, "lora_dropout", {})
-        p = getattr(layer.lora_dropout[self.name], "p", 0.0) if drops else 0.0  # `peft` drops no words
-        own = _product(layer, F.dropout(x, p, layer.training) if p else x, self.down, self.up)
+        own = _product(layer, self._dropped(layer, x), self.down, self.up)
         change = layer.scaling[self.name] * (own - _product(layer, x, *_factors(layer, self.name)))
         mixed = (change.transpose(0, -1) * self.share).transpose(0, -1)
         return outputs + mixed.to(outputs.dtype)
+
+    def _dropped(self, layer: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the input of the own adapter after dropout, which draws nothing while the shared adapter trains."""
+        known = self.name in getattr(layer, "lora_dropout", {}) and self.name in layer.lora_A  # `peft` drops no words
+        p = getattr(layer.lora_dropout[self.name], "p", 0.0) if known else 0.0
+        if p and layer.training and bool(self.share > 0):
+            return F.dropout(x, p)
+        return x
 
     def still(self, dropout: nn.Module, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         """Return inputs that are not dropped while the shared adapter is frozen; a forward hook of its dropout."""
@@ -98,6 +106,26 @@ def _adapted(module: nn.Module) -> dict[str, str]:
         require(path not in found, f"local_adapter: two adapters of {path!r} train at once: freeze all but one")
         found[path] = names[1]
     return found
+
+
+def _last(module: nn.Module, name: str | None) -> tuple[nn.Module, int]:
+    """Return the layer whose inputs are compared, and their width.
+
+    Raises:
+        UsageError: if it is not one linear layer.
+    """
+    try:
+        name = structure_of(module).head if name is None else name
+    except UsageError as error:
+        reason = str(error).partition(":")[0]
+        raise UsageError(f"local_adapter: {reason}: name the layer whose inputs are compared, layer=...") from None
+    last: Any = dict(module.named_modules()).get(name)
+    width = getattr(getattr(last, "base_layer", last), "in_features", None)
+    if last is None or width is None:
+        raise UsageError(
+            f"local_adapter: {name!r} is no linear layer whose inputs can be compared: name one, layer=..."
+        )
+    return last, width
 
 
 @part
@@ -152,10 +180,12 @@ def local_adapter(share: float = 0.5, largest: float = 0.5, references: int = 5,
                 adapted.register_forward_hook(own.beside)  # a bound method: copies of the module keep their own
                 if name in getattr(adapted, "lora_dropout", {}):
                     adapted.lora_dropout[name].register_forward_hook(own.still)
-        last: Any = module.get_submodule(layer if layer is not None else structure_of(module).head)
+        last, width = _last(module, layer)
         if not hasattr(last, COMPARED):
-            last.add_module(COMPARED, width := Private())
-            width.register_buffer("none", last.weight.new_zeros(0, last.weight.shape[-1]), persistent=False)
+            last.add_module(COMPARED, mark := Private())
+            mark.register_buffer(
+                "none", next(p for p in module.parameters() if p.requires_grad).new_zeros(0, width), persistent=False
+            )
 
     def memory(setup: Setup) -> Tree:
         return vectors(direction=setup.weights.flat.new_zeros(_compared(setup.structure)[1]))

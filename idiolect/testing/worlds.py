@@ -67,7 +67,8 @@ class LowRank(nn.Module):
         """Return the output of the frozen layer plus that of the adapter."""
         inner = self.lora_A["default"](self.lora_dropout["default"](x))
         added: torch.Tensor = self.lora_B["default"](inner) * self.scaling["default"]
-        return added + self.base_layer(x)
+        out: torch.Tensor = self.base_layer(x) + added
+        return out
 
 
 def adapted(net: nn.Module) -> nn.Module:

@@ -157,8 +157,8 @@ def _train_both(model: nn.Module, own: State, share: float, t: int, i: int, worl
     """Train the model, and in the same steps the own adapter beside the model as it was received."""
     loss, received = loss_of(world), deepcopy(model).train()
     tensors = {**trainable(model), **own}
-    settings = {"momentum": world.get("momentum", 0.0), "weight_decay": world.get("weight_decay", 0.0)}
-    optimizer = torch.optim.SGD(tensors.values(), lr=lr_of(world, t), **settings)
+    momentum, decay = world.get("momentum", 0.0), world.get("weight_decay", 0.0)
+    optimizer = torch.optim.SGD(tensors.values(), lr=lr_of(world, t), momentum=momentum, weight_decay=decay)
     model.train()
     for x, y in world["batches"](t, i):
         step = gradient(model, x, y, loss)
