@@ -53,7 +53,7 @@ class LocalAdapter(Private):
                 f"local_adapter: a layer gets {len(x)} rows for {count} examples: it needs examples on its first axis",
             )
         own = _product(layer, self._dropped(layer, x), self.down, self.up)
-        change = layer.scaling[self.name] * (own - _product(layer, x, *_factors(layer, self.name)))
+        change: Tensor = layer.scaling[self.name] * (own - _product(layer, x, *_factors(layer, self.name)))
         mixed = (change.transpose(0, -1) * self.share).transpose(0, -1)
         return outputs + mixed.to(outputs.dtype)
 
@@ -81,8 +81,9 @@ def _product(layer: Any, x: Tensor, down: Any, up: Any) -> Tensor:  # noqa: ANN4
     """Return the product of two factors with the input of a layer."""
     if isinstance(down, nn.Module):
         result: Tensor = up(down(x.to(next(down.parameters()).dtype)))
-        return result
-    return F.embedding(x, down.T, padding_idx=layer.base_layer.padding_idx) @ up.T
+    else:
+        result = F.embedding(x, down.T, padding_idx=layer.base_layer.padding_idx) @ up.T
+    return result
 
 
 def _adapted(module: nn.Module) -> dict[str, str]:

@@ -127,7 +127,7 @@ def feddpa(
 
 def _own_adapter(model: nn.Module) -> State:
     """The shared A and a B of zeros, for each layer with an adapter."""
-    factors = {}
+    factors: State = {}
     for path in _layers(model):
         down, up = (model.get_parameter(f"{path}.lora_{x}.default.weight").detach().clone() for x in "AB")
         factors |= {f"{path}.down": down.requires_grad_(), f"{path}.up": torch.zeros_like(up).requires_grad_()}
