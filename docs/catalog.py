@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+from torch import nn
+
 from idiolect import methods, parts
 from idiolect.compute.autograd import Model
 from idiolect.core.card import Problem, card_of
+from idiolect.core.method import Method
 from idiolect.models import small_cnn
-from idiolect.running.describe import cost
+from idiolect.running.describe import Cost, cost
+from idiolect.testing.worlds import fitted
 
 PAGE = Path(__file__).with_name("methods.md")
 FILE = Path(methods.__file__).with_name("catalog.json")
@@ -27,7 +31,8 @@ is in [results](results.md); how to add one is in [CONTRIBUTING](../CONTRIBUTING
 COSTS = """\
 What a client keeps, receives and sends in a round, in values (four bytes each in float32), for the network
 that `digits` gets by default, of {total} values with running statistics and counters; and how many gradients
-one local step takes.
+one local step takes. For the methods of adapters this network is frozen except for normalization and head, with
+factors of rank 2 beside its convolutions and its other linear layers.
 """
 FIELDS = "Args|Memory|Sends|Receives|Cost|Raises|Example|Reference|Differs"
 LINE = ("Memory", "Sends", "Receives", "Cost")
@@ -43,12 +48,11 @@ def catalog() -> str:
 
 def entries() -> str:
     """Return the file that `idiolect methods` reads: one method a line, by problem; sizes are in models."""
-    model = Model(small_cnn((1, 8, 8), 10))
-    whole = cost(methods.fedavg(), model).sends
+    whole = _cost(methods.fedavg()).sends
     rows = []
     for name in _by_problem():
         make = getattr(methods, name)
-        card, found = card_of(make), cost(make(), model)
+        card, found = card_of(make), _cost(make())
         row = {"name": name, "title": card.title, "year": card.year, "problem": card.problem}
         row |= {"gradients": found.gradients, "down": round(found.receives / whole, 2)}
         row |= {"up": round(found.sends / whole, 2), "idea": _idea(make)}
@@ -76,13 +80,20 @@ def _index() -> str:
 
 
 def _costs() -> str:
-    model = Model(small_cnn((1, 8, 8), 10))
     rows = []
     for name in methods.__all__:
-        found = cost(getattr(methods, name)(), model)
+        found = _cost(getattr(methods, name)())
         rows.append(f"| `{name}` | {' | '.join(map(_spaced, found))} |")
     head = ["| | keeps | receives | sends | gradients a step |", "| --- | ---: | ---: | ---: | ---: |"]
-    return "\n".join([COSTS.format(total=_spaced(model.structure.layout.total)), *head, *rows, ""])
+    return "\n".join([COSTS.format(total=_spaced(Model(_network()).structure.layout.total)), *head, *rows, ""])
+
+
+def _network() -> nn.Module:
+    return small_cnn((1, 8, 8), 10)
+
+
+def _cost(method: Method) -> Cost:
+    return cost(method, Model(fitted(_network(), method)))
 
 
 def _spaced(number: int) -> str:

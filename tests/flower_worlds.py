@@ -29,7 +29,7 @@ from idiolect.flower.coordinator.requests import WaitPolicy
 from idiolect.flower.site import state
 from idiolect.rounds.schedule import Cosine
 from idiolect.storage.run_directory import read_tensors
-from idiolect.testing.worlds import network, population
+from idiolect.testing.worlds import fitted, network, population
 
 TRAINING = Training(
     lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0, schedule=Cosine(floor=0.1)
@@ -78,13 +78,17 @@ class World:
 
     def _site(self, client):
         app = idiolect.flower.client_app
-        return app(model=self.models.get(client, tiny), data=lambda: self.clients[client], parts=self.parts)
+        return app(model=self.models.get(client, self.network), data=lambda: self.clients[client], parts=self.parts)
+
+    def network(self):
+        """Return the network of the coordinator."""
+        return fitted(tiny(), self.method)
 
     def coordinator(self):
         """Return a coordinator for the run's directory."""
         policy = WaitPolicy(self.sites or len(self.sizes), self.quorum, self.deadline, self.give_up)
         rest = (self.grid, self.folder / "run", self.metrics, self.evaluate_every, policy)
-        model = Model(seeded(tiny, self.seed))
+        model = Model(seeded(self.network, self.seed))
         return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)
 
     def play(self):
@@ -115,11 +119,13 @@ class World:
         """Return the run of `idiolect.fit`; the results of (completed rounds, client) in `absent` do not count."""
         settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
         settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
-        return fit(tiny(), self.clients, self.method, machine=Machine(Without(absent), memory="ram"), **settings)
+        return fit(
+            self.network(), self.clients, self.method, machine=Machine(Without(absent), memory="ram"), **settings
+        )
 
     def federation(self, absent=()):
         """Return the federation of `simulated` before its first round."""
-        model = Model(seeded(tiny, self.seed))
+        model = Model(seeded(self.network, self.seed))
         rest = (self.rounds, self.participation, self.seed, self.clients, Without(absent))
         return Federation(model, self.method, self.training, *rest)
 

@@ -1,4 +1,4 @@
-from idiolect import methods, parts, scope
+from idiolect import Method, methods, parts, scope
 from idiolect.testing.checks import (
     check_identical_clients,
     check_nothing_personal_is_sent,
@@ -110,6 +110,13 @@ CATALOG = [
     methods.fedthe(),
     methods.fedbn() + parts.sam(0.1) + parts.adapted_statistics() + parts.head_ensemble(epochs=2, steps=5),
     methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalization),
+    # adapters of frozen layers
+    methods.fedit(),
+    methods.ffa_lora(),
+    methods.fedsa_lora(),
+    methods.feddpa(),
+    Method((parts.share(scope.lora_a), parts.sam(0.1), parts.local_adapter(0.3, references=2)), "FedSA-LoRA, mixed"),
+    methods.fedsa_lora(scope.lora_a | scope.head, weighting="samples") + parts.sam(0.1),
     # even results, and weights that a network of the server generates
     methods.qfedavg(q=2.0),
     methods.qfedavg(q=0.5, weighting="uniform"),

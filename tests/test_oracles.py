@@ -13,7 +13,7 @@ from idiolect.compute.autograd import Model
 from idiolect.data import ClientData
 from idiolect.engines.federation import Federation
 from idiolect.testing.oracles import averaging, personal, sharpness
-from idiolect.testing.worlds import examples, network, sensitive_layers
+from idiolect.testing.worlds import examples, fitted, network, sensitive_layers
 
 SIZES = {"ada": 21, "ben": 5, "cleo": 9, "dan": 30, "eve": 14}  # ragged last batches, one of them of one example
 NAMES = list(SIZES)
@@ -30,7 +30,9 @@ SETTINGS = Training(
 
 def federation(method, loss=F.cross_entropy, sizes=SIZES, participation=0.6, training=SETTINGS):
     clients = {name: ClientData(train=examples(name, n)) for name, n in sizes.items()}
-    return Federation(Model(network(), loss), method, training, ROUNDS, participation, seed=1, clients=clients)
+    return Federation(
+        Model(fitted(network(), method), loss), method, training, ROUNDS, participation, seed=1, clients=clients
+    )
 
 
 def given(made):
@@ -44,7 +46,7 @@ def given(made):
             batches[t, i] = [(b.x, b.y) for b in stream.epochs(made.training.local_epochs)]
     made.round = 0
     return {
-        "model": network(),
+        "model": fitted(network(), made.method),
         "batches": lambda t, i: batches[t, i],
         "clients": len(NAMES),
         "rounds": ROUNDS,

@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from idiolect.core.adapters import Factor
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.structure import ModelStructure, structure_of
 
@@ -132,6 +133,22 @@ head = Scope("head", _head)
 
 It is an error if several layers make the output together: then the head is named, ``names=named("classifier")``.
 """
+
+
+def _factor(structure: ModelStructure, factor: Factor) -> Names:
+    if found := frozenset(i.name for i in structure.items if i.factor == factor) & structure.exchangeable:
+        return found
+    raise UsageError(
+        f"the model has no LoRA layer with a trainable factor {factor.upper()}: add adapters "
+        "(peft.get_peft_model), or share everything (fedavg)"
+    )
+
+
+lora_a = Scope("lora_a", lambda a: _factor(a, "a"))
+"""The factor of every LoRA layer that is initialized at random: A, and of an embedding B."""
+
+lora_b = Scope("lora_b", lambda a: _factor(a, "b"))
+"""The factor of every LoRA layer that is initialized at zero, with its bias: B, and of an embedding A."""
 
 
 def layer_of(names: Scope, structure: ModelStructure) -> str:

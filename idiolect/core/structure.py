@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from idiolect.core.adapters import Factor, factor_of
 from idiolect.core.errors import UsageError
 from idiolect.core.makers import Makers, makers_in_graph
 from idiolect.core.normalization import normalizes, normalizes_by_batch, running_statistics
@@ -75,6 +76,7 @@ class Item:
         dtype: its dtype, if it is no floating tensor; all others have that of the model.
         normalization: whether its layer normalizes.
         attached: whether it belongs to an `Attached` module.
+        factor: which factor of a LoRA layer it belongs to.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Item:
     dtype: torch.dtype | None = None
     normalization: bool = False
     attached: bool = False
+    factor: Factor = ""
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ def _items(module: nn.Module, trial: Trial | None) -> list[Item]:
         path = name.rpartition(".")[0].partition(".parametrizations")[0]  # the layer that is parametrized
         owner, shape = owners[path], tensor.shape if kind != "counter" else packed(tensor, _dtype(module)).shape
         dtype = None if tensor.is_floating_point() else tensor.dtype
-        about = (dtype, normalizes(owner), isinstance(owner, Attached))
+        about = (dtype, normalizes(owner), isinstance(owner, Attached), factor_of(name, owners))
         found.append(Item(name, shape, kind, path, type(owner), owner in hidden, *about))
 
     for name, parameter in module.named_parameters():

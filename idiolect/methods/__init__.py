@@ -1,5 +1,6 @@
 """The catalog: each method is a composition of parts."""
 
+from idiolect.methods.adapters import feddpa, fedit, fedsa_lora, ffa_lora
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
 from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfedsim
@@ -35,12 +36,14 @@ __all__ = [
     "fedcac",
     "fedcr",
     "feddbe",
+    "feddpa",
     "feddyn",
     "fedfomo",
     "fedfsa",
     "fedgamma",
     "fedgloss",
     "fedinit",
+    "fedit",
     "fedlc",
     "fedlesam",
     "fednova",
@@ -51,12 +54,14 @@ __all__ = [
     "fedprox",
     "fedrep",
     "fedrod",
+    "fedsa_lora",
     "fedsam",
     "fedselect",
     "fedsmoo",
     "fedspeed",
     "fedthe",
     "fedyogi",
+    "ffa_lora",
     "ifca",
     "knnper",
     "lg_fedavg",

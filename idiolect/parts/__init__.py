@@ -25,6 +25,7 @@ from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
 from idiolect.parts._hypernetwork import hypernetwork
+from idiolect.parts._local_adapter import local_adapter
 from idiolect.parts._loss_weights import loss_weights
 from idiolect.parts._meta_gradient import meta_gradient
 from idiolect.parts._mixed_heads import mixed_heads
@@ -73,6 +74,7 @@ __all__ = [
     "head_ensemble",
     "head_first",
     "hypernetwork",
+    "local_adapter",
     "loss_weights",
     "meta_gradient",
     "mixed_heads",

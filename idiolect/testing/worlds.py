@@ -35,6 +35,56 @@ def network(seed: int = 0) -> nn.Module:
     return net.double()
 
 
+class LowRank(nn.Module):
+    """A frozen layer with a low-rank adapter, whose tensors have the names that `peft` gives them.
+
+    Args:
+        layer: the layer, linear or a convolution.
+        rank: rank r of the factors.
+        scaling: factor s on the product of the factors.
+        dropout: dropout of the input of the adapter.
+
+    Example:
+        >>> sorted(LowRank(nn.Linear(3, 4)).state_dict())[:2]
+        ['base_layer.bias', 'base_layer.weight']
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = 2, scaling: float = 1.5, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base_layer = layer.requires_grad_(False)
+        if isinstance(layer, nn.Conv2d):
+            shape = layer.kernel_size, layer.stride, layer.padding
+            first: nn.Module = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
+            second: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        else:
+            first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, False)
+        nn.init.zeros_(second.get_parameter("weight"))
+        self.lora_A, self.lora_B = nn.ModuleDict({"default": first}), nn.ModuleDict({"default": second})
+        self.lora_dropout = nn.ModuleDict({"default": nn.Dropout(dropout) if dropout else nn.Identity()})
+        self.scaling = {"default": scaling}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output of the frozen layer plus that of the adapter."""
+        inner = self.lora_A["default"](self.lora_dropout["default"](x))
+        added: torch.Tensor = self.lora_B["default"](inner) * self.scaling["default"]
+        out: torch.Tensor = self.base_layer(x) + added
+        return out
+
+
+def adapted(net: nn.Module) -> nn.Module:
+    """Return a network with an adapter on its linear layers and convolutions; the last layer and the rest train on."""
+    *inner, _ = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    dtype = next(net.parameters()).dtype
+    for name, layer in inner:
+        net.set_submodule(name, LowRank(layer).to(dtype))
+    return net
+
+
+def fitted(net: nn.Module, method: Method) -> nn.Module:
+    """Return a network, with adapters if the method is one for adapters."""
+    return adapted(net) if "lora_a" in repr(method) else net
+
+
 def examples(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images that differ between clients in level and scale, with labels that depend on them."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
@@ -71,6 +121,6 @@ def federation(
     """Return a federation of these clients at round 0; torch's random stream is left as it was."""
     settings = training or Training(lr=0.1, local_epochs=2, batch_size=8, optimizer=SGD(momentum=0.5), clip=5.0)
     with torch.random.fork_rng(devices=[]):
-        model = Model(network())
+        model = Model(fitted(network(), method))
     held = clients or population()
     return Federation(model, method, settings, 4, participation, seed, held, engine or Sequential(), keep)

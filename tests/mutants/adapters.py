@@ -1,0 +1,140 @@
+"""Bugs of methods for low-rank adapters."""
+
+from mutants.planted import Mutant
+
+ORACLES, LAWS, MODELS, PEFT = (
+    f"tests/test_{name}.py" for name in ("oracles_adapters", "laws_adapters", "adapters", "adapters_peft")
+)
+PART, METHODS, CORE = "parts/_local_adapter.py", "methods/adapters.py", "core/adapters.py"
+MUTANTS = [
+    Mutant(
+        "LoRA: an embedding is taken by its letters",
+        CORE,
+        'reversed_ = "embedding" in part or isinstance(layer, nn.Embedding)',
+        "reversed_ = False",
+        MODELS,
+        "factors or embedding_learns",
+    ),
+    Mutant(
+        "LoRA: an embedding of parameters is taken by its letters",
+        CORE,
+        " or isinstance(layer, nn.Embedding)",
+        "",
+        MODELS,
+        "factors",
+    ),
+    Mutant("LoRA: a name is enough", CORE, 'and hasattr(layer, "scaling")', "or True", MODELS, "name_alone"),
+    Mutant("LoRA: a merged adapter trains", CORE, 'if getattr(layer, "merged", False):', "if False:", MODELS, "merged"),
+    Mutant("FedIT: keeps the factors A", METHODS, "_ALL = lora_a | ~lora_a", "_ALL = ~lora_a", ORACLES, "fedit"),
+    Mutant(
+        "FedIT: accepts a model without adapters",
+        METHODS,
+        "_ALL = lora_a | ~lora_a",
+        "_ALL = Scope('lora_a | ~lora_a', lambda a: a.exchangeable)",
+        MODELS,
+        "without_adapters",
+    ),
+    Mutant("FFA-LoRA: A trains, unsent", METHODS, "(share(~names), freeze(names))", "(share(~names),)", ORACLES, "ffa"),
+    Mutant(
+        "FFA-LoRA: B stays", METHODS, "share(~names), freeze(names)", "share(~names), freeze(~names)", ORACLES, "ffa"
+    ),
+    Mutant("FedSA-LoRA: shares B", METHODS, '(share(names),), "FedSA', '(share(~names),), "FedSA', ORACLES, "fedsa"),
+    Mutant(
+        "FedDPA: own adapter alone",
+        PART,
+        "_with_share(local.start, share)",
+        "_with_share(local.start, 1.0)",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: trained beside the shared adapter as it moves",
+        PART,
+        "grad(overlay(received, pick(at, own)), step)",
+        "grad(_with_share(at, share), step)",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: the shared adapter trains in the mixture",
+        PART,
+        "here.gradient, pick(there.gradient, own)",
+        "here.gradient, there.gradient",
+        f"{ORACLES} {LAWS}",
+        "feddpa",
+    ),
+    Mutant("FedDPA: adds, does not mix", PART, "(own - _product", "(own - 0 * _product", LAWS, "equal_adapters"),
+    Mutant(
+        "FedDPA: no scaling",
+        PART,
+        "layer.scaling[self.name] * (own",
+        "1.0 * (own",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: one share for all inputs",
+        PART,
+        "alike.clamp(min=0)",
+        "alike.clamp(min=0).mean().expand_as(alike)",
+        LAWS,
+        "mixed_by_itself",
+    ),
+    Mutant("FedDPA: a negative share", PART, "largest * alike.clamp(min=0)", "largest * alike", ORACLES, "feddpa"),
+    Mutant(
+        "FedDPA: compares under the mixture",
+        PART,
+        "_with_share(weights, 1.0), query",
+        "weights, query",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: the sum of likenesses",
+        PART,
+        "there.gather(-1, kept).sum(-1, keepdim=True).clamp(min=1)",
+        "1",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: places without an example count",
+        PART,
+        "there.gather(-1, kept).sum(-1, keepdim=True).clamp(min=1)",
+        "min(references, there.shape[-1])",
+        "tests/test_methods.py",
+        "FedDPA and engines_agree",
+    ),
+    Mutant(
+        "FedDPA: lengths count",
+        PART,
+        "F.normalize(features.flatten(1, -2).mean(1) if features.dim() > 2 else features, dim=-1)",
+        "features",
+        ORACLES,
+        "feddpa",
+    ),
+    Mutant(
+        "FedDPA: own dropout takes random numbers of the shared adapter",
+        PART,
+        "if p and layer.training and bool(self.share > 0):",
+        "if p and layer.training:",
+        PEFT,
+        "feddpa_of",
+    ),
+    Mutant(
+        "FedDPA: the frozen adapter drops",
+        PART,
+        "torch.where(self.share > 0, given[0], outputs)",
+        "outputs",
+        LAWS,
+        "drops_nothing",
+    ),
+    Mutant(
+        "FedDPA: the own product starts at random",
+        PART,
+        "nn.init.zeros_(tensor)",
+        "nn.init.normal_(tensor)",
+        ORACLES,
+        "feddpa",
+    ),
+]
