@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
-from idiolect import ClientData, UsageError, accuracy, own_loss
+from idiolect import ClientData, Output, UsageError, accuracy, own_loss
 from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import evaluate
 from idiolect.engines.sequential import Sequential
@@ -331,3 +331,23 @@ def test_an_output_that_only_looks_like_rows_is_refused():
     assert evaluate(model, model.loss, model.initial, examples, [], 6)["loss"] == pytest.approx(np.log(2))
     with pytest.raises(UsageError, match="one row per example in some passes only"):
         evaluate(model, model.loss, model.initial, examples, [], 4)
+
+
+def test_a_run_is_resumed_with_the_same_transforms_only(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(run, record):
+        if run.round == 1:
+            raise Stop
+
+    def clients(change):
+        return {c: held(*rows(c), batch_transform=change) for c in SIZES}
+
+    whole = run(clients(jitter), rounds=2)
+    with pytest.raises(Stop):
+        run(clients(jitter), rounds=2, output=Output(tmp_path), on_round=stop)
+    with pytest.raises(UsageError, match="data"):
+        run(clients(jitter_by), rounds=2, output=Output(tmp_path, resume=True))
+    resumed = run(clients(jitter), rounds=2, output=Output(tmp_path, resume=True))
+    assert torch.equal(personal(resumed), personal(whole))

@@ -65,11 +65,13 @@ def data_of(data: ClientData) -> dict[str, str]:
 
 
 def _examples(examples: Examples | LazyExamples) -> str:
-    """Return the fingerprint of a split; of examples that are read, that of their number and the first ones."""
+    """Return the fingerprint of a split; of examples that are read, that of their number, the first, and transforms."""
     held = isinstance(examples, Examples)
     x, y = examples if isinstance(examples, Examples) else first_of(examples, FIRST)
+    changes = [] if isinstance(examples, Examples) else [examples.transform, examples.batch_transform]
     found = [(place, tensor) for nest, name in ((x, "x"), (y, "y")) for place, tensor in named_tensors(nest, name)]
     texts = [_tensor(t) if place in ("x", "y") else f"{place} {_tensor(t)}" for place, t in found]
+    texts += [_text(change, 0) for change in changes if change is not None]
     return ", ".join(texts) if held else f"{len(examples)} read, the first {', '.join(texts)}"
 
 
