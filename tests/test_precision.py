@@ -20,7 +20,7 @@ from idiolect.storage import checkpoint
 from idiolect.storage.disk import DiskStore
 from idiolect.storage.run_directory import RunDirectory
 from idiolect.testing.checks import same_state
-from idiolect.testing.worlds import network, population
+from idiolect.testing.worlds import fitted, network, population
 
 NARROW = [torch.bfloat16, torch.float16]
 DTYPES = [*NARROW, torch.float32, torch.float64]
@@ -37,7 +37,7 @@ def cast(clients, dtype):
 def world(method, dtype, engine=None, net=None, clients=None, participation=0.7, **training):
     settings = {"lr": 0.05, "local_epochs": 2, "batch_size": 8, "optimizer": SGD(momentum=0.5), "clip": 5.0, **training}
     with torch.random.fork_rng(devices=[]):
-        model = Model((net or network()).to(dtype))
+        model = Model(fitted(net or network(), method).to(dtype))
     held = cast(clients or population(SIZES), dtype)
     return Federation(model, method, Training(**settings), 4, participation, 0, held, engine or Sequential())
 
