@@ -259,6 +259,6 @@ class Coordinator(ServerState):
             self.method,
             self.model,
             summary_of(name, self.seed, self.records, self.metrics),
-            clients=pluralize(len(self.clients), "site"),
+            title=f"{self.method.name}, {pluralize(len(self.clients), 'site')}",
             config=self.config(),
         )
