@@ -10,7 +10,7 @@ def names(method):
     return {part.name for part in method.parts}
 
 
-NOISY = methods.fedcr(strength=0.02, samples=2)
+NOISY, GATED = methods.fedcr(strength=0.02, samples=2), methods.fedcp(strength=0.5)
 RANDOM = methods.fedfsa(rho=0.05, rho_larger=0.4, alpha=0.5, selection="random", weighting="uniform")
 PFEDHN = methods.pfedhn(lr=0.1, width=5)
 NORMS = methods.fedbn() + parts.sam(0.1) + parts.hypernetwork(scope.batch_norm, lr=0.1, width=5)
@@ -57,6 +57,8 @@ CATALOG = [
     methods.fedas(),
     methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbors(3, capacity=30),
     methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
+    GATED,
+    methods.gpfl(strength=0.5),
     # losses of their own
     methods.fedlc(tau=0.5),
     methods.fedntd(strength=0.7, temperature=2.0),
@@ -143,7 +145,7 @@ EXCEPTIONS = {
     **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOG if "hypernetwork" in names(m)},
     NORMS: {check_nothing_personal_is_sent: MOVES, check_identical_clients: OWN},
     FEDSELECT: {check_identical_clients: "personal values travel with the rest, and count in no mean"},
-    NOISY: {check_identical_clients: "each client draws its own noise"},
+    **{m: {check_identical_clients: "each client draws its own noise"} for m in (NOISY, GATED)},
     **{m: {check_identical_clients: DUALS} for m in CATALOG if {"dynamic", "server_sam"} & names(m)},
 }
 

@@ -7,7 +7,7 @@ from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfed
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.fairness import qfedavg
-from idiolect.methods.features import fedas, feddbe, fedthe, knnper
+from idiolect.methods.features import fedas, fedcp, feddbe, fedthe, gpfl, knnper
 from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
@@ -34,6 +34,7 @@ __all__ = [
     "fedbabu",
     "fedbn",
     "fedcac",
+    "fedcp",
     "fedcr",
     "feddbe",
     "feddpa",
@@ -62,6 +63,7 @@ __all__ = [
     "fedthe",
     "fedyogi",
     "ffa_lora",
+    "gpfl",
     "ifca",
     "knnper",
     "lg_fedavg",

@@ -7,9 +7,11 @@ from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, everything, head
 from idiolect.parts import (
     balanced_softmax,
+    conditional_valve,
     domain_bias,
     feature_alignment,
     fisher_weights,
+    gated_heads,
     head_ensemble,
     nearest_neighbors,
     share,
@@ -95,3 +97,28 @@ def fedthe(
         head_ensemble(epochs, steps, lr, momentum, alone, names),
     )
     return Method(parts, "FedTHE", weighting)
+
+
+@carded("FedCP", 2023, "label skew", "Zhang et al., KDD 2023")
+def fedcp(strength: float = 1.0, weighting: Weighting = "samples", names: Scope = head) -> Method:
+    """Share the body; a gate, learned and shared too, gives every feature partly to a personal and to a shared head.
+
+    Args:
+        strength: strength of the pull of a batch's features toward those under the received body.
+        weighting: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
+    """
+    return Method((share(~names), gated_heads(strength, names)), "FedCP", weighting)
+
+
+@carded("GPFL", 2023, "label skew", "Zhang et al., ICCV 2023")
+def gpfl(strength: float = 0.01, decay: float = 0.1, weighting: Weighting = "samples", names: Scope = head) -> Method:
+    """Share the body, an embedding per class, and a map of features that, for a client's head, depends on its classes.
+
+    Args:
+        strength: strength of the pull of features toward the received embedding of their class.
+        decay: weight decay of the embeddings and of the map alone.
+        weighting: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
+    """
+    return Method((share(~names), conditional_valve(strength, decay, names)), "GPFL", weighting)

@@ -9,6 +9,7 @@ from idiolect.parts._balanced_softmax import balanced_softmax
 from idiolect.parts._calibrated_logits import calibrated_logits
 from idiolect.parts._class_gaussians import class_gaussians
 from idiolect.parts._clusters import clusters
+from idiolect.parts._conditional_valve import conditional_valve
 from idiolect.parts._consistent_sam import consistent_sam
 from idiolect.parts._control_variates import control_variates
 from idiolect.parts._critical_mix import critical_mix
@@ -21,6 +22,7 @@ from idiolect.parts._first_order_mix import first_order_mix
 from idiolect.parts._fisher_weights import fisher_weights
 from idiolect.parts._flexible_sam import flexible_sam
 from idiolect.parts._freeze import freeze
+from idiolect.parts._gated_heads import gated_heads
 from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
@@ -58,6 +60,7 @@ __all__ = [
     "calibrated_logits",
     "class_gaussians",
     "clusters",
+    "conditional_valve",
     "consistent_sam",
     "control_variates",
     "critical_mix",
@@ -70,6 +73,7 @@ __all__ = [
     "fisher_weights",
     "flexible_sam",
     "freeze",
+    "gated_heads",
     "grown_mask",
     "head_ensemble",
     "head_first",

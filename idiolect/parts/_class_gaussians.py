@@ -14,7 +14,8 @@ from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, combine, layout, vectors, wide
 from idiolect.core.types import Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, of_class
-from idiolect.parts.common.spread import add_spread, count_steps, divergence, key_of, noise, normal
+from idiolect.parts.common.noise import count_steps, key_of
+from idiolect.parts.common.spread import add_spread, divergence, noise, normal
 
 
 @part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from idiolect.core.part import Part, part, require
-from idiolect.core.rng import derive, normal_hash, uniform_hash
+from idiolect.core.rng import derive, normal_hash
 from idiolect.core.scope import Scope, everything
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Layout, Tree, clipping, overlay, pick, vectors, wide
 from idiolect.core.types import Central, Local, Setup, Update
+from idiolect.parts.common.initial import linear_start
 
 HIDDEN = 3
 """Hidden layers after the first."""
@@ -155,9 +155,7 @@ def first_network(inputs: int, width: int, outputs: int, seed: int, like: Tensor
     tensors = {}
     for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         for leaf, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
-            key = torch.tensor(derive(seed, "hypernetwork", k, leaf), device=like.device)
-            uniform = uniform_hash(key, math.prod(shape), like.dtype)
-            tensors[f"layer {k}/{leaf}"] = ((2 * uniform - 1) / fan_in**0.5).view(shape)
+            tensors[f"layer {k}/{leaf}"] = linear_start(shape, fan_in, like, seed, "hypernetwork", k, leaf)
     return Tree.of(tensors)
 
 

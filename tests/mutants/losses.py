@@ -265,7 +265,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: one noise for all steps",
-        "parts/common/spread.py",
+        "parts/common/noise.py",
         "combine(steps, at) + 1.0",
         "combine(steps, at)",
         HOLDS,
@@ -273,7 +273,7 @@ MUTANTS = [
     ),
     Mutant(
         "FedCR: one noise for all clients",
-        "parts/common/spread.py",
+        "parts/common/noise.py",
         "seed = key.long() +",
         "seed = 0 * key.long() +",
         HOLDS,

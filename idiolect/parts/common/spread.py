@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idiolect.core.rng import normal_hash
 from idiolect.core.scope import Scope
-from idiolect.core.structure import Attached, Private
-from idiolect.core.tree import Tree, combine, counting, overlay
-from idiolect.core.types import GradFn, Gradient, Local, Pass, Step
-from idiolect.parts.common.classes import Classifier, classifier, layer_in
+from idiolect.core.structure import Attached
+from idiolect.core.tree import counting
+from idiolect.core.types import Pass
+from idiolect.parts.common.classes import Classifier, layer_in
+from idiolect.parts.common.noise import add_count, seed_of
 
 SMALLEST = 1e-4
 """Smallest standard deviation of a feature."""
-
-KEY_BITS = 24
-"""Number of bits of a client's seed that a float of 32 bits represents exactly."""
 
 Normal = tuple[Tensor, Tensor]
 """Means and standard deviations."""
@@ -40,8 +37,7 @@ def add_spread(names: Scope, module: nn.Module) -> None:
     layer = layer_in(module, names)
     if not hasattr(layer, "spread"):
         layer.spread = Spread(layer.weight[0].detach())
-        layer.noise = Private()
-        layer.noise.register_buffer("steps", layer.weight.detach().new_zeros(1), persistent=False)
+        add_count(layer)
 
 
 def normal(seen: Pass, found: Classifier) -> Normal:
@@ -52,30 +48,10 @@ def normal(seen: Pass, found: Classifier) -> Normal:
     return seen.features.to(dtype), deviations.to(dtype).clamp(min=SMALLEST)
 
 
-def key_of(local: Local) -> Tensor:
-    """Return the key of the noise of a client's round, ``(..., 1)``, as a fact for an objective."""
-    return (local.seed % (1 << KEY_BITS))[..., None].to(counting(local.start.flat.dtype))
-
-
 def noise(seen: Pass, found: Classifier, key: Tensor, samples: int) -> Tensor:
     """Return ``(samples, b, d)`` standard normal numbers, a hash of the key and of the count of steps."""
-    steps = seen.weights[found.tensor("noise.steps")]
-    seed = key.long() + (steps.long() << KEY_BITS)
-    drawn = normal_hash(seed[0], samples * seen.features.numel(), seen.features.dtype)
+    drawn = normal_hash(seed_of(seen, found, key), samples * seen.features.numel(), seen.features.dtype)
     return drawn.view(samples, *seen.features.shape)
-
-
-def count_steps(names: Scope, grad: GradFn, local: Local) -> GradFn:
-    """Return a gradient function that also counts its steps."""
-    steps = local.structure.layout.only({classifier(names, local.structure).tensor("noise.steps")})
-
-    def counted(at: Tree, step: Step) -> Gradient:
-        out = grad(at, step)
-        count = combine(steps, at) + 1.0
-        exact = 2 / torch.finfo(count.flat.dtype).eps  # the largest count that is exact: 256 in bfloat16
-        return out._replace(buffers=overlay(out.buffers, Tree(steps, count.flat % exact)))
-
-    return counted
 
 
 def divergence(p: Normal, q: Normal) -> Tensor:
