@@ -311,6 +311,8 @@ class Named(Placed):
         methods.fedrod(),
         methods.feddbe(),
         methods.fedthe(epochs=1, steps=2),
+        methods.fedcp(),
+        methods.gpfl(),
         methods.fedrep(),
     ],
     ids=repr,

@@ -16,6 +16,7 @@ from idiolect.core.tree import Tree, axpy, counting, layout, overlay, pick
 from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier, layer_in, of_class
 from idiolect.parts.common.initial import linear_start
+from idiolect.parts.common.outputs import change_input
 
 LEAVES = ("embeddings", "weight", "bias", "scale", "shift")
 
@@ -55,10 +56,10 @@ class Context(Private):
         super().__init__()
         self.register_buffer("own", like.new_zeros(like.shape[1]), persistent=False)
 
-    def before(self, layer: Any, given: tuple[Tensor]) -> tuple[Tensor]:  # noqa: ANN401
-        """Return the features of the personal route, as a forward hook before the head."""
-        opened: Tensor = layer.valve.open(given[0], self.get_buffer("own"))
-        return (opened.to(given[0].dtype),)
+    def opened(self, layer: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the features of the personal route, for the head's input."""
+        found: Tensor = layer.valve.open(x, self.get_buffer("own"))
+        return found.to(x.dtype)
 
 
 @part
@@ -110,7 +111,7 @@ def conditional_valve(strength: float = 0.01, decay: float = 0.1, names: Scope =
         if not hasattr(layer, "valve"):
             like = layer.weight.detach()
             layer.valve, layer.context = Valve(like), (own := Context(like))
-            layer.register_forward_pre_hook(own.before)  # a bound method: copies of the module keep their own
+            change_input(layer, own.opened)
 
     def begin(local: Local, weights: Tree) -> tuple[Tree, Tree]:
         found = classifier(names, local.structure)

@@ -20,6 +20,7 @@ from idiolect.parts.common.classes import classifier, filled, layer_in
 from idiolect.parts.common.first import TRAINED, trained, untrained
 from idiolect.parts.common.initial import linear_start
 from idiolect.parts.common.noise import add_count, count_steps, key_of, seed_of
+from idiolect.parts.common.outputs import change_outputs
 
 WIDTHS = (10, 15, 20, 50)
 """Widths of the kernels that compare features."""
@@ -60,10 +61,22 @@ class SharedHead(Private):
         self.form = form
         self.register_buffer("row", like.new_zeros(0), persistent=False)
 
-    def beside(self, layer: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return the outputs of both heads, as a forward hook of the personal one."""
+    def beside(self, layer: nn.Module, x: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of both heads, for the personal head's input."""
         row = self.get_buffer("row")
-        return outputs if layer.training or not len(row) else _outputs(layer, given[0], Tree(self.form, row))
+        return outputs if layer.training or not len(row) else _outputs(layer, x, Tree(self.form, row))
+
+
+def add_gate(names: Scope, module: nn.Module) -> None:
+    """Add a gate, a shared head and a count of steps for the noise to the layer from features to classes."""
+    layer = layer_in(module, names)
+    if not hasattr(layer, "gate"):
+        like = layer.weight.detach()
+        own = {n: p.shape for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
+        shared = SharedHead(like, layout((*own, "direction"), (*own.values(), like[0].shape)))
+        layer.gate, layer.shared_head = Gate(like), shared
+        change_outputs(layer, shared.beside)
+        add_count(layer)
 
 
 @part
@@ -111,16 +124,6 @@ def gated_heads(strength: float = 1.0, names: Scope = head) -> Part:
     """
     require(strength >= 0, f"gated_heads: strength must be at least 0, got {strength}")
 
-    def attach(module: nn.Module) -> None:
-        layer = layer_in(module, names)
-        if not hasattr(layer, "gate"):
-            like = layer.weight.detach()
-            own = {n: p.shape for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
-            shared = SharedHead(like, layout((*own, "direction"), (*own.values(), like[0].shape)))
-            layer.gate, layer.shared_head = Gate(like), shared
-            layer.register_forward_hook(shared.beside)  # a bound method: copies of the module keep their own
-            add_count(layer)
-
     def server(setup: Setup) -> Tree:
         own = pick(setup.weights, names(setup.structure))
         return Tree(layout(tuple(n.rpartition(".")[2] for n in own), own.layout.shapes), own.flat)
@@ -161,7 +164,7 @@ def gated_heads(strength: float = 1.0, names: Scope = head) -> Part:
         return filled(weights, Tree(layout((name,), (row.shape[-1:],)), row))
 
     return Part(
-        attach=attach,
+        attach=partial(add_gate, names),
         memory=untrained,
         server=server,
         begin=begin,

@@ -182,4 +182,12 @@ MUTANTS = [
         FOLLOWS,
         "gpfl",
     ),
+    Mutant(
+        "GPFL: the head gets the features themselves when it is called by name",
+        "parts/common/outputs.py",
+        "return (self.change(layer, (*given, *named.values())[0]),), {}",
+        "return (given, named) if named else ((self.change(layer, given[0]),), {})",
+        "tests/test_structure_head.py",
+        "called_by_name",
+    ),
 ]
