@@ -1,5 +1,6 @@
 """A mistake in a part is one line that names the part, the hook and what was expected, before training."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -125,7 +126,7 @@ def test_the_user_is_told_before_any_training():
             r"mine: direction is called with \(direction, weights, local\), but takes \(.*, slot\)",
         ),
         (lambda: method(finish=lambda: None), r"mine: finish is called with \(local\), but takes \(\)"),
-        (lambda: method(finish=EMPTY), r"mine: finish must be a function \(local\), not Tree\(\)"),
+        (lambda: method(finish=EMPTY), r"mine: finish must be a function \(local\), not a Tree"),
         (
             lambda: method(contribute=lambda central, arrival: EMPTY),
             "mine: contribute is without effect: .* aggregate",
@@ -133,7 +134,7 @@ def test_the_user_is_told_before_any_training():
         (lambda: method(individual=True), "mine: individual is without effect: the part has no aggregate"),
         (lambda: method(message=lambda central: EMPTY), "mine: message is without effect: the part has no rows"),
         (lambda: method(transductive=True), "mine: transductive is without effect: the part has no deploy"),
-        (lambda: part(lambda: EMPTY)(), r"<lambda>: a function marked @part must return a Part, not Tree\(\)"),
+        (lambda: part(lambda: EMPTY)(), r"<lambda>: a function marked @part must return a Part, not a Tree"),
     ],
 )
 def test_a_part_that_cannot_be(make, line):
@@ -142,9 +143,10 @@ def test_a_part_that_cannot_be(make, line):
 
 
 def test_an_exception_in_a_hook_names_part_and_hook():
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(UsageError) as caught:
         check_parts(federation(method(finish=lambda local: (local.memory["nothing"], EMPTY))))
-    assert caught.value.__notes__ == ["in finish of the part mine"]
+    assert re.fullmatch(r"mine: finish raises KeyError: 'nothing' \(test_author_errors.py, line \d+\)", str(caught.value))
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_reduction_that_mixes_the_clients_of_a_stack_names_the_part():

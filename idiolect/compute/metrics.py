@@ -12,8 +12,10 @@ from torch import Tensor
 
 from idiolect.compute.learner import Learner
 from idiolect.compute.losses import Loss
+from idiolect.core.calls import called, takes
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, joined, logits, mapped, rows_in, tensors
+from idiolect.core.values import arguments
 from idiolect.core.tree import Tree, counting
 from idiolect.data import Examples, LazyExamples
 
@@ -24,6 +26,7 @@ CHUNK_READ = 64
 """The same for examples that are read, of which no more should be in memory."""
 
 
+@called
 @dataclass(frozen=True)
 class Metric:
     """A number that measures a client's predictions.
@@ -48,6 +51,8 @@ class Metric:
             raise UsageError(
                 f"Metric {self.name!r}: compute is a function (outputs, targets) -> number, not {self.compute!r}"
             )
+        takes(f"Metric {self.name!r}: compute", self.compute, "outputs, targets")
+        arguments(f"Metric {self.name!r}", {"higher_is_better": self.higher_is_better}, {"higher_is_better": bool})
 
 
 def _share_right(outputs: Nest, targets: Nest) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, named_tensors, plain
 from idiolect.data.examples import Examples, LazyExamples, Transform
@@ -24,6 +25,7 @@ Split: TypeAlias = "Examples | LazyExamples"
 """The examples of one split."""
 
 
+@called
 @dataclass(frozen=True, init=False, eq=False)
 class ClientData:
     """The examples of one client: for training, and where there are any for validation and test.

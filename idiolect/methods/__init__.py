@@ -1,5 +1,8 @@
 """The catalog: each method is a composition of parts."""
 
+from typing import TYPE_CHECKING
+
+from idiolect.core.errors import names_of
 from idiolect.methods.adapters import feddpa, fedit, fedsa_lora, ffa_lora
 from idiolect.methods.averaging import fedavg, fedavg_ft, fedprox, local
 from idiolect.methods.clusters import ifca
@@ -77,3 +80,6 @@ __all__ = [
     "scaffold",
     "silobn",
 ]
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, __all__)

@@ -1,5 +1,8 @@
 """The ideas that methods are composed of."""
 
+from typing import TYPE_CHECKING
+
+from idiolect.core.errors import names_of
 from idiolect.parts._adapted_statistics import adapted_statistics
 from idiolect.parts._adaptive_mix import adaptive_mix
 from idiolect.parts._adaptive_sam import adaptive_sam
@@ -97,3 +100,6 @@ __all__ = [
     "share",
     "similar_bodies",
 ]
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, __all__)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from idiolect.core.calls import bound
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.values import arguments, hints_of
 
@@ -99,15 +100,7 @@ class _Reader:
         if not callable(make) or not _makes(make):
             raise UsageError(f"{where} takes no arguments; write it without brackets")
         signature = inspect.signature(make)
-        unknown = next((k for k in given if k not in signature.parameters), None)
-        if unknown is not None:
-            hint = did_you_mean(unknown, signature.parameters)
-            raise UsageError(f"{where} has no argument {unknown!r}{hint}; it is {_written(name, signature)}")
-        try:
-            bound = signature.bind(*args, **given)
-        except TypeError as error:
-            raise UsageError(f"{where}: {error}; it is {_written(name, signature)}") from None
-        for argument, value in bound.arguments.items():
+        for argument, value in bound(where, signature, args, given).arguments.items():
             many = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
             for single in value if many else (value,):
                 arguments(where, {argument: single}, hints_of(make))
@@ -134,8 +127,3 @@ def _makes(found: object) -> bool:
 
 def _sample(names: Mapping[str, object]) -> str:
     return next((f"{name}(...)" for name, found in names.items() if _makes(found)), "a name")
-
-
-def _written(name: str, signature: inspect.Signature) -> str:
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"

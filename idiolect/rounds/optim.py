@@ -7,7 +7,6 @@ float32, since there :math:`1 - \beta_2^t` would be 0 and a count would end at 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, layout, wide, zeros_like
-from idiolect.core.values import settle
+from idiolect.core.values import settings
 
 OptimizerState = dict[str, Tree]
 
@@ -49,7 +48,7 @@ class Optimizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@settings
 class SGD:
     r"""Stochastic gradient descent: :math:`b \leftarrow \mu b + d,\; m = b` (PyTorch's form, no dampening).
 
@@ -90,7 +89,7 @@ class SGD:
         return steps + self.momentum * worth if self.nesterov else worth
 
 
-@dataclass(frozen=True)
+@settings
 class Adam:
     r"""Adam (Kingma and Ba, ICLR 2015) with bias correction, as in PyTorch.
 
@@ -132,7 +131,7 @@ class Adam:
         return steps
 
 
-@dataclass(frozen=True)
+@settings
 class AdamW(Adam):
     r"""`Adam` with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), as in PyTorch.
 
@@ -154,7 +153,7 @@ class AdamW(Adam):
     decoupled = True
 
 
-@dataclass(frozen=True)
+@settings
 class RMSprop:
     r"""RMSprop (Tieleman and Hinton, 2012), as in PyTorch, without centering.
 
@@ -208,7 +207,6 @@ class RMSprop:
 
 def _settled(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
     """Make the numbers of an optimizer plain; raise if a share is not in [0, 1), or an amount is below 0."""
-    settle(made)
     for name in (*shares, *amounts):
         value, share = getattr(made, name), name in shares
         if value < 0 or (share and value >= 1):
