@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 from idiolect.core.errors import UsageError, did_you_mean, kind_of
 
-C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+LONG = 100
+"""A call that is longer than this is shown without the defaults."""
 
 
 def bound(
@@ -35,15 +38,17 @@ def bound(
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     unknown = next((k for k in given if k not in known and not open_ended), None)
     if unknown is not None:
-        raise UsageError(f"{name} has no argument {unknown!r}{did_you_mean(unknown, known)}; it is {written(name, signature)}")
+        raise UsageError(
+            f"{name} has no argument {unknown!r}{did_you_mean(unknown, known)}; it is {written(name, signature)}"
+        )
     try:
         return signature.bind(*args, **given)
     except TypeError as error:
         raise UsageError(f"{name}: {error}; it is {written(name, signature)}") from None
 
 
-def called(made: C) -> C:
-    """Decorate a class: a call with arguments that it does not have is a `UsageError` instead of a `TypeError`.
+def called(made: F) -> F:
+    """Decorate a class or function: a call with arguments that it does not have is a `UsageError`, not a `TypeError`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -55,14 +60,17 @@ def called(made: C) -> C:
         Traceback (most recent call last):
         idiolect.UsageError: Decay has no argument 'gama' (did you mean gamma?); it is Decay(gamma=0.5)
     """
-    init, signature = made.__init__, inspect.signature(made)
+    signature, own = inspect.signature(made), isinstance(made, type)
+    run: Any = made.__init__ if own else made
 
-    @wraps(init)
-    def checked(self: object, *args: Any, **given: Any) -> None:  # noqa: ANN401
-        bound(made.__name__, signature, args, given)
-        init(self, *args, **given)
+    @wraps(run)
+    def checked(*args: Any, **given: Any) -> Any:  # noqa: ANN401
+        bound(made.__name__, signature, args[own:], given)
+        return run(*args, **given)
 
-    made.__init__ = checked
+    if not own:
+        return checked  # type: ignore[return-value]
+    made.__init__ = checked  # type: ignore[method-assign]
     return made
 
 
@@ -80,7 +88,8 @@ def takes(what: str, function: object, arguments: str) -> None:
         idiolect.UsageError: on_round is called with (run, record), but takes (run)
     """
     if isinstance(function, type) or not callable(function):
-        raise UsageError(f"{what} must be a function ({arguments}), not {kind_of(function)}")
+        hint = f": write {function.__name__}(...)" if isinstance(function, type) else ""
+        raise UsageError(f"{what} must be a function ({arguments}), not {kind_of(function)}{hint}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # a function of C has no signature
@@ -92,11 +101,13 @@ def takes(what: str, function: object, arguments: str) -> None:
 
 
 def written(name: str, signature: inspect.Signature) -> str:
-    """Return a call as one would write it: names and defaults, no types.
+    """Return a call as one would write it: names and defaults, no types; only names where it would be long.
 
     Example:
         >>> written("pow", inspect.signature(pow))
         'pow(base, exp, mod=None)'
     """
+    name = name.rpartition(": ")[2]
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
+    shown = f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
+    return shown if len(shown) <= LONG else f"{name}({', '.join(signature.parameters)})"

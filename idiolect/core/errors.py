@@ -44,21 +44,22 @@ def names_of(module: str, known: Iterable[str]) -> Callable[[str], NoReturn]:
 
 
 def raised(error: BaseException, function: object = None) -> str:
-    """Return an exception in one line, such as ``KeyError: 'n' (mine.py, line 12)``.
+    r"""Return an exception in one line, such as ``KeyError: 'n' (mine.py, line 12)``.
 
     Args:
         error: the exception.
-        function: the user's function in whose file it arose, or the path of that file; None leaves out the place.
+        function: the user's function in whose file it arose, or the path of that file; None, or a file of an installed
+            library, leaves out the place.
 
     Example:
         >>> raised(ValueError("too long\\nby far"))
         'ValueError: too long'
     """
     said = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
-    file = function if isinstance(function, str) else getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
-    file = getattr(file, "co_filename", file)
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    file = getattr(code, "co_filename", str(function))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f"{said} ({Path(str(file)).name}, line {lines[-1]})" if lines else said
+    return f"{said} ({Path(file).name}, line {lines[-1]})" if lines and "site-packages" not in file else said
 
 
 def kind_of(value: Any) -> str:  # noqa: ANN401 - anything

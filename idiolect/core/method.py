@@ -43,7 +43,9 @@ class Method:
 
     def __post_init__(self) -> None:
         listed = isinstance(self.parts, tuple | list)
-        odd = next((p for p in (self.parts if listed else (self.parts,)) if not isinstance(p, Part) or not listed), None)
+        odd = next(
+            (p for p in (self.parts if listed else (self.parts,)) if not isinstance(p, Part) or not listed), None
+        )
         if odd is not None:
             raise UsageError(f"Method: parts is {kind_of(odd)}: write Method((share(everything), sam(0.05)), 'name')")
         if not isinstance(self.name, str):
@@ -91,6 +93,6 @@ class Method:
 def _added(given: object) -> str:
     """Return why something cannot be added to a method."""
     if isinstance(given, Method):
-        return f"{given.name}: a method has one share(...) and takes parts, not another method: add parts such as sam(0.05)"
+        return f"{given.name}: a method has one share(...) and takes parts, not a method: add a part such as sam(0.05)"
     name = getattr(given, "__name__", None)
     return f"{name}: write {name}(...) with brackets" if name else f"...: what is added is a part, not {kind_of(given)}"

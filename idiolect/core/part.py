@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from torch import nn
 
@@ -90,6 +90,9 @@ class Part:
     idea: str = field(default="", compare=False)
     neutral: Mapping[str, Any] | None = field(default=None, compare=False)
     make: Callable[..., Part] | None = field(default=None, compare=False)
+
+    def __add__(self, other: object) -> NoReturn:
+        raise UsageError(f"{self.name} + ...: put a method first, as in fedavg() + {self.name}(...)")
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments)})"

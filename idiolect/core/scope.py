@@ -195,7 +195,6 @@ def named(*names: str) -> Scope:
         body.weight                (3, 2)
         wrapped.classifier.weight  (2, 3)
     """
-
     odd = next((name for name in names if not isinstance(name, str)), None)
     if odd is not None or not names:
         raise UsageError(f"named takes names of layers or tensors as text, such as named('fc1'), not {kind_of(odd)}")

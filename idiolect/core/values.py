@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, 
 from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
 
-
 C = TypeVar("C", bound=type)
 
 
@@ -155,8 +154,9 @@ def settings(made: C) -> C:
         if check:
             check(self)
 
-    made.__post_init__ = settled
-    return called(dataclass(frozen=True)(made))
+    made.__post_init__ = settled  # type: ignore[attr-defined]
+    dataclass(frozen=True)(made)
+    return called(made)
 
 
 def _settle(made: object) -> None:

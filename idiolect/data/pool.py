@@ -62,6 +62,7 @@ class Pool:
         return len(self.y)
 
 
+@called
 def federate(
     pool: Pool,
     split: Split,

@@ -46,7 +46,9 @@ class Shift(ABC):
 
     def __add__(self, other: Shift) -> Shifts:
         if not isinstance(other, Shift):
-            raise UsageError(f"{self} + ...: {kind_of(other)} is no shift; shifts are added, as Rotation(30) + Noise(0.1)")
+            raise UsageError(
+                f"{self} + ...: {kind_of(other)} is no shift; shifts are added, as Rotation(30) + Noise(0.1)"
+            )
         return Shifts(_steps(self) + _steps(other))
 
 

@@ -17,12 +17,12 @@ from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, rounded
 from idiolect.core.types import Arrival, Central, Gradient, Local, Objective, Setup, Step, Stream, Trees
 from idiolect.rounds.client import Assignment, Worker
-from idiolect.rounds.server import Upload, server_round
+from idiolect.rounds.server import Upload, broadcast, server_round
 from idiolect.rounds.server_state import ServerState
 
 
 def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
-    """Train one client for one step, aggregate and deploy, and check the results of all hooks.
+    """Broadcast, train one client for one step, aggregate and deploy, and check the results of all hooks.
 
     Args:
         state: the server before its first round; it is not changed.
@@ -34,6 +34,8 @@ def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
     """
     method = checked(state.method, state.model.structure)
     trial = replace(worker, method=method)
+    first = state.server["share"]
+    broadcast(method, state.server, Central(state.model.structure, first, first, work.lr))
     one = _cut(work)
     out = trial.train(one)
     shared = work.received["share"]
@@ -144,7 +146,7 @@ def _found(hook: _Hook, found: object, *args: object) -> object:
 
 def _trees(names: str, args: Sequence[object]) -> dict[str, Tree]:
     """Return the trees that a function is given, by the names under which it knows them."""
-    found = {}
+    found: dict[str, Tree] = {}
     for name, arg in zip(names.split(", "), args, strict=True):
         if isinstance(arg, Local | Central | Setup):
             found |= {f"{name}.{f.name}": tree for f in fields(arg) if isinstance(tree := getattr(arg, f.name), Tree)}
@@ -169,7 +171,7 @@ def _objective(hook: _Hook, found: object, local: Local) -> object:
     assert isinstance(found, Objective)
 
     def loss(*args: Any) -> Tensor:  # noqa: ANN401
-        value = guarded(f"{hook.part.name}: the loss of its objective", found.loss, found.loss)(*args)
+        value: Tensor = guarded(f"{hook.part.name}: the loss of its objective", found.loss, found.loss)(*args)
         number = isinstance(value, Tensor) and value.dim() == 0
         hook.require(number, f"has a loss that must be the mean over the batch, one number, not {kind_of(value)}")
         return value

@@ -64,7 +64,7 @@ class SGD:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("momentum",), amounts=("weight_decay",))
+        _check(self, shares=("momentum",), amounts=("weight_decay",))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -110,7 +110,7 @@ class Adam:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("beta1", "beta2"), amounts=("epsilon", "weight_decay"))
+        _check(self, shares=("beta1", "beta2"), amounts=("epsilon", "weight_decay"))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -174,7 +174,7 @@ class RMSprop:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("alpha", "momentum"), amounts=("epsilon", "weight_decay"))
+        _check(self, shares=("alpha", "momentum"), amounts=("epsilon", "weight_decay"))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -205,8 +205,8 @@ class RMSprop:
         return torch.tensor(ways, dtype=steps.dtype, device=steps.device)[steps.long()]
 
 
-def _settled(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
-    """Make the numbers of an optimizer plain; raise if a share is not in [0, 1), or an amount is below 0."""
+def _check(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
+    """Raise if a share is not in [0, 1), or an amount is below 0."""
     for name in (*shares, *amounts):
         value, share = getattr(made, name), name in shares
         if value < 0 or (share and value >= 1):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
-from idiolect.core.values import real, settings
+from idiolect.core.values import real, settings, whole
 
 
 @runtime_checkable
@@ -90,7 +91,8 @@ class Cosine:
         return lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * round / rounds)))
 
 
-@settings
+@called
+@dataclass(frozen=True)
 class Warmup:
     r"""The learning rate rises linearly over the first rounds, then follows another schedule over those that are left.
 
@@ -111,8 +113,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "then", schedule_of(self.then))
-        if self.rounds < 1:
-            raise UsageError(f"Warmup: rounds must be at least 1, got {self.rounds}")
+        object.__setattr__(self, "rounds", whole("Warmup: rounds", self.rounds, 1))
 
     def __call__(self, lr: float, round: int, rounds: int) -> float:
         """Return the learning rate of a round."""

@@ -50,7 +50,9 @@ class ServerState:
         self.model = self.model.extended(self.method.attach)
         _ = self.model.structure.makers  # found before threads run modules
         setup = self.setup
-        self.server = {p.name: tree_of(p, "server", run_hook(p, "server", setup)) if p.server else EMPTY for p in self.method.parts}
+        self.server = {
+            p.name: tree_of(p, "server", run_hook(p, "server", setup)) if p.server else EMPTY for p in self.method.parts
+        }
 
     @property
     def population(self) -> Sequence[str]:
@@ -76,7 +78,9 @@ class ServerState:
     def fresh(self) -> Trees:
         """Return the memory of a client that has not trained yet; raise if the method does not fit the model."""
         setup = self.setup
-        return {p.name: tree_of(p, "memory", run_hook(p, "memory", setup)) if p.memory else EMPTY for p in self.method.parts}
+        return {
+            p.name: tree_of(p, "memory", run_hook(p, "memory", setup)) if p.memory else EMPTY for p in self.method.parts
+        }
 
     @cached_property
     def first_rows(self) -> Trees:
