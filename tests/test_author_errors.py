@@ -16,6 +16,7 @@ from idiolect.core.tree import EMPTY, Tree, norm, vectors
 from idiolect.core.types import Objective, Query, Update
 from idiolect.engines.stacked import Stacked
 from idiolect.parts import share
+from idiolect.rounds.check import check_method
 from idiolect.running.validate import check_parts
 from idiolect.testing.worlds import federation
 
@@ -221,6 +222,14 @@ def test_the_part_whose_argument_is_infinite_is_named_and_no_other():
         UsageError, match=r"^sam: gradient of sam\(rho=inf, names=None\) gives a gradient that is not fin"
     ):
         check_parts(federation(methods.fedavg() + parts.estimated_sam(0.1) + parts.sam(1e999)))
+
+
+def test_no_part_is_blamed_for_a_gradient_that_is_infinite_without_it():
+    fed = federation(methods.fedsam(0.1) + parts.server_momentum(0.5))
+    model = fed.model.with_loss(lambda output, target: output.sum() * float("inf"))
+    work = fed.assignment("ada", "train")
+    assert not torch.isfinite(model.grad(fed.model.initial, work.stream.epochs(1)[0]).gradient.flat).any()
+    check_method(fed, replace(fed.worker, model=model, learner=model), work)
 
 
 IN_PLACE = {

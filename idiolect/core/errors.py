@@ -52,7 +52,7 @@ def raised(error: BaseException, function: object = None) -> str:
             library, leaves out the place.
 
     Example:
-        >>> raised(ValueError("too long\\nby far"))
+        >>> raised(ValueError("too long\nby far"))
         'ValueError: too long'
     """
     said = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
