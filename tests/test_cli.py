@@ -74,7 +74,7 @@ def test_compare_reads_methods_and_seeds_from_the_file(tmp_path, capsys):
         (["run", "--batch-size", "0"], "batch_size must be at least 1, or all"),
         (["run", "--engine", "quantum"], "no engine 'quantum'; there are auto, sequential, threads, processes, sta"),
         (["run", "--engine", "flowr"], "no engine 'flowr' (did you mean flower?)"),
-        (["run", "--method", ""], "method is empty; write it like fedavg + sam(0.05)"),
+        (["run", "--method", ""], "method: nothing is written; write it like fedavg + sam(0.05)"),
         (
             ["run", "--method", "fedbn - sam(0.1)"],
             "- does not go with a Method FedBN and sam(rho=0.1, names=None); parts",

@@ -55,7 +55,7 @@ def evaluate(text: str, names: Mapping[str, object], what: str) -> object:
     known = {_plain(name): name for name in names if not name.startswith("_")}
     text = known.get(_plain(text.strip()), text.strip())
     if not text:
-        raise UsageError(f"{what} is empty; write it like {_sample(names)}")
+        raise UsageError(f"{what}: nothing is written; write it like {_sample(names)}")
     try:
         tree = ast.parse(text, mode="eval").body
         return _Reader(names, known, what).value(tree)
@@ -116,6 +116,8 @@ class _Reader:
     def apply(self, sign: str, operate: Callable[..., object], *values: object) -> object:
         try:
             return operate(*values)
+        except UsageError as error:
+            raise UsageError(f"{self.what}: {error}") from None
         except (TypeError, AttributeError):
             shown = " and ".join(map(_kind, values))
             hint = "; parts are added with +" if self.what == "method" else ""

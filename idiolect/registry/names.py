@@ -79,7 +79,7 @@ def method_of(text: str) -> Method:
         idiolect.UsageError: 'sam(0.05)' is a Part, not a method; put a method first, as in fedavg + sam(0.05)
     """
     if not text.strip():
-        raise UsageError("method is empty; write it like fedavg + sam(0.05)")
+        raise UsageError("method: nothing is written; write it like fedavg + sam(0.05)")
     own = {name: plugins.load(module, name, "method") for module, name in _OWN.findall(text)}
     hint = "; put a method first, as in fedavg + sam(0.05)"
     method: Method = _read(_OWN.sub(r"\2", text), METHODS | own, "method", Method, hint)
