@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -120,7 +121,8 @@ WHERE = {"engine": "sequential", "device": "cpu", "precision": "bfloat16", "dire
 def test_every_other_flag_reaches_the_run(flag, value, monkeypatch, tmp_path):
     def passed(**settings):
         called = {}
-        monkeypatch.setattr(experiments, "fit", lambda *args, **more: called.update(more))
+        finished = SimpleNamespace(report=lambda *_: None)
+        monkeypatch.setattr(experiments, "fit", lambda *args, **more: called.update(more) or finished)
         experiments.run(Experiment(clients=3, size=8, **settings))
         names = (*inspect.signature(Machine).parameters, *inspect.signature(Output).parameters)
         options = {
