@@ -57,6 +57,7 @@ CATALOG = [
     methods.fedas(),
     methods.fedbn() + parts.domain_bias(2.0) + parts.feature_alignment() + parts.nearest_neighbors(3, capacity=30),
     methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
+    methods.pfedfda(ridge=0.1),
     # losses of their own
     methods.fedlc(tau=0.5),
     methods.fedntd(strength=0.7, temperature=2.0),

@@ -7,7 +7,7 @@ from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfed
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.fairness import qfedavg
-from idiolect.methods.features import fedas, feddbe, fedthe, knnper
+from idiolect.methods.features import fedas, feddbe, fedthe, knnper, pfedfda
 from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
@@ -69,6 +69,7 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedfda",
     "pfedhn",
     "pfedme",
     "pfedsim",

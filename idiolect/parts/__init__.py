@@ -12,6 +12,7 @@ from idiolect.parts._clusters import clusters
 from idiolect.parts._consistent_sam import consistent_sam
 from idiolect.parts._control_variates import control_variates
 from idiolect.parts._critical_mix import critical_mix
+from idiolect.parts._discriminant_head import discriminant_head
 from idiolect.parts._domain_bias import domain_bias
 from idiolect.parts._dynamic import dynamic
 from idiolect.parts._estimated_sam import estimated_sam
@@ -61,6 +62,7 @@ __all__ = [
     "consistent_sam",
     "control_variates",
     "critical_mix",
+    "discriminant_head",
     "domain_bias",
     "dynamic",
     "estimated_sam",
