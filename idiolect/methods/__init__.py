@@ -11,7 +11,7 @@ from idiolect.methods.features import fedas, feddbe, fedthe, knnper, pfedfda
 from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
-from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
+from idiolect.methods.normalization import adabn, bn_only, fedbn, hbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
 from idiolect.methods.sharpness import fedasam, fedfsa, fedgamma, fedlesam, fedsam, mofedsam, sam_on
@@ -62,6 +62,7 @@ __all__ = [
     "fedthe",
     "fedyogi",
     "ffa_lora",
+    "hbn",
     "ifca",
     "knnper",
     "lg_fedavg",

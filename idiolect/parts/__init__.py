@@ -25,6 +25,7 @@ from idiolect.parts._freeze import freeze
 from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
+from idiolect.parts._hybrid_norm import hybrid_norm
 from idiolect.parts._hypernetwork import hypernetwork
 from idiolect.parts._local_adapter import local_adapter
 from idiolect.parts._loss_weights import loss_weights
@@ -75,6 +76,7 @@ __all__ = [
     "grown_mask",
     "head_ensemble",
     "head_first",
+    "hybrid_norm",
     "hypernetwork",
     "local_adapter",
     "loss_weights",

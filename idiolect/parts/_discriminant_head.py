@@ -66,8 +66,8 @@ def discriminant_head(
         diagonal. A class has its own mean from three examples on, as in the code's evaluation; in its training, from
         one. The shares are a minimum of the loss within [0, 1], found by Newton's method from one half; the code takes
         ten steps of L-BFGS and clips the result. As in the code, the spread of means between clients does not enter
-        the shared covariance. If no class has two examples, the shares are 0, as in the code, whose comment calls this the
-        client's own. A covariance with a ridge is positive definite, so nothing is clipped.
+        the shared covariance. If no class has two examples, the shares are 0, as in the code, whose comment calls this
+        the client's own. A covariance with a ridge is positive definite, so nothing is clipped.
     """
     require(own is None or 0 <= own <= 1, f"discriminant_head: own must be in [0, 1] or None, got {own}")
     require(ridge > 0, f"discriminant_head: ridge must be above 0, got {ridge}")
