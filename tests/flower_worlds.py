@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("flwr")
 
@@ -20,6 +21,7 @@ from flower_grid import Clock, FakeGrid, Killed
 import idiolect
 from idiolect import SGD, ClientData, Machine, Training, fit
 from idiolect.compute.autograd import Model, seeded
+from idiolect.compute.losses import Loss
 from idiolect.engines.federation import Federation
 from idiolect.engines.sequential import Sequential
 from idiolect.flower.coordinator import connections, events, requests
@@ -28,6 +30,7 @@ from idiolect.flower.coordinator.coordinator import Coordinator
 from idiolect.flower.coordinator.requests import WaitPolicy
 from idiolect.flower.site import state
 from idiolect.rounds.schedule import Cosine
+from idiolect.running.evaluation import default_metrics
 from idiolect.storage.run_directory import read_tensors
 from idiolect.testing.worlds import fitted, network, population
 
@@ -62,9 +65,10 @@ class World:
     parts: tuple = ()
     sites: int | None = None
     report: bool = False
+    loss: Loss = F.cross_entropy
 
     def __post_init__(self):
-        self.clock, self.metrics = Clock(), (idiolect.accuracy,)
+        self.clock, self.metrics = Clock(), default_metrics(self.loss)
         self.clients = {client: single(data) for client, data in population(dict(self.sizes)).items()}
         self.models, self.config = {}, defaultdict(dict)
         self.grid = self._grid()
@@ -78,7 +82,8 @@ class World:
 
     def _site(self, client):
         app = idiolect.flower.client_app
-        return app(model=self.models.get(client, self.network), data=lambda: self.clients[client], parts=self.parts)
+        model, data = self.models.get(client, self.network), lambda: self.clients[client]
+        return app(model=model, data=data, loss=self.loss, metrics=self.metrics, parts=self.parts)
 
     def network(self):
         """Return the network of the coordinator."""
@@ -88,7 +93,7 @@ class World:
         """Return a coordinator for the run's directory."""
         policy = WaitPolicy(self.sites or len(self.sizes), self.quorum, self.deadline, self.give_up)
         rest = (self.grid, self.folder / "run", self.metrics, self.evaluate_every, policy)
-        model = Model(seeded(self.network, self.seed))
+        model = Model(seeded(self.network, self.seed), self.loss)
         return Coordinator(model, self.method, self.training, self.rounds, self.participation, self.seed, *rest)
 
     def play(self):
@@ -119,13 +124,13 @@ class World:
         """Return the run of `idiolect.fit`; the results of (completed rounds, client) in `absent` do not count."""
         settings = {"rounds": self.rounds, "participation": self.participation, "seed": self.seed}
         settings |= {"training": self.training, "evaluate_every": self.evaluate_every, "metrics": self.metrics}
-        return fit(
-            self.network(), self.clients, self.method, machine=Machine(Without(absent), memory="ram"), **settings
-        )
+        settings["loss"] = self.loss
+        machine, network = Machine(Without(absent), memory="ram"), seeded(self.network, self.seed)
+        return fit(network, self.clients, self.method, machine=machine, **settings)
 
     def federation(self, absent=()):
         """Return the federation of `simulated` before its first round."""
-        model = Model(seeded(self.network, self.seed))
+        model = Model(seeded(self.network, self.seed), self.loss)
         rest = (self.rounds, self.participation, self.seed, self.clients, Without(absent))
         return Federation(model, self.method, self.training, *rest)
 

@@ -15,7 +15,6 @@ import transformers
 from idiolect import ClientData, Training, UsageError, fit, methods, scope
 from idiolect.core.structure import structure_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 TRAINING = Training(lr=0.2, local_epochs=2, batch_size=8)
 LAYERS = [f"net.base_model.model.bert.encoder.layer.{k}.attention.self.{n}" for k in (0, 1) for n in ("query", "value")]
 HEAD = "net.base_model.model.classifier.modules_to_save.default"

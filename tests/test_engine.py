@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import idiolect
-from idiolect import ClientData, Metric, Output, Training, UsageError, methods, scope
+from idiolect import ClientData, Machine, Metric, Output, Training, UsageError, methods, scope
 from idiolect.compute.autograd import Model
 from idiolect.compute.metrics import accuracy, evaluate
 from idiolect.data import Examples
+from idiolect.engines.stacked import Stacked
 from idiolect.rounds.batches import Shuffled
 from idiolect.running.evaluation import evaluate_all
 from idiolect.storage.run_directory import read_run
@@ -325,3 +327,13 @@ def test_resume_notices_other_initial_weights(tmp_path):
             training=Training(lr=0.1, batch_size=8),
             output=Output(tmp_path / "run", resume=True),
         )
+
+
+def test_a_stack_of_what_cannot_be_stacked_is_one_line():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    clients = {name: ClientData(train=(torch.randn(6, 3), [0, 1] * 3)) for name in "ab"}
+    lazy = {name: ClientData(train=TensorDataset(torch.randn(6, 3), torch.arange(6) % 2)) for name in "ab"}
+    for given, line in ((clients, r"layer '1' \(Dropout\) draws random numbers"), (lazy, "batch by batch")):
+        with pytest.raises(UsageError, match=f"engine Stacked: clients cannot be stacked: .*{line}") as caught:
+            idiolect.fit(net, given, methods.fedavg(), rounds=1, machine=Machine(engine=Stacked(2)))
+        assert "\n" not in str(caught.value)

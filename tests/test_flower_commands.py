@@ -34,7 +34,7 @@ from idiolect.flower.server.proxy import MAX_REQUEST, start_proxy
 from idiolect.flower.site.app import Site
 from idiolect.flower.site.join import _explain, _is_reachable
 from idiolect.flower.site.relay import FAILED, receive, send
-from idiolect.flower.site.worker import Worker
+from idiolect.flower.site.relay_server import RelayServer
 from idiolect.flower.system.files import lock_file
 from idiolect.flower.system.launch import flower_environment, free_port, last_error
 
@@ -244,7 +244,7 @@ def test_a_worker_survives_errors_of_user_code(site_file, tmp_path, capfd):
 
     app = idiolect.flower.client_app(model=lambda: nn.Linear(3, 2), data=broken)
     for name, site in {"broken": app, "good": load_app(str(site_file), Site, "client_app")}.items():
-        worker = Worker(site, {"client-id": name, "state-dir": str(tmp_path / "state")}, tmp_path / name)
+        worker = RelayServer(site, {"client-id": name, "state-dir": str(tmp_path / "state")}, tmp_path / name)
         fields = {"run": "r", "method": "fedavg", "training": "Training()", "seed": 0, "round": 0, "lr": 0.1}
         fields |= {"base_round": 0, "evaluate": False, "metrics": ["accuracy"], "protocol": 1}
         registration = RecordDict({"fields": ConfigRecord(fields)})

@@ -42,6 +42,9 @@ def fedfsa_methods(settings):
     }
 
 
+LONG = ("MoFedSAM", "FedSpeed")
+
+
 @part
 def left_to_decay(strength: float) -> Part:
     """Leave the weights' share of a pull to the optimizer's decay, which is not clipped."""
@@ -52,7 +55,7 @@ def left_to_decay(strength: float) -> Part:
     return Part(direction=direction)
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "MoFedSAM", "FedFSA", "FedSpeed"])
+@pytest.mark.parametrize("name", ["FedAvg", "FedFSA", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
 def test_fedfsa_code(fedfsa, name):
     settings, expected = fedfsa.settings["args"], fedfsa.expected[name]
     training = Training(lr=settings["lr"], local_epochs=settings["local_ep"], batch_size=None, clip=10.0)
@@ -76,7 +79,7 @@ def test_fedfsa_code(fedfsa, name):
         assert 100 * right == pytest.approx(expected["finetuned_train_accuracy_percent"][i], abs=1e-9)
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["fedavg", "fedbn"])
 def test_fedbn_code(fedbn, name, rounds):
     settings = fedbn.settings

@@ -36,10 +36,10 @@ def digits() -> GoldenCase:
     return fedbn_case()
 
 
-LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("MoFedSAM", "FedSpeed")]
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("FedAvg", "MoFedSAM", "FedSpeed")]
 
 
-@pytest.fixture(scope="module", params=["FedAvg", "FedFSA", *LONG])
+@pytest.fixture(scope="module", params=["FedFSA", *LONG])
 def fashion_run(fashion: GoldenCase, request: pytest.FixtureRequest) -> tuple[str, OracleResult]:
     args, clients = fashion.settings["args"], fashion.settings["clients"]
     world = {

@@ -51,7 +51,7 @@ def closed(method, uploads):
     steps = torch.ones(1, dtype=torch.float64)
     others = {p.name: Tree.of({}) for p in method.parts[1:]}
     rows = zip(uploads, made.clients.values(), strict=True)
-    made.close([Upload(k, {"share": u, **others}, len(data.train.y), steps) for k, (u, data) in enumerate(rows)])
+    made.end_round([Upload(k, {"share": u, **others}, len(data.train.y), steps) for k, (u, data) in enumerate(rows)])
     return made.server["share"]
 
 

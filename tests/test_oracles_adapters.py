@@ -63,8 +63,10 @@ def own_name(name):
     return f"{path}.local_adapter.{leaf}.weight" if leaf in ("down", "up") else name
 
 
-@pytest.mark.parametrize("weighting", ["samples", "uniform"])
-@pytest.mark.parametrize(("share", "largest", "count"), [(0.5, 0.5, 5), (0.3, 0.9, 2), (1.0, 1.0, 8)])
+@pytest.mark.parametrize(
+    ("share", "largest", "count", "weighting"),
+    [(0.5, 0.5, 5, "samples"), (0.3, 0.9, 2, "uniform"), pytest.param(1.0, 1.0, 8, "samples", marks=pytest.mark.slow)],
+)
 def test_feddpa(share, largest, count, weighting):
     made = federation(methods.feddpa(share, largest, count, weighting=weighting))
     settings = {"share": share, "largest": largest, "last": "6", "references": references(made, count)}

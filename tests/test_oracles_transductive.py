@@ -66,7 +66,11 @@ def fedthe(method, epochs, *mixing):
 
 @pytest.mark.parametrize(
     ("epochs", "steps", "lr", "momentum", "alone", "weighting"),
-    [(1, 20, 0.1, 0.1, 0.1, "samples"), (2, 7, 0.3, 0.6, 0.4, "uniform"), (1, 3, 0.2, 1.0, 0.0, "samples")],
+    [
+        (2, 7, 0.3, 0.6, 0.4, "uniform"),
+        (1, 3, 0.2, 1.0, 0.0, "samples"),
+        pytest.param(1, 20, 0.1, 0.1, 0.1, "samples", marks=pytest.mark.slow),
+    ],
 )
 def test_fedthe(epochs, steps, lr, momentum, alone, weighting):
     method = methods.fedthe(epochs, steps, lr, momentum, alone, weighting)

@@ -223,3 +223,13 @@ def test_every_dtype_is_kept_on_disk_and_in_a_checkpoint(dtype, tmp_path):
     same_state(ram, again)
     ram.play(), again.play()
     same_state(ram, again)
+
+
+def test_labels_that_the_dtype_cannot_count_are_refused():
+    net = nn.Sequential(nn.Linear(3, 300)).to(torch.bfloat16)
+    clients = {"a": ClientData((torch.randn(8, 3).bfloat16(), torch.arange(8) * 40))}
+    with pytest.raises(idiolect.UsageError, match="labels of 300 classes need weights of a wider dtype"):
+        idiolect.fit(net, clients, methods.fedavg() + parts.nearest_neighbors(1), rounds=1)
+    wide = {"a": ClientData((clients["a"].train.x.float(), clients["a"].train.y))}
+    run = idiolect.fit(net.float(), wide, methods.fedavg() + parts.nearest_neighbors(1, share=1.0), rounds=1)
+    assert run.personal("a")(wide["a"].train.x).argmax(1).tolist() == wide["a"].train.y.tolist()

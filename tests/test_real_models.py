@@ -29,7 +29,7 @@ from model_worlds import CASES, prediction
 from safetensors.torch import load_model, save_file
 net = CASES[sys.argv[2]].model().double()
 load_model(net, sys.argv[3])
-save_file({"outputs": prediction(net.eval(), CASES[sys.argv[2]])}, sys.argv[4])
+save_file({"outputs": prediction(net.eval(), CASES[sys.argv[2]]).contiguous()}, sys.argv[4])
 """
 
 

@@ -32,7 +32,7 @@ def test_curves_are_means_with_bands():
         RunSummary("FedBN", 0, [plain_record(1, 0.2, generalized=0.1), plain_record(3, 0.6)]),
         RunSummary("FedBN", 1, [plain_record(1, 0.4, generalized=0.3), plain_record(3, 0.9)]),
     ]
-    band, personalized, shared_band, generalized = curves(by_label(runs)).data
+    shared_band, generalized, band, personalized = curves(by_label(runs)).data  # solid lines lie on top
     assert personalized.line.dash == "solid"
     assert list(personalized.x) == [1, 3]
     assert list(personalized.y) == pytest.approx([30, 75])
@@ -69,8 +69,12 @@ def test_distribution_marks_the_worst_decile_of_the_table(higher_is_better):
     ]
     figure = distribution(by_label(runs))
     mark = named(figure, "worst decile")
-    assert list(mark.x) == ["FedAvg", "FedBN"]
-    assert list(mark.y) == pytest.approx([scale * row["worst_decile"] for row in comparison_rows(runs)])
+    assert list(figure.layout.xaxis.ticktext) == ["FedAvg", "FedBN"]
+    assert [trace.x[0] for trace in figure.data[:2]] == list(figure.layout.xaxis.tickvals) == [0, 1]
+    assert list(mark.x) == pytest.approx([-0.35, 0.35, 0, 0.65, 1.35, 1])
+    assert mark.y[2] is mark.y[5] is None, "a gap between two bars"
+    deciles = [scale * row["worst_decile"] for row in comparison_rows(runs) for _ in range(2)]
+    assert [y for y in mark.y if y is not None] == pytest.approx(deciles)
     assert [len(trace.y) for trace in figure.data[:2]] == [40, 40]
     assert figure.data[0].y[0] == pytest.approx(scale * runs[0].records[-1]["clients"]["c0"]["personalized"][metric])
 

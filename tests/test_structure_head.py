@@ -8,7 +8,7 @@ from structure_worlds import Net, clients, examples, played
 from torch import nn
 from torch.nn import functional as F
 
-from idiolect import ClientData, UsageError, methods, parts, scope
+from idiolect import ClientData, UsageError, fit, methods, parts, scope
 from idiolect.compute.autograd import Model
 from idiolect.compute.trial import tried
 from idiolect.core.method import Method
@@ -282,3 +282,42 @@ def test_a_small_transformer():
     assert every - set(run.weights) == {"bert.classifier.weight", "bert.classifier.bias"}
     assert {n for n in every - set(normal.weights)} == {n for n in every if "LayerNorm" in n}
     assert len(every - set(normal.weights)) == 6
+
+
+class Placed(nn.Module):
+    """A network that calls its head with the input by place."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(torch.tanh(self.body(x)))
+
+
+class Named(Placed):
+    """The same, by name."""
+
+    def forward(self, x):
+        return self.fc(input=torch.tanh(self.body(x)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.fedavg() + parts.nearest_neighbors(neighbors=2),
+        methods.fedrod(),
+        methods.feddbe(),
+        methods.fedthe(epochs=1, steps=2),
+        methods.fedrep(),
+    ],
+    ids=repr,
+)
+def test_a_head_may_be_called_by_name(method):
+    torch.manual_seed(0)
+    called, plain = Named(), Placed()
+    plain.load_state_dict(called.state_dict())
+    x, y = torch.randn(12, 3), torch.arange(12) % 2
+    clients = {name: ClientData((x[k::2], y[k::2]), test=(x, y)) for k, name in enumerate("ab")}
+    found, expected = (fit(net, clients, method, rounds=2).personal("a")(x) for net in (called, plain))
+    assert torch.equal(found, expected)

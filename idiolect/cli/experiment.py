@@ -142,9 +142,10 @@ def run(
     """
     machine = Machine(engine or experiment.engine, experiment.device, experiment.precision)
     about = {"command": command(experiment, "run")}
-    output = Output(experiment.directory, experiment.resume, report, progress, about)
+    output = Output(experiment.directory, experiment.resume, report=False, progress=progress, about=about)
+    pool = load_pool(experiment) if pool is None else pool
     setup = build(experiment, pool)
-    return fit(
+    done = fit(
         setup.model,
         setup.clients,
         setup.method,
@@ -157,3 +158,7 @@ def run(
         machine=machine,
         output=output,
     )
+    if report and experiment.directory:
+        title = f"{pool.name}: {setup.method.name}, {len(setup.clients)} clients"
+        done.report(experiment.directory / "report.html", title)
+    return done

@@ -48,7 +48,7 @@ class Source(Protocol):
         """Return what the server sends to every client, for the purpose ``"train"`` or ``"deploy"``."""
         ...
 
-    def received(self, client: str) -> tuple[Trees, Trees]:
+    def inputs_of(self, client: str) -> tuple[Trees, Trees]:
         """Return a client's memory and its messages."""
         ...
 

@@ -55,12 +55,10 @@ def choose(
         )
     if asked == "sequential":
         return Sequential(), "sequentially, by autograd"
-    largest = max(clients.values(), key=lambda data: len(data.train))
-    batch = _first_batch(largest, training)
+    batch = _largest_batch(clients, training)
     gpu, why_not = model.device.type != "cpu", ""
     if asked == "stacked" or (asked == "auto" and gpu):
-        held = all(isinstance(data.train, Examples) for data in clients.values())
-        why_not = not_stackable(model, batch) if held else "examples are read batch by batch"
+        why_not = _why_not_stacked(model, clients, batch)
         if not why_not:
             width = min(cohort, _width(model, batch))
             return Stacked(width), f"in stacks of {width}"
@@ -80,6 +78,18 @@ def choose(
     if FORK and (draws or asked != "threads"):
         return Processes(workers), f"in {workers} processes, {how}{why_not}"
     return Threads(workers), f"in {workers} threads, {how}{why_not}"
+
+
+def check_engine(engine: Engine, model: Model, clients: Mapping[str, ClientData], training: Training) -> None:
+    """Check an engine that the user made.
+
+    Raises:
+        UsageError: if it stacks clients, and the model or the examples cannot be stacked.
+    """
+    if isinstance(engine, Stacked):
+        why_not = _why_not_stacked(model, clients, _largest_batch(clients, training))
+        if why_not:
+            raise UsageError(f"engine Stacked: clients cannot be stacked: {why_not}: take engine='auto'")
 
 
 def cores() -> int:
@@ -145,7 +155,13 @@ def _width(model: Model, batch: Batch) -> int:
     return max(2, int(free / 2) // (one + 8 * row))
 
 
-def _first_batch(data: ClientData, training: Training) -> Batch:
+def _why_not_stacked(model: Model, clients: Mapping[str, ClientData], batch: Batch) -> str:
+    held = all(isinstance(data.train, Examples) for data in clients.values())
+    return not_stackable(model, batch) if held else "examples are read batch by batch"
+
+
+def _largest_batch(clients: Mapping[str, ClientData], training: Training) -> Batch:
+    data = max(clients.values(), key=lambda data: len(data.train))
     count = min(len(data.train), training.batch_size or len(data.train))
     return Batch(*first_of(data.train, count), frozen=count == 1)
 

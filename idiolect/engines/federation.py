@@ -14,7 +14,7 @@ from idiolect.core.types import Trees
 from idiolect.data import ClientData
 from idiolect.engines.base import Engine
 from idiolect.engines.sequential import Sequential
-from idiolect.rounds.batches import RngKey, assignment
+from idiolect.rounds.batches import RngKey, assign
 from idiolect.rounds.client import Assignment, Deployed, Worker
 from idiolect.rounds.server import Upload
 from idiolect.rounds.server_state import ServerState
@@ -85,14 +85,14 @@ class Federation(ServerState):
         """Return a client's place in the population."""
         return self._places[client]
 
-    def received(self, client: str) -> tuple[Trees, Trees]:
+    def inputs_of(self, client: str) -> tuple[Trees, Trees]:
         """Return a client's memory and its messages."""
         return self.memory.get(client), self.first_messages | self.messages(client)
 
     def assignment(self, client: str, purpose: str) -> Assignment:
         """Return the inputs of a client's round, for the purpose ``"train"`` or ``"deploy"``."""
         key, data = RngKey(self.seed, purpose, client, self.round), self.clients[client]
-        return assignment(self.model, self.training, data, key, self.sent(purpose), *self.received(client), self.lr)
+        return assign(self.model, self.training, data, key, self.sent(purpose), *self.inputs_of(client), self.lr)
 
     def play(self) -> Round:
         """Play one round: train the cohort, store memories and aggregate uploads, one client at a time."""
@@ -123,7 +123,7 @@ class Federation(ServerState):
                     "lower lr, or set clip"
                 )
 
-        self.close(arrivals())
+        self.end_round(arrivals())
         mean = sum(losses) / len(losses)
         return played._replace(loss=mean, bytes_up=sum(ups), gradients=sum(gradients))
 

@@ -1,4 +1,4 @@
-"""The engine with forked worker processes: inputs and results in shared memory, nothing pickled."""
+"""The engine with forked worker processes: inputs and results are in shared memory, without pickling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from idiolect.core.values import whole
 from idiolect.data import ClientData
 from idiolect.engines.base import Score, Source
 from idiolect.engines.explicit import explicit
-from idiolect.rounds.batches import NoBatches, RngKey, assignment
+from idiolect.rounds.batches import NoBatches, RngKey, assign
 from idiolect.rounds.client import Assignment, Outcome, Worker
 from idiolect.storage.shared_memory import keep_freed_memory, shared
 
@@ -32,9 +32,9 @@ from idiolect.storage.shared_memory import keep_freed_memory, shared
 class Processes:
     """An engine that trains clients in parallel in forked processes, each with one thread.
 
-    The workers are forked from this process at the first call, and have its clients and model as they are then. What
-    changes from round to round (the server's state, the client's memory and messages) is in shared memory, and so are
-    the results. A line of text names the client to train.
+    The workers are forked from this process at the first call, so they have its clients and model. What changes from
+    round to round is in shared memory: the server's state, the memory and messages of the client, and its results. A
+    worker is told over a pipe which client to train.
 
     Args:
         workers: number of processes, at least 1.
@@ -77,16 +77,20 @@ class Processes:
     def _each(
         self, source: Source, clients: Sequence[str], score: Score | None
     ) -> Iterator[tuple[_Buffers, list[float]]]:
-        known = self._pool and self._pool.source is source
-        if not self._pool or not known or (score is not None and score not in self._pool.scores):
-            scores = [*(self._pool.scores if self._pool and known else ()), *([score] if score else ())]
+        pool = self._pool if self._pool and self._pool.source is source else None
+        if pool is None or (score and score not in pool.scores):  # forked processes know only what existed before
+            scores = [*(pool.scores if pool else ()), *([score] if score else ())]
             self.close()
-            self._pool = _Pool(source, self.workers, scores)
+            self._pool = pool = _Pool(source, self.workers, scores)
         try:
-            yield from self._pool.work(clients, -1 if score is None else self._pool.scores.index(score))
-        except BaseException:  # workers still compute results that are not needed any more
+            yield from pool.work(clients, pool.scores.index(score) if score else TRAIN)
+        except BaseException:  # the workers may still compute results that nobody reads
             self.close()
             raise
+
+
+TRAIN = -1
+"""Sent to a worker in place of the index of a score: train the client."""
 
 
 class _Buffers(NamedTuple):
@@ -99,7 +103,7 @@ class _Buffers(NamedTuple):
     uploads: Trees
 
 
-class _Worker(NamedTuple):
+class _Process(NamedTuple):
     process: BaseProcess
     line: Connection
     jobs: deque[int]
@@ -113,7 +117,7 @@ class _Pool:
         self.source = source
         self.scores = scores
         self._buffers = _buffers(source, 2 * workers + 2)
-        self._workers: list[_Worker] = []
+        self._workers: list[_Process] = []
         gc.freeze()  # a collection would write to every object, and so copy the pages shared with the workers
         fork = multiprocessing.get_context("fork")
         for _ in range(workers):
@@ -122,7 +126,7 @@ class _Pool:
             serve = fork.Process(target=_serve, args=(theirs, others, source, self._buffers, scores), daemon=True)
             serve.start()
             theirs.close()
-            self._workers.append(_Worker(serve, ours, deque()))
+            self._workers.append(_Process(serve, ours, deque()))
 
     def dismiss(self) -> None:
         """End all processes."""
@@ -134,8 +138,16 @@ class _Pool:
         gc.unfreeze()
 
     def work(self, clients: Sequence[str], score: int) -> Iterator[tuple[_Buffers, list[float]]]:
-        """Train or score all clients; yield the results in order, each valid until the next one is requested."""
-        for part, tree in self.source.sent("train" if score < 0 else "deploy").items():
+        """Train all clients, or score them; yield the results in the order of `clients`.
+
+        A result is in a buffer that is used again when the next result is requested. Each worker has at most two jobs,
+        the one that it computes and the next one, so that it does not wait for this process.
+
+        Args:
+            clients: names of the clients.
+            score: index of a score, or `TRAIN`.
+        """
+        for part, tree in self.source.sent("train" if score == TRAIN else "deploy").items():
             self._buffers[0].received[part].flat.copy_(tree.flat)
         free, given = list(range(len(self._buffers))), iter(range(len(clients)))
         buffer_of: dict[int, int] = {}
@@ -155,19 +167,19 @@ class _Pool:
             yield self._buffers[place], answers.pop(wanted)
             free.append(place)
 
-    def _send(self, worker: _Worker, job: int, client: str, buffer: int, score: int) -> None:
-        memory, messages = self.source.received(client)
+    def _send(self, worker: _Process, job: int, client: str, buffer: int, score: int) -> None:
+        memory, messages = self.source.inputs_of(client)
         for places, trees in ((self._buffers[buffer].before, memory), (self._buffers[buffer].messages, messages)):
             for part, tree in trees.items():
                 places[part].flat.copy_(tree.flat)
         worker.jobs.append(job)
         worker.line.send_bytes(json.dumps([score, buffer, self.source.round, self.source.lr, client]).encode())
 
-    def _ready(self) -> list[_Worker]:
+    def _ready(self) -> list[_Process]:
         found = wait([w.line for w in self._workers])
         return [w for w in self._workers if w.line in found]
 
-    def _receive(self, worker: _Worker, clients: Sequence[str]) -> list[float]:
+    def _receive(self, worker: _Process, clients: Sequence[str]) -> list[float]:
         try:
             answer = json.loads(worker.line.recv_bytes())
         except (EOFError, OSError):
@@ -183,7 +195,7 @@ class _Pool:
 
 def _buffers(source: Source, count: int) -> list[_Buffers]:
     """Return buffers in shared memory: one for what is sent to all, and the rest for each client at work."""
-    (memory, messages), sent = source.received(next(iter(source.clients))), source.sent("train")
+    (memory, messages), sent = source.inputs_of(next(iter(source.clients))), source.sent("train")
     nothing = Assignment(sent, memory, messages, NoBatches(), NoBatches(), 1.0, torch.tensor(0), 0)
     empty, received = source.worker.train(nothing), _shared(sent)
     return [
@@ -205,18 +217,16 @@ def _serve(
     torch.set_num_threads(1)
     keep_freed_memory()
     for other in others:
-        other.close()  # or this process would keep the connections of the other workers open
+        other.close()  # inherited by the fork; an open copy would hide that the parent has closed its own
     worker, clients, seed = source.worker, source.clients, source.seed
     while True:
         try:
             score, buffer, played, lr, client = json.loads(line.recv_bytes())
         except (EOFError, OSError):
             return
-        key, own = RngKey(seed, "train" if score < 0 else "deploy", client, played), buffers[buffer]
-        work = assignment(
-            worker.model, worker.training, clients[client], key, own.received, own.before, own.messages, lr
-        )
-        answer = _answer(worker, clients[client], work, own, scores[score] if score >= 0 else None, client)
+        key, own = RngKey(seed, "train" if score == TRAIN else "deploy", client, played), buffers[buffer]
+        work = assign(worker.model, worker.training, clients[client], key, own.received, own.before, own.messages, lr)
+        answer = _answer(worker, clients[client], work, own, None if score == TRAIN else scores[score], client)
         line.send_bytes(json.dumps(answer).encode())
 
 

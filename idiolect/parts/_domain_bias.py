@@ -14,6 +14,7 @@ from idiolect.core.scope import Scope, head
 from idiolect.core.tree import EMPTY, Tree, layout, overlay, pick
 from idiolect.core.types import Central, Local, Objective, Pass, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, equip
+from idiolect.parts.common.outputs import change_outputs
 
 NAME = "domain_bias"
 
@@ -27,12 +28,11 @@ class _Shifted:
 
     momentum: float
 
-    def __call__(self, layer: nn.Module, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        here: Any = layer
-        own = here.domain_bias
+    def __call__(self, layer: Any, x: Tensor, outputs: Tensor) -> Tensor:  # noqa: ANN401
+        own = layer.domain_bias
         if layer.training:
-            own.mean = _moved(own.mean, given[0].detach(), self.momentum)
-        return outputs + F.linear(own.vector, here.weight)
+            own.mean = _moved(own.mean, x.detach(), self.momentum)
+        return outputs + F.linear(own.vector, layer.weight)
 
 
 def _moved(mean: Tensor, features: Tensor, momentum: float) -> Tensor:
@@ -84,7 +84,7 @@ def domain_bias(strength: float = 5.0, momentum: float = 0.1, names: Scope = hea
             zeros = layer.weight.detach().new_zeros(layer.in_features)
             own.register_parameter("vector", nn.Parameter(zeros.clone()))
             own.register_buffer("mean", zeros, persistent=False)
-            layer.register_forward_hook(_Shifted(momentum))
+            change_outputs(layer, _Shifted(momentum))
 
     def server(setup: Setup) -> Tree:
         return Tree.of({"mean": setup.weights.flat.new_zeros(classifier(names, setup.structure).features)})

@@ -15,6 +15,7 @@ from idiolect.core.tree import Tree, overlay, pick, vectors, where
 from idiolect.core.types import Central, Local, Objective, Pass, Query, Setup, Term, Update
 from idiolect.parts.common.classes import classifier, filled, layer_in
 from idiolect.parts.common.first import TRAINED, trained, untrained
+from idiolect.parts.common.outputs import change_outputs
 
 NAME = "head_ensemble"
 
@@ -34,12 +35,12 @@ class OwnHead(Private):
         """Return the outputs of this layer for features."""
         return F.linear(features, self.weight, self.bias)
 
-    def mix(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return the mixed outputs of both heads, as a forward hook of the shared head."""
+    def mix(self, shared: nn.Module, x: Tensor, outputs: Tensor) -> Tensor:
+        """Return the mixed outputs of both heads, for the shared head's input."""
         share = self.get_buffer("share")[:, None]
         if shared.training or not len(share):
             return outputs
-        return torch.lerp(outputs.to(share), self.outputs(given[0]).to(share), share)  # in full precision
+        return torch.lerp(outputs.to(share), self.outputs(x).to(share), share)  # in full precision
 
 
 @part
@@ -103,7 +104,7 @@ def head_ensemble(
         shared = layer_in(module, names)
         if not hasattr(shared, NAME):
             shared.add_module(NAME, second := OwnHead(shared))
-            shared.register_forward_hook(second.mix)  # a bound method: copies of the module keep their own
+            change_outputs(shared, second.mix)
 
     def memory(setup: Setup) -> Tree:
         return Tree.of({**untrained(setup), **server(setup)})

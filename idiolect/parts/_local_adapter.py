@@ -17,6 +17,7 @@ from idiolect.core.structure import ModelStructure, Private, structure_of
 from idiolect.core.tree import EMPTY, Tree, overlay, pick, vectors
 from idiolect.core.types import GradFn, Gradient, Local, Pass, Query, Setup, Step
 from idiolect.parts.common.classes import filled
+from idiolect.parts.common.outputs import change_outputs
 
 NAME, COMPARED = "local_adapter", "local_adapter_compares"
 
@@ -44,9 +45,9 @@ class LocalAdapter(Private):
         one = next(self.parameters()).detach().flatten()[:1]
         self.register_buffer("share", torch.zeros_like(one), persistent=False)
 
-    def beside(self, layer: Any, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:  # noqa: ANN401
-        """Return the outputs of the layer with this share of its update replaced; a forward hook of the layer."""
-        x, count = given[0], len(self.share)
+    def beside(self, layer: Any, x: Tensor, outputs: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the outputs of the layer with this share of its update replaced."""
+        count = len(self.share)
         if count > 1:
             require(
                 count == len(x),
@@ -178,7 +179,7 @@ def local_adapter(share: float = 0.5, largest: float = 0.5, references: int = 5,
             adapted: Any = module.get_submodule(path)
             if not hasattr(adapted, NAME):
                 adapted.add_module(NAME, own := LocalAdapter(adapted, name))
-                adapted.register_forward_hook(own.beside)  # a bound method: copies of the module keep their own
+                change_outputs(adapted, own.beside)
                 if name in getattr(adapted, "lora_dropout", {}):
                     adapted.lora_dropout[name].register_forward_hook(own.still)
         last, width = _last(module, layer)

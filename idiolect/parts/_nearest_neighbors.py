@@ -16,6 +16,7 @@ from idiolect.core.scope import Scope, head
 from idiolect.core.tree import Tree, layout
 from idiolect.core.types import Local, Pass, Query
 from idiolect.parts.common.classes import classifier, equip, filled
+from idiolect.parts.common.outputs import change_outputs
 
 NAME = "nearest_neighbors"
 
@@ -28,12 +29,11 @@ class _Vote:
     share: float
     scale: float
 
-    def __call__(self, layer: nn.Module, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        here: Any = layer
-        kept, labels = here.nearest_neighbors.features, here.nearest_neighbors.labels
+    def __call__(self, layer: Any, x: Tensor, outputs: Tensor) -> Tensor:  # noqa: ANN401
+        kept, labels = layer.nearest_neighbors.features, layer.nearest_neighbors.labels
         if layer.training or not len(labels):
             return outputs
-        features, outputs = given[0].to(kept), outputs.to(kept)
+        features, outputs = x.to(kept), outputs.to(kept)
         far = torch.cdist(features, kept).square() / (kept.shape[1] * self.scale)
         near, which = far.masked_fill(labels < 0, math.inf).topk(min(self.neighbors, len(labels)), largest=False)
         votes = (-near).softmax(dim=1)  # a place without an example has none
@@ -87,11 +87,15 @@ def nearest_neighbors(
             like = layer.weight.detach()
             store.register_buffer("features", like.new_zeros(0, layer.in_features), persistent=False)
             store.register_buffer("labels", like.new_zeros(0), persistent=False)
-            layer.register_forward_hook(_Vote(neighbors, share, scale))
+            change_outputs(layer, _Vote(neighbors, share, scale))
 
     def deploy(local: Local, weights: Tree) -> Tree:
         found = classifier(names, local.structure)
-        width = found.features
+        width, most = found.features, round(2 / torch.finfo(weights.flat.dtype).eps)
+        require(
+            found.classes <= most, f"nearest_neighbors: labels of {found.classes} classes need weights of a wider "
+            f"dtype than {weights.flat.dtype}, which counts to {most}"
+        )  # fmt: skip
         seen = local.each(weights, Query(found.layer, _one, {"features": (width,), "label": ()}))
         features, label = seen["features"], seen["label"]
         draws = uniform_hash(local.seed, label.shape[-1], torch.float64)

@@ -12,6 +12,7 @@ from idiolect.core.structure import Private
 from idiolect.core.tree import Tree
 from idiolect.core.types import Local, Objective, Pass, Term
 from idiolect.parts.common.classes import classifier, layer_in
+from idiolect.parts.common.outputs import change_outputs
 
 
 class PrivateHead(Private):
@@ -22,9 +23,9 @@ class PrivateHead(Private):
         self.weight = nn.Parameter(torch.zeros_like(like))
         self.bias = nn.Parameter(torch.zeros_like(like[:, 0]))
 
-    def beside(self, shared: nn.Module, given: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return the outputs of the shared head plus this head's, as a forward hook of the shared head."""
-        return outputs if shared.training else outputs + F.linear(given[0], self.weight, self.bias)
+    def beside(self, shared: nn.Module, x: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of the shared head plus this head's, for the shared head's input."""
+        return outputs if shared.training else outputs + F.linear(x, self.weight, self.bias)
 
 
 @part
@@ -60,7 +61,7 @@ def private_head(names: Scope = head) -> Part:
         shared = layer_in(module, names)
         if not hasattr(shared, "private"):
             shared.private = PrivateHead(shared.weight)
-            shared.register_forward_hook(shared.private.beside)  # a bound method: copies of the module keep their own
+            change_outputs(shared, shared.private.beside)
 
     def objective(local: Local) -> Objective:
         found = classifier(names, local.structure)

@@ -65,7 +65,7 @@ def canvas(figure: go.Figure, height: int, x: str = "", y: str = "") -> go.Figur
         "automargin": True,
     }
     figure.update_xaxes(title={"text": x, "font": {"size": 13}}, tickcolor="#9aa5b1", **axis)
-    figure.update_yaxes(title={"text": y, "font": {"size": 13}}, tickcolor="#9aa5b1", **axis)
+    figure.update_yaxes(title={"text": y, "font": {"size": 13}, "standoff": 12}, tickcolor="#9aa5b1", **axis)
     return figure
 
 
@@ -82,23 +82,24 @@ def shortened(names: Iterable[str]) -> dict[str, str]:
 def curves(methods: Methods) -> go.Figure | None:
     """Metric over rounds: personalized solid, generalized dashed; mean over seeds with its min–max band."""
     figure = go.Figure()
-    for label, runs in methods.items():
-        style = styles(list(methods))[label]
-        for name, view, dash in (("", _personalized, "solid"), (" generalized", _generalized, "dash")):
+    looks = styles(list(methods))
+    for suffix, view, dash in ((" generalized", _generalized, "dash"), ("", _personalized, "solid")):  # solid on top
+        for label, runs in methods.items():
             seeds = _by_round(runs, view)
             if seeds:
+                style = looks[label]
                 _add_band(figure, seeds, label, style)
                 figure.add_scatter(
                     x=list(seeds), y=[fmean(v) for v in seeds.values()], name=escape(label),
-                    line={"color": style.color, "width": 2.2 if not name else 1.6, "dash": dash},
+                    line={"color": style.color, "width": 1.6 if suffix else 2.2, "dash": dash},
                     mode="lines+markers", marker={"symbol": style.symbol, "size": 7, "maxdisplayed": 8},
-                    legendgroup=escape(label), showlegend=not name,
-                    hovertemplate=f"{_template(label + name)} %{{y:.4g}} at round %{{x}}<extra></extra>",
+                    legendgroup=escape(label), showlegend=not suffix,
+                    hovertemplate=f"{_template(label + suffix)} %{{y:.4g}} at round %{{x}}<extra></extra>",
                 )  # fmt: skip
     if not figure.data:
         return None
     canvas(figure, 440, "round", _axis_title(methods))
-    few = max(max(trace.x) for trace in figure.data) <= 20
+    few = max(max(trace.x) for trace in figure.data) <= 10
     return figure.update_xaxes(dtick=1) if few else figure
 
 
@@ -117,7 +118,8 @@ def _add_band(figure: go.Figure, seeds: Mapping[int, Sequence[float]], label: st
 def distribution(methods: Methods) -> go.Figure | None:
     """One dot per client and seed at the last evaluated round; a box, mean and worst decile per method."""
     figure = go.Figure()
-    marked: dict[str, float] = {}
+    deciles: list[float] = []
+    shown: list[str] = []
     several = any(len(client_values(run)) > 1 for runs in methods.values() for run in runs)
     for label, runs in methods.items():
         values = [(c, _scale(run) * v) for run in runs for c, v in client_values(run).items()]
@@ -126,26 +128,29 @@ def distribution(methods: Methods) -> go.Figure | None:
         few = len(values) <= 30
         style = styles(list(methods))[label]
         figure.add_box(
-            y=[v for _, v in values], x=[escape(label)] * len(values), text=[escape(c) for c, _ in values],
-            boxpoints="all" if len(values) <= 2000 else "suspectedoutliers", boxmean=True,
-            jitter=0.6, pointpos=0,
+            y=[v for _, v in values], x=[len(shown)] * len(values), text=[escape(c) for c, _ in values],
+            name=escape(label), boxpoints="all" if len(values) <= 2000 else "suspectedoutliers", boxmean=True,
+            width=0.5, jitter=0.6, pointpos=0,
             marker={"color": style.color, "size": 8 if few else 5, "opacity": 0.7 if few else 0.45},
             line={"color": style.color, "width": 1.6}, whiskerwidth=0.25,
             fillcolor="rgba(0,0,0,0)", showlegend=False, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
         lasts = [select(run.records, run.metric, run.higher_is_better).last for run in runs]
-        marked[escape(label)] = fmean(
-            _scale(runs[0]) * choice.personalized["worst_decile"] for choice in lasts if choice
-        )
-    if not marked:
+        deciles.append(fmean(_scale(runs[0]) * choice.personalized["worst_decile"] for choice in lasts if choice))
+        shown.append(escape(label))
+    if not shown:
         return None
     figure.add_scatter(
-        x=list(marked), y=list(marked.values()), mode="markers", name="worst decile",
-        marker={"symbol": "line-ew", "size": 54, "line": {"width": 3, "color": INK}},
-        hovertemplate="worst decile: %{y:.4g}<extra></extra>",
+        x=[place + side for place in range(len(shown)) for side in (-0.35, 0.35, 0)],
+        y=[value for decile in deciles for value in (decile, decile, None)], mode="lines", name="worst decile",
+        line={"width": 3, "color": INK}, hovertemplate="worst decile: %{y:.4g}<extra></extra>",
     )  # fmt: skip
     canvas(figure, 440, "", _axis_title(methods))
-    return figure.update_xaxes(type="category", labelalias=shortened(methods))
+    short = shortened(methods)
+    return figure.update_xaxes(
+        tickvals=list(range(len(shown))), ticktext=[short.get(name, name) for name in shown], showgrid=False,
+        range=[-0.6, len(shown) - 0.4],
+    )  # fmt: skip
 
 
 def gain(methods: Methods) -> go.Figure | None:
@@ -171,9 +176,9 @@ def gain(methods: Methods) -> go.Figure | None:
     if not figure.data:
         return None
     figure.add_hline(y=0, line={"color": INK, "width": 1})
-    unit = "percentage points" if _scale(_first(methods)) == 100 else escape(_first(methods).metric)
+    unit = "points" if _scale(_first(methods)) == 100 else escape(_first(methods).metric)
     order = "" if named else "clients, from smallest to largest gain"
-    canvas(figure, 400, order, f"gain over {BASELINE} ({unit})")
+    canvas(figure, 400, order, f"gain ({unit})")
     return figure.update_xaxes(type="category" if named else "linear", labelalias=shortened(alone))
 
 
@@ -199,10 +204,10 @@ def traffic(methods: Methods) -> go.Figure | None:
                 )  # fmt: skip
     if not figure.data:
         return None
-    canvas(figure, 400, f"{unit} up, from all clients so far", _axis_title(methods))
+    canvas(figure, 400, f"{unit} up", _axis_title(methods))
     figure.update_traces(cliponaxis=False)
     figure.update_xaxes(rangemode="tozero")
-    figure.update_xaxes(title_text=f"{unit} down, to all clients so far", col=2)
+    figure.update_xaxes(title_text=f"{unit} down", col=2)
     return figure.update_yaxes(title_text="", col=2)
 
 

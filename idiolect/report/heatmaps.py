@@ -43,7 +43,7 @@ def holding(holdings: Mapping[str, Mapping[str, int]], groups: Mapping[str, str]
         go.Heatmap(
             z=counts, x=[escape(label) for label in labels], y=[escape(c) for c in clients],
             colorscale=_BLUES, zmin=0, zmax=max(max(row) for row in counts) or 1,
-            colorbar={"title": {"text": "examples"}, "thickness": 12, "outlinewidth": 0},
+            colorbar=_colorbar(),
             texttemplate="%{z}" if len(clients) <= 16 and len(labels) <= 16 else None, xgap=_gap(labels),
             ygap=_gap(clients), hovertemplate="%{y} holds %{z} of label %{x}<extra></extra>",
         )
@@ -66,9 +66,7 @@ def _mark_groups(figure: go.Figure, groups: Sequence[str]) -> None:
         if start:
             figure.add_hline(y=start - 0.5, line={"color": INK, "width": 1})
         start = end
-    width = 7 * max(map(len, shown.values()))
-    figure.update_traces(colorbar={"x": 1.0, "xpad": 24 + width})
-    figure.update_layout(margin={"r": 110 + width})
+    figure.update_layout(margin={"r": 24 + 7 * max(map(len, shown.values()))})
 
 
 def has_sensitivity(runs: Sequence[RunSummary]) -> bool:
@@ -123,10 +121,8 @@ def _layers(columns_of: Sequence[tuple[str, Mapping[str, Any]]], x: str) -> go.F
             customdata=[[means.get((layer, column)) for column in columns] for layer in layers],
             x=[escape(column) for column in columns], y=[escape(layer) for layer in layers],
             colorscale="Cividis",
-            colorbar={
-                "title": {"text": "sensitivity"}, "thickness": 12, "outlinewidth": 0,
-                "tickvals": [math.log10(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks],
-            },
+            colorbar=_colorbar()
+            | {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]},
             hovertemplate=f"%{{y}}, {x} %{{x}}: %{{customdata:.3g}}<extra></extra>",
         )
     )  # fmt: skip
@@ -134,14 +130,21 @@ def _layers(columns_of: Sequence[tuple[str, Mapping[str, Any]]], x: str) -> go.F
 
 
 def _categories(figure: go.Figure, columns: Sequence[str], rows: Sequence[str], x: str, y: str) -> go.Figure:
-    """Size a heat map to its rows and thin out the tick labels that would overlap."""
+    """Size a heat map to its rows; Plotly thins out tick labels that would overlap."""
     height = max(24 * len(rows), 150) if len(rows) <= 24 else min(max(576, 7 * len(rows)), 1000)
-    canvas(figure, 110 + height, x, y)
-    wide = min(max(map(len, columns)) + 1, 6)
+    canvas(figure, 140 + height, x, y)
+    figure.update_layout(margin={"t": 72})
     axis = {"type": "category", "showgrid": False}
-    figure.update_xaxes(dtick=math.ceil(len(columns) * wide / 130), labelalias=shortened(columns), **axis)
-    every = math.ceil(len(rows) * 14 / height)
-    return figure.update_yaxes(dtick=every, labelalias=shortened(rows), autorange="reversed", **axis)
+    figure.update_xaxes(labelalias=shortened(columns), **axis)
+    return figure.update_yaxes(labelalias=shortened(rows), autorange="reversed", **axis)
+
+
+def _colorbar() -> dict[str, Any]:
+    """Return a bar above the map, so that the map has the whole width of a narrow screen; the heading names it."""
+    return {
+        "orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.7, "nticks": 4, "x": 0, "xanchor": "left",
+        "xpad": 0, "yref": "container", "y": 1.0, "yanchor": "top", "ypad": 24,
+    }  # fmt: skip
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

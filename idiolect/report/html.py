@@ -66,37 +66,39 @@ def _results(methods: Methods) -> list[Section]:
     seeds = len(runs) > len(methods)
     upper, lifts = ("upper", "lifts") if runs[0].higher_is_better else ("lower", "lowers")
     over = "seeds (divided by n − 1)" if seeds else "clients"
-    bands = " Lines are means over seeds, bands reach from the worst to the best seed." if seeds else ""
+    bands = " Lines are means over seeds; bands reach from the worst to the best seed." if seeds else ""
     results = Section(
         "Results",
-        f"Test results at the last evaluated round, means over clients, each counting the same; ± is the "
-        f"standard deviation over {over}, the worst decile the mean of the worst tenth of the clients. Best "
-        f"by val is the round that validation data chose; best on test chose itself, so it is too good.",
+        f"Test results at the last evaluated round. A mean over clients counts each client once. ± is the standard "
+        f"deviation over {over}. Worst decile is the mean of the worst tenth of the clients. Best by val is the "
+        f"result in the round that is best on validation examples. Best on test is the best of all rounds on the "
+        f"test examples themselves, so it is too optimistic.",
         table(comparison_cells(runs), _colors(methods)),
     )
     return [
         results,
         *_figure(
             "Round by round",
-            "Solid: personalized, each client under the weights it deploys; dashed: generalized, all clients "
-            f"under the broadcast weights.{bands} Click a name to hide it.",
+            "Solid lines are personalized: each client predicts with its own weights. Dashed lines are generalized: "
+            f"all clients predict with the shared weights.{bands} Click a name to hide it.",
             curves(methods),
         ),
         *_figure(
             "From client to client",
-            "One dot per client and seed at the last evaluated round; the box holds the middle half, its "
-            f"dashed line is the mean, the black bar the worst decile: a good method {lifts} the bar too.",
+            "One dot per client and seed at the last evaluated round. The box holds the middle half of them, the "
+            f"dashed line in it is the mean, and the black bar is the worst decile. A good method {lifts} the bar too.",
             distribution(methods),
         ),
         *_figure(
             "Who gains by taking part",
-            f"How much better each client does than by training alone ({BASELINE}), mean over seeds: below "
-            "zero it had better stay alone.",
+            f"How much better each client does than by training alone ({BASELINE}), mean over seeds, in percentage "
+            "points for accuracy. A client below zero would do better alone.",
             gain(methods),
         ),
         *_figure(
             "What it costs to send",
-            f"Personalized result against all bytes sent so far: of two curves the {upper} left is cheaper.",
+            f"Personalized result against the bytes that all clients have sent (up) and received (down) so far. Of two "
+            f"curves, the one further to the {upper} left costs less.",
             traffic(methods),
         ),
     ]
@@ -111,7 +113,8 @@ def _clients(
 ) -> list[Section]:
     held = _figure(
         "Who holds what",
-        "Examples per client and label, darker is more and almost white is none: alike rows, alike clients.",
+        "Examples per client and label. Darker is more, almost white is none. Clients with similar rows have similar "
+        "labels.",
         heatmaps.holding(holdings, groups),
     )
     if not groups:
@@ -126,13 +129,13 @@ def _sensitivities(methods: Methods) -> list[Section]:
     figures: list[tuple[str, str, Callable[[Sequence[RunSummary]], go.Figure | None]]] = [
         (
             "sensitivity over rounds",
-            "Mean over the cohort, logarithmic scale, bright is sensitive: a row that stays bright is a "
-            "layer that never settles.",
+            "Mean over the cohort, on a logarithmic scale; bright is sensitive. A row that stays bright is a layer "
+            "that still moves much in late rounds.",
             heatmaps.sensitivity_by_round,
         ),
         (
             "sensitivity by client",
-            "At each client's last participation: unlike columns, unlike clients.",
+            "Sensitivity of the layers at each client's last participation. Different columns are different clients.",
             heatmaps.sensitivity_by_client,
         ),
         (

@@ -124,7 +124,9 @@ th { font-weight: 600 }
 
 _SCRIPT = """
 // Plotly's button that uploads a figure to its makers' cloud stays off: the data of clients is private.
+// On a narrow screen there are no buttons, since they would cover the legend.
 const options = { responsive: true, displaylogo: false, showSendToCloud: false,
+                  displayModeBar: matchMedia("(min-width: 700px)").matches && "hover",
                   modeBarButtonsToRemove: ["select2d", "lasso2d"],
                   toImageButtonOptions: { format: "svg" } };
 function draw(name, figure) { Plotly.newPlot(name, figure.data, figure.layout, options); }

@@ -127,7 +127,7 @@ class RngKey(NamedTuple):
     round: int
 
 
-def assignment(
+def assign(
     model: Model,
     training: Training,
     data: ClientData,

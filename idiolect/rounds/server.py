@@ -1,4 +1,4 @@
-"""The server's round: a weighted mean per part, one upload at a time, then each part's `aggregate`."""
+"""The server's round: add each upload to the weighted means as it arrives, then call `aggregate` of each part."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def server_round(
         server: the state of the server, one tree per part.
         arrivals: the cohort's uploads, consumed one by one, so that memory does not grow with the cohort unless a
             part is `individual`.
-        central: the round; its `old` and `new` are both the shared tensors as clients received them.
+        central: what hooks of the server see; its `old` and `new` are both the shared tensors that clients received.
         population: number of clients in the population.
         rows: places of clients -> their rows, ``(n, ...)``, by part.
     """
@@ -80,7 +80,7 @@ def server_round(
             if part.individual:
                 if not isinstance(weight, float) or weight != 1.0:
                     raise UsageError(f"{part.name}: individual uploads have no mean: weigh them in aggregate")
-                uploads[part.name].append(tree.clone())  # the memory of an upload may be used again for the next one
+                uploads[part.name].append(tree.clone())  # the next upload may overwrite this one in place
             else:
                 equal = part.uniform or method.weighting == "uniform"
                 try:
@@ -111,7 +111,7 @@ def server_round(
 
 
 def message(part: Part, central: Central) -> Tree:
-    """Return the message of a part to one client; `central` holds the part's state and the client's row."""
+    """Return what a part sends to one client alone; `central` holds the part's state and the client's row."""
     if part.message:
         return tree_of(part, "message", part.message(central))
     return EMPTY if part.server_only else central.rows
@@ -132,7 +132,7 @@ def _rows_of(rows: RowsOf, part: Part, clients: Sequence[int]) -> Tree:
 
 
 def _default(central: Central, like: Layout) -> Tree:
-    """Return the values for which all weights are zero: those of the state, or of the shared tensors, or 0."""
+    """Return what a mean is where all weights are zero: the value in the state, or in the shared tensors, or 0."""
     zeros = Tree(like, central.old.flat.new_zeros(like.total))
     return overlay(zeros, *(_fitting(tree, like) for tree in (central.old, central.state)))
 

@@ -122,7 +122,7 @@ class ServerState:
         rows = self.first_rows
         return {p.name: self._message(p, "", rows[p.name]) if p.rows else EMPTY for p in self.method.parts}
 
-    def close(self, arrivals: Iterable[Upload]) -> None:
+    def end_round(self, arrivals: Iterable[Upload]) -> None:
         """Aggregate a round's uploads, and go on to the next round.
 
         Args:

@@ -24,7 +24,7 @@ Scores = dict[str, dict[str, float]]
 
 
 def default_metrics(loss: Loss) -> tuple[Metric, ...]:
-    """Return what is measured besides the loss if nothing is said: accuracy for cross-entropy, else nothing.
+    """Return the metrics if the user chose none: accuracy for cross-entropy, and none for other losses.
 
     Example:
         >>> [metric.name for metric in default_metrics(torch.nn.functional.cross_entropy)]
@@ -47,8 +47,8 @@ def evaluate_all(federation: Federation, metrics: Sequence[Metric]) -> dict[str,
     measured: dict[str, Measured] = {}
     for (client, data), numbers in zip(federation.clients.items(), found, strict=True):
         sizes = {split: len(examples) for split, examples in held(data).items()}
-        half = len(sizes) * len(names)
-        measured[client] = Measured(sizes, numbers[:half], numbers[half:] if shared else [])
+        own_count = len(sizes) * len(names)
+        measured[client] = Measured(sizes, numbers[:own_count], numbers[own_count:] if shared else [])
     read = list(federation.method.transductive)
     return over_clients(measured, metrics) | ({"transductive": read} if read else {})
 
@@ -74,7 +74,7 @@ def measure(
         found: list[float] = []
         for examples in held(data).values():
             chunk, here = None, weights.weights
-            if weights.adapt:  # weights that adapt to the inputs predict for them together
+            if weights.adapt:  # the weights depend on all inputs of the split
                 chunk, here = len(examples), weights.at(next(examples.chunks(len(examples)))[0])
             found += evaluate(learner, loss, here, examples, metrics, chunk).values()
         return found
@@ -83,8 +83,9 @@ def measure(
     if shared_model is None:
         return personalized, []
     shared_model = overlay(shared_model, pick(own.weights, learner.structure.own_state))
-    alike = not own.adapt and _predict_alike(learner, own.weights, shared_model)
-    return personalized, personalized if alike else row(Deployed(shared_model))
+    if not own.adapt and _equal(learner, own.weights, shared_model):  # then the numbers are the same
+        return personalized, personalized
+    return personalized, row(Deployed(shared_model))
 
 
 def held(data: ClientData) -> dict[str, Examples | LazyExamples]:
@@ -93,7 +94,7 @@ def held(data: ClientData) -> dict[str, Examples | LazyExamples]:
 
 
 def over_clients(measured: Mapping[str, Measured], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return the part of a round's record that says how well weights predict, from what each client has measured."""
+    """Return the evaluation in a round's record: a summary over clients, and the scores of each client."""
     names = ["loss", *(m.name for m in metrics)]
     personalized = {c: _scores(m.sizes, m.personalized, names) for c, m in measured.items()}
     shared = any(m.generalized for m in measured.values())
@@ -124,11 +125,13 @@ class _Numbers:
 
 
 def _scores(sizes: Mapping[str, int], numbers: Sequence[float], names: Sequence[str]) -> Scores:
+    """Return the numbers of a client, which are in the order of splits and then of metrics, by their names."""
     rows = zip(*[iter(numbers)] * len(names), strict=True)
     return {split: dict(zip(names, row, strict=True)) for split, row in zip(sizes, rows, strict=True)}
 
 
-def _predict_alike(learner: Learner, one: Tree, other: Tree) -> bool:
+def _equal(learner: Learner, one: Tree, other: Tree) -> bool:
+    """Return whether all weights and buffers except counters are equal."""
     names = frozenset(one) - learner.structure.names("counter")
     return torch.equal(pick(one, names).flat, pick(other, names).flat)
 

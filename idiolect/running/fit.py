@@ -18,7 +18,7 @@ from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
 from idiolect.core.method import Method
 from idiolect.data import ClientData
-from idiolect.engines.choose import choose
+from idiolect.engines.choose import check_engine, choose
 from idiolect.engines.federation import Federation
 from idiolect.rounds.training import Training
 from idiolect.running.arguments import check_types, explained
@@ -101,6 +101,7 @@ def fit(
         if isinstance(engine, str):
             engine, note = choose(engine, wrapped, kept, training, max(1, round(participation * len(kept))))
         else:
+            check_engine(engine, wrapped, kept, training)
             note = repr(engine)
         own = ", ".join(p.name for p in method.parts if p.objective)
         by_autograd = f", with the loss of {own} by autograd" if own and "explicit kernels" in note else ""

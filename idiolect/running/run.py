@@ -139,15 +139,20 @@ class Run:
             name += " (transductive)"
         return summary_of(name, self.federation.seed, self.records, self.metrics)
 
-    def report(self, path: str | Path) -> None:
-        """Write the run as one HTML file that needs nothing else."""
+    def report(self, path: str | Path, title: str | None = None) -> None:
+        """Write the run as one HTML file that needs nothing else.
+
+        Args:
+            path: of the file.
+            title: heading of the page; None for the method and the number of clients.
+        """
         federation = self.federation
         write_run_report(
             path,
             federation.method,
             federation.model,
             self.summary(),
-            clients=f"{len(federation.clients)} clients",
+            title=title or f"{federation.method.name}, {len(federation.clients)} clients",
             config={name: value for name, value in self.config().items() if name != "data"},
             holdings=self.holdings(),
         )

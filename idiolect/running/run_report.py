@@ -31,7 +31,7 @@ def write_run_report(
     model: Model,
     summary: RunSummary,
     *,
-    clients: str,
+    title: str,
     config: Mapping[str, Any],
     holdings: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def write_run_report(
         method: the method.
         model: the model, for the sizes of what each part keeps and sends.
         summary: the run's records, see `summary_of`.
-        clients: the number of clients in words, such as ``"4 clients"`` or ``"3 sites"``.
+        title: heading of the page.
         config: the settings to list.
         holdings: client to label to its number of training examples, where labels are known.
     """
@@ -50,7 +50,7 @@ def write_run_report(
 
     write_report(
         path,
-        title=f"{method.name}, {clients}",
+        title=title,
         runs=[summary],
         holdings=holdings or {},
         groups=None,

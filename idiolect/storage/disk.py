@@ -1,8 +1,8 @@
-"""Client memories on disk, in files that are written once and never changed: as many clients as fit on the disk.
+"""Client memories on disk, in files that are written once and never changed.
 
-Such a file, a *segment*, has one row per client. A client's memory is its row in the newest segment that names it; its
-rows in older segments are stale. So a checkpoint holds only the numbers of the segments, and nothing that happens later
-changes the files that it names.
+Such a file, a *segment*, has one row per client. If several segments have a row of a client, the row in the newest one
+is its memory, and the older rows are stale. A checkpoint lists the numbers of the segments. Their files do not change
+afterwards, so the checkpoint stays valid.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ class _Segment:
 
 
 class DiskStore:
-    """Memories in segments on disk; in RAM are an index, and at most `segment_bytes` that wait to be written.
+    """Memories in segments on disk. RAM holds an index, and memories that are not yet written.
 
-    The live rows of a segment that is less than half live are written again in the next one. So the files take at most
-    about twice the size of all memories, and as much again for the last checkpoint. A file is removed when neither a
-    memory nor the checkpoint uses it. Each row has a checksum over client and values, which every `get` compares.
+    A row is *live* if it is the newest of its client. When less than half of a segment's rows are live, they are copied
+    to the next segment, so the files take at most about twice the size of all memories. The files of the last
+    checkpoint may take as much again. A file is removed when neither a memory nor the checkpoint uses it. Each row has
+    a checksum of its client and values, which every `get` compares.
 
     Args:
         fresh: the memory of a client that has not trained yet.
         folder: folder of the segments, with no other files. None for a temporary folder under the environment's TMPDIR,
             which is removed with the store.
-        segment_bytes: size of a segment.
+        segment_bytes: a segment is written when the memories that wait in RAM take this many bytes.
 
     Raises:
         UsageError: by `put` and `save`, if the disk is full; by `get` and `load`, if a file is damaged or missing.
@@ -172,9 +173,9 @@ def store_for(kind: Kind, directory: str | Path | None, clients: int, name: str,
     """Return the store of a run.
 
     Args:
-        kind: ``"ram"``, ``"disk"``, or ``"auto"``: on disk if the directory has memories on disk, or if the memories
-            of all clients would take more than an eighth of the RAM. While a checkpoint is written, ``"ram"`` holds
-            about five copies of them.
+        kind: ``"ram"``, ``"disk"`` or ``"auto"``. ``"auto"`` is ``"disk"`` if the directory has memories on disk, or
+            if the memories of all clients would take more than an eighth of the RAM. With ``"ram"``, there are about
+            five copies of all memories while a checkpoint is written.
         directory: directory of the run; segments are in a folder in it with the store's name. None for a temporary
             folder.
         clients: number of clients.

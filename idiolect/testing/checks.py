@@ -101,7 +101,7 @@ def check_nothing_is_changed(method: Method) -> None:
     before = [{p: t.flat.clone() for p, t in trees.items()} for trees in given]
     initial = made.model.initial.clone()
     out = client_round(method, made.model, made.training, work)
-    made.close([Upload(0, out.uploads, 3, out.steps)])
+    made.end_round([Upload(0, out.uploads, 3, out.steps)])
     inputs, own = examples("unseen", 7)[0], made.deployed("ada")
     weights, x = own.weights.clone(), inputs.clone()
     adapted = own.at(inputs).clone()

@@ -186,7 +186,7 @@ MUTANTS = [
     Mutant(
         "FedRoD: the shared head predicts alone",
         "parts/_private_head.py",
-        "outputs if shared.training else outputs + F.linear(given[0], self.weight, self.bias)",
+        "outputs if shared.training else outputs + F.linear(x, self.weight, self.bias)",
         "outputs",
         HOLDS,
         "which_head",

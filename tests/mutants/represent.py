@@ -65,8 +65,8 @@ MUTANTS = [
     Mutant(
         "FedDBE: predictions without the vector",
         "parts/_domain_bias.py",
-        "return outputs + F.linear(own.vector, here.weight)",
-        "return outputs + F.linear(own.vector, here.weight) if layer.training else outputs",
+        "return outputs + F.linear(own.vector, layer.weight)",
+        "return outputs + F.linear(own.vector, layer.weight) if layer.training else outputs",
         LAWS,
         "bias_of_the_head",
     ),

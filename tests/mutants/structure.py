@@ -121,6 +121,22 @@ MUTANTS = [
         SITES,
     ),
     Mutant(
+        "sites: frozen weights are not compared",
+        "flower/protocol/model_form.py",
+        "            frozen.update(_bytes(tensor))\n",
+        "",
+        "tests/test_flower_models.py",
+        "another_base_model",
+    ),
+    Mutant(
+        "sites: the scaling of adapters is not compared",
+        "flower/protocol/model_form.py",
+        "isinstance(s, float | int | dict)",
+        "False",
+        "tests/test_flower_models.py",
+        "another_base_model",
+    ),
+    Mutant(
         "kernels: a layer's own mode",
         "compute/trace.py",
         "if layer.training != training), None)",

@@ -125,8 +125,8 @@ MUTANTS = [
     Mutant(
         "FedTHE: weights of the heads are swapped",
         ENSEMBLE,
-        "torch.lerp(outputs.to(share), self.outputs(given[0]).to(share), share)",
-        "torch.lerp(self.outputs(given[0]).to(share), outputs.to(share), share)",
+        "torch.lerp(outputs.to(share), self.outputs(x).to(share), share)",
+        "torch.lerp(self.outputs(x).to(share), outputs.to(share), share)",
         AGREES,
         "fedthe",
     ),

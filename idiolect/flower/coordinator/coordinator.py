@@ -1,4 +1,4 @@
-"""The coordinator: the server's half of the simulation, with sites as clients that may be slow, faulty or offline."""
+"""The coordinator: the server of the simulation, whose clients are sites that may be slow, faulty or offline."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class Coordinator(ServerState):
 
     @property
     def capacity(self) -> int:
-        """The number of clients that parts prepare for: those that must join before the first round."""
+        """The number of clients with which parts start: those that must join before the first round."""
         return self.wait_policy.sites
 
     @property
     def memory(self) -> Clients:
-        """The clients, under the name by which checkpoints find them."""
+        """The clients. A checkpoint stores the attribute `memory` of a federation or coordinator."""
         return self.clients
 
     def config(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Coordinator(ServerState):
             UsageError: if the directory holds another run or other files, or another process uses it.
         """
         if not (self.directory / CONFIG).exists():
-            RunDirectory(self.directory)  # refuses a folder with other files before a lock file is created there
+            RunDirectory(self.directory)  # raises if the folder has other files; no lock file is created then
         self._lock = lock_file(self.directory / LOCK)
         resumed = (self.directory / CONFIG).exists()
         self._run_directory = RunDirectory(self.directory, resume=resumed)
@@ -138,7 +138,8 @@ class Coordinator(ServerState):
         while self.round < self.rounds:
             self._play_round()
         population = list(self.clients)
-        results = self._requests.collect(population, EVALUATE, self._instructions(True), self._reader({}, True))
+        read = self._reader(upload_layouts={}, evaluate=True)
+        results = self._requests.collect(population, EVALUATE, self._instructions(evaluate=True), read)
         self._add_evaluation(results)
         self._write_report()
         final = f"{len(results)} of {pluralize(len(population), 'site')} have their final models"
@@ -146,7 +147,7 @@ class Coordinator(ServerState):
         self._requests.write_status("done")
 
     def _play_round(self) -> None:
-        """Play one round; with too few results nothing changes, and the round is repeated."""
+        """Play one round. If there are too few results, nothing changes, and the same round is played again."""
         started, lr, traffic = time.monotonic(), self.lr, self._requests.connections.traffic()
         if self.round == 0:
             self.clients.sort()
@@ -182,9 +183,9 @@ class Coordinator(ServerState):
         self._events.log(f"{count}, loss {record['train_loss']:.4g}, {record['seconds']:.1f} s")
 
     def _aggregate(self, results: Mapping[str, Result]) -> list[Result]:
-        """Aggregate the uploads of a round in the order of the simulation; return the results in this order."""
+        """Aggregate the uploads of a round, and return its results, in the order in which the simulation adds them."""
         longest_first = sorted(results, key=lambda client: (-results[client].report.examples, client))
-        self.close(self._upload(client, results[client]) for client in longest_first)
+        self.end_round(self._upload(client, results[client]) for client in longest_first)
         for client in longest_first:
             self.clients[client] = Client(results[client].report.examples, self.round)
         return [results[client] for client in longest_first]
@@ -197,7 +198,7 @@ class Coordinator(ServerState):
         return Instruction(
             run=self._run_name,
             method=repr(self.method),
-            training=repr(replace(self.training, schedule=Constant())),  # the rate comes with each message
+            training=repr(replace(self.training, schedule=Constant())),  # sites are sent the rate of each round as lr
             seed=self.seed,
             round=round,
             lr=self.lr,
@@ -258,6 +259,6 @@ class Coordinator(ServerState):
             self.method,
             self.model,
             summary_of(name, self.seed, self.records, self.metrics),
-            clients=pluralize(len(self.clients), "site"),
+            title=f"{self.method.name}, {pluralize(len(self.clients), 'site')}",
             config=self.config(),
         )

@@ -21,7 +21,7 @@ from idiolect.data import ClientData, Examples
 from idiolect.engines.base import Score, Source
 from idiolect.flower.protocol.arrays import read_trees, write_trees
 from idiolect.flower.protocol.messages import EVALUATE, TRAIN
-from idiolect.rounds.batches import RngKey, assignment
+from idiolect.rounds.batches import RngKey, assign
 from idiolect.rounds.client import Assignment, Worker
 
 ASSIGNMENT, NUMBERS, FAILED = "assignment", "numbers", "failed"
@@ -76,7 +76,7 @@ class Actor(ClientApp):
         key = RngKey(setup.seed, "train" if kind == TRAIN else "deploy", client, played)
         layouts = (("received", setup.received), ("memory", setup.memory), ("messages", setup.messages))
         received, memory, messages = (read_rows(content, name, like) for name, like in layouts)
-        return assignment(setup.worker.model, setup.worker.training, data, key, received, memory, messages, lr)
+        return assign(setup.worker.model, setup.worker.training, data, key, received, memory, messages, lr)
 
     def _train(self, work: Assignment) -> RecordDict:
         outcome = self._setup.worker.train(work)
@@ -108,7 +108,7 @@ def _row(tree: Tree) -> Tree:
 
 def setup_of(source: Source) -> ActorSetup:
     """Return what every actor of a federation has."""
-    memory, messages = source.received(next(iter(source.clients)))
+    memory, messages = source.inputs_of(next(iter(source.clients)))
     return ActorSetup(source.worker, source.seed, source.sent("train"), memory, messages)
 
 

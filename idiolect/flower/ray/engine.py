@@ -58,7 +58,7 @@ class RayEngine(Sequential):
 
     def train(self, source: Source, clients: Sequence[str]) -> Iterator[Outcome]:
         """See `Engine`."""
-        worker, (memory, _) = source.worker, source.received(clients[0])
+        worker, (memory, _) = source.worker, source.inputs_of(clients[0])
         layouts = uploads(worker.method, worker.model)
         for reply in self._request_all(source, clients, TRAIN):
             model = worker.model
@@ -89,7 +89,7 @@ class RayEngine(Sequential):
                 pool.set_score(score)
             for client in clients:
                 content = RecordDict(dict(common))
-                memory, messages = source.received(client)
+                memory, messages = source.inputs_of(client)
                 write_rows(content, "memory", memory)
                 write_rows(content, "messages", messages)
                 content[ASSIGNMENT] = ConfigRecord({"client": client, "round": source.round, "lr": source.lr})

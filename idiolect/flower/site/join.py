@@ -14,7 +14,7 @@ from idiolect.core.errors import UsageError
 from idiolect.flower.app_file import load_app
 from idiolect.flower.site.app import Site, site_settings
 from idiolect.flower.site.relay import SOCKET
-from idiolect.flower.site.worker import Worker
+from idiolect.flower.site.relay_server import RelayServer
 from idiolect.flower.system.files import lock_file, private_folder
 from idiolect.flower.system.launch import flower_process, free_port, last_error
 
@@ -47,7 +47,7 @@ def join(app: str, name: str, server: str, folder: Path, insecure: bool, restore
         socket_path = Path(socket_folder) / "site"
         config |= {SOCKET: str(socket_path), "restored": restored}
         arguments += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())]
-        Worker(site, config, socket_path)
+        RelayServer(site, config, socket_path)
         print(f"idiolect: client {name} joins {server}; personal state is kept in {state}", flush=True)
         while True:
             reason = _run_node(arguments, folder, name) if _is_reachable(server) else f"no server answers at {server}"

@@ -19,7 +19,7 @@ from idiolect.flower.protocol.arrays import WireError, has_tree, read_trees, wri
 from idiolect.flower.protocol.messages import Instruction, Registration, Report, write_message
 from idiolect.flower.protocol.model_form import INITIAL, form_differences, model_form
 from idiolect.flower.site.state import SiteState
-from idiolect.rounds.batches import RngKey, assignment
+from idiolect.rounds.batches import RngKey, assign
 from idiolect.rounds.client import Assignment, Worker
 from idiolect.rounds.server_state import ServerState
 from idiolect.running.evaluation import held, measure
@@ -129,7 +129,7 @@ class Session:
         key = RngKey(instruction.seed, purpose, self.client, instruction.round)
         received, messages = self._received(purpose, content), self._messages(content)
         model, training = self.server_state.model, self.server_state.training
-        return assignment(model, training, self.data, key, received, memory, messages, instruction.lr)
+        return assign(model, training, self.data, key, received, memory, messages, instruction.lr)
 
     def _save_personal_model(self, weights: Tree, instruction: Instruction) -> None:
         """Write the tensors of the personal model under the names of the module's ``state_dict``."""

@@ -19,7 +19,7 @@ from idiolect.flower.site.relay import FAILED, receive, send
 _DONE = {REGISTER: "registered", TRAIN: "trained", EVALUATE: "evaluated"}
 
 
-class Worker:
+class RelayServer:
     """Answer messages over a socket, in a thread of its own.
 
     Args:
