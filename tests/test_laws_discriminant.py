@@ -73,7 +73,7 @@ def test_unit_covariance_and_equal_classes_give_the_nearest_mean():
 
 def test_without_examples_all_classes_are_equal_and_the_gaussians_those_of_all():
     of, z, y = gaussians(torch.Generator().manual_seed(1)), torch.zeros(0, WIDTH).double(), torch.zeros(0, 3).double()
-    assert torch.allclose(log_prior(y.sum(0)).exp(), torch.full((3,), 1 / 3).double(), rtol=0, atol=1e-15)
+    assert torch.allclose(log_prior(y.sum(0)).exp(), torch.ones(3).double() / 3, rtol=0, atol=1e-15)
     assert torch.equal(best_shares(z, y, of, log_prior(y.sum(0)), 0.1), torch.zeros(2).double())
     assert torch.equal(estimate(z, y, of, 0.1).means, of.means)
 

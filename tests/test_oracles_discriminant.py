@@ -37,6 +37,7 @@ def test_pfedfda_with_a_fixed_share(own):
     follow(methods.pfedfda(own, ridge=0.05), own, False, 0.05)
 
 
+@pytest.mark.slow
 def test_pfedfda_with_personal_normalization():
     shared = ~(scope.batch_norm | scope.head)
     method = Method((parts.share(shared), parts.discriminant_head(ridge=0.01)), "FedBN + pFedFDA")

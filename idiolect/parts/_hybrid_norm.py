@@ -14,6 +14,7 @@ from idiolect.core.structure import ModelStructure, Private
 from idiolect.core.tree import Layout, Tree, counting, overlay, pick, vectors, where, wide
 from idiolect.core.types import Arrival, Central, GradFn, Gradient, Local, Setup, Step, Update
 from idiolect.parts.common.first import TRAINED, trained, untrained
+from idiolect.parts.common.outputs import change_outputs
 
 NAME = "hybrid_norm"
 
@@ -36,11 +37,11 @@ class Hybrid(Private):
         for name in ("mean", "variance", "batch_mean", "batch_variance", "count"):
             self.register_buffer(name, zeros.clone(), persistent=False)
 
-    def mixed(self, layer: _BatchNorm, given: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        """Return the outputs of the layer in training, normalized by mixed statistics; a forward hook of the layer."""
+    def mixed(self, layer: _BatchNorm, x: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs of the layer in training, normalized by mixed statistics."""
         if not self.training:
             return outputs
-        x, dtype = given[0], counting(given[0].dtype)
+        dtype = counting(x.dtype)
         over = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x.to(dtype), over, correction=0)
         self.batch_mean, self.batch_variance = mean.detach(), variance.detach()
@@ -108,7 +109,7 @@ def hybrid_norm(renewal: float = 0.002, predict: Literal["last", "smoothed"] = "
         for layer in list(module.modules()):
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None and not hasattr(layer, NAME):
                 layer.add_module(NAME, own := Hybrid(layer))
-                layer.register_forward_hook(own.mixed)  # a bound method: copies of the module keep their own
+                change_outputs(layer, own.mixed)
 
     def server(setup: Setup) -> Tree:
         batch_norm(setup.structure)  # or it raises

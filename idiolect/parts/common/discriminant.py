@@ -57,7 +57,7 @@ class _Folds(NamedTuple):
 
 
 def log_prior(counts: Tensor) -> Tensor:
-    """Return the logarithm of the share of each class, ``(..., classes)``; no share is 0, and without examples all are equal."""
+    """Return the logarithm of the share of each class, ``(..., classes)``; without examples all are equal."""
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1) + SMALL
     return (share / share.sum(-1, keepdim=True)).log()
 
