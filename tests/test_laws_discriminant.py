@@ -194,11 +194,18 @@ def test_the_body_trains_under_the_head_of_the_shared_gaussians():
     assert torch.equal(made.server[NAME].flat, state.flat)
 
 
+def tied():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    net[4].weight = net[2].weight
+    return net
+
+
 @pytest.mark.parametrize(
     ("net", "why"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 3, bias=False)), "no trainable bias"),
         (nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten()), "must be a linear layer"),
+        (tied(), "shares its weight with another layer"),
     ],
 )
 def test_a_head_that_cannot_be_computed_is_refused(net, why):

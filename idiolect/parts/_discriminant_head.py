@@ -52,8 +52,8 @@ def discriminant_head(
     Sends:     the means and the covariance, both ways: d values per class, and d (d + 1) / 2 or d.
     Cost:      no extra gradient. A pass over the examples without gradient in each round, and to predict; an
         eigendecomposition of a d by d matrix for each half, unless the covariance is diagonal.
-    Raises:    UsageError: if an argument is out of range, the head is no linear layer with a bias, or targets are not
-        class labels.
+    Raises:    UsageError: if an argument is out of range, the head is no linear layer with a bias, another layer has
+        its weight (tied weights), or targets are not class labels.
 
     Example:
         >>> discriminant_head(covariance="diagonal")
@@ -119,14 +119,18 @@ def discriminant_head(
     return Part(server=server, begin=begin, direction=direction, finish=finish, aggregate=aggregate, deploy=deploy)
 
 
-def _tensors(structure: ModelStructure, found: Classifier) -> list[str]:
-    """Return the names of weight and bias of the head."""
-    both = [structure.first_name(found.tensor(leaf)) for leaf in ("weight", "bias")]
-    require(
-        both[1] in structure.trainable.starts,
-        f"discriminant_head: the layer {found.layer!r} has no trainable bias, which the head of Gaussians needs",
-    )
-    return both
+def _tensors(structure: ModelStructure, found: Classifier) -> tuple[str, str]:
+    """Return the names of weight and bias of the head.
+
+    Raises:
+        UsageError: if it has no bias, or another layer has the same tensors.
+    """
+    weight, bias = found.tensor("weight"), found.tensor("bias")
+    needs = f"discriminant_head: the layer {found.layer!r}"
+    require(bias in structure.trainable.starts, f"{needs} has no trainable bias, which a head of Gaussians needs")
+    tied = {*structure.aliases, *structure.aliases.values()} & {weight, bias}
+    require(not tied, f"{needs} shares its weight with another layer, which a computed head would change: untie them")
+    return weight, bias
 
 
 def _with_head(weights: Tree, structure: ModelStructure, found: Classifier, of: Gaussians, prior: Tensor) -> Tree:

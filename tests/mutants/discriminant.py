@@ -166,4 +166,5 @@ MUTANTS = [
         "fixed_share",
     ),
     Mutant("pFedFDA: half of the covariance", PART, "    whole[..., column, row] = values\n", "", ORACLES, "full"),
+    Mutant("pFedFDA: a tied head changes the body", PART, "require(not tied,", "require(True,", LAWS, "refused"),
 ]
