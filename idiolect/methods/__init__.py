@@ -10,11 +10,11 @@ from idiolect.methods.collaboration import fedamp, fedcac, fedfomo, fedpac, pfed
 from idiolect.methods.drift import fedinit, scaffold
 from idiolect.methods.dual import feddyn, fedgloss, fedsmoo, fedspeed
 from idiolect.methods.fairness import qfedavg
-from idiolect.methods.features import fedas, feddbe, fedthe, knnper
+from idiolect.methods.features import fedas, feddbe, fedthe, knnper, pfedfda
 from idiolect.methods.generated import pfedhn
 from idiolect.methods.losses import fedcr, fedlc, fedntd, fedproto, fedrod, moon
 from idiolect.methods.meta import per_fedavg
-from idiolect.methods.normalization import adabn, bn_only, fedbn, silobn
+from idiolect.methods.normalization import adabn, bn_only, fedbn, hbn, silobn
 from idiolect.methods.personal import apfl, ditto, fedala, pfedme
 from idiolect.methods.server import fedadagrad, fedadam, fedavgm, fednova, fedyogi
 from idiolect.methods.sharpness import fedasam, fedfsa, fedgamma, fedlesam, fedsam, mofedsam, sam_on
@@ -65,6 +65,7 @@ __all__ = [
     "fedthe",
     "fedyogi",
     "ffa_lora",
+    "hbn",
     "ifca",
     "knnper",
     "lg_fedavg",
@@ -72,6 +73,7 @@ __all__ = [
     "mofedsam",
     "moon",
     "per_fedavg",
+    "pfedfda",
     "pfedhn",
     "pfedme",
     "pfedsim",

@@ -15,6 +15,7 @@ from idiolect.parts._clusters import clusters
 from idiolect.parts._consistent_sam import consistent_sam
 from idiolect.parts._control_variates import control_variates
 from idiolect.parts._critical_mix import critical_mix
+from idiolect.parts._discriminant_head import discriminant_head
 from idiolect.parts._domain_bias import domain_bias
 from idiolect.parts._dynamic import dynamic
 from idiolect.parts._estimated_sam import estimated_sam
@@ -27,6 +28,7 @@ from idiolect.parts._freeze import freeze
 from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
+from idiolect.parts._hybrid_norm import hybrid_norm
 from idiolect.parts._hypernetwork import hypernetwork
 from idiolect.parts._local_adapter import local_adapter
 from idiolect.parts._loss_weights import loss_weights
@@ -64,6 +66,7 @@ __all__ = [
     "consistent_sam",
     "control_variates",
     "critical_mix",
+    "discriminant_head",
     "domain_bias",
     "dynamic",
     "estimated_sam",
@@ -76,6 +79,7 @@ __all__ = [
     "grown_mask",
     "head_ensemble",
     "head_first",
+    "hybrid_norm",
     "hypernetwork",
     "local_adapter",
     "loss_weights",
