@@ -98,7 +98,9 @@ if not TYPE_CHECKING:  # for a type checker there are the names above, and no ot
         else:
             home = next((module for module, names in _HOME.items() if name in names), None)
             if home is None:
-                raise AttributeError(f"module 'idiolect' has no attribute {name!r}")
+                from idiolect.core.errors import names_of
+
+                names_of("idiolect", __all__)(name)
             found = getattr(import_module(home), name)
         globals()[name] = found
         return found

@@ -67,6 +67,20 @@ def test_compare_reads_methods_and_seeds_from_the_file(tmp_path, capsys):
         (["compare", "--method", "fedbn"], "unknown argument --method (did you mean --methods?)"),
         (["compare", "--seeds", "one"], "seeds = ['one'] is not a list of whole numbers"),
         (["compare", "--methods", "local", "fedfsa(top=99)", *QUICK], "lower top"),
+        (["train"], "unknown command 'train' (did you mean run?)"),
+        (["list"], "unknown command 'list' (did you mean methods?)"),
+        (["run", "--resume"], "--resume --directory runs/NAME"),
+        (["compare", "--methods", "fedbn", "--resume"], "--resume --directory runs/NAME"),
+        (["run", "--batch-size", "0"], "batch_size must be at least 1, or all"),
+        (["run", "--engine", "quantum"], "no engine 'quantum'; there are auto, sequential, threads, processes, sta"),
+        (["run", "--engine", "flowr"], "no engine 'flowr' (did you mean flower?)"),
+        (["run", "--method", ""], "method: nothing is written; write it like fedavg + sam(0.05)"),
+        (
+            ["run", "--method", "fedbn - sam(0.1)"],
+            "- does not go with a Method FedBN and sam(rho=0.1, names=None); parts",
+        ),
+        (["run", "--method", "fedavg + sam(1e999)", *QUICK], "sam: gradient of sam(rho=inf, names=None) gives a gra"),
+        (["run", "--test", "-0.1"], "test must be a number 0 … 1, or 'official', got -0.1"),
         (["describe"], "the following arguments are required: METHOD"),
         (["describe", "fedbn", "--model", "fedfsa_cnn"], "fedfsa_cnn needs images"),
         (["data", "digit"], "unknown data set 'digit' (did you mean digits?)"),
@@ -80,6 +94,50 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, line, capsys, tmp_
     assert said.count("\n") == 1
     assert out == ""
     assert not any(tmp_path.iterdir())
+
+
+OWN = """
+number = 3
+def raising(): raise KeyError("n")
+def model(): return "net"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--method", "broken:x"], "method: broken cannot be imported: KeyError: 'n' (broken.py, line 2)"),
+        (["--model", "broken:x"], "model: broken cannot be imported: KeyError: 'n' (broken.py, line 2)"),
+        (["--method", "wrong:x"], "method: wrong cannot be imported: SyntaxError: "),
+        (["--method", "needs:x"], "method: needs cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        (["--method", "own:number"], "'number' is an int, not a method"),
+        (["--method", "own:raising"], "method: raising raises KeyError: 'n' (own.py, line 3)"),
+        (["--method", "own:nothing"], "method: own has no function 'nothing'"),
+        (["--model", "own:number"], "model: own:number is an int: give a function that returns a torch.nn.Module"),
+        (["--model", "own:raising"], "model: own:raising raises KeyError: 'n' (own.py, line 3)"),
+        (["--model", "own:model"], "model: own:model returns text, 'net', not a torch.nn.Module"),
+        (["--data", "header.csv"], "header has a header and no rows; give one row per example"),
+    ],
+)
+def test_what_is_wrong_with_files_of_your_own(arguments, line, tmp_path, capsys, monkeypatch):
+    files = {"own": OWN, "broken": "x = 1\n{}['n']\n", "wrong": "x = = 1\n", "needs": "import nowhere\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "header.csv").write_text("age,label\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert cli.main(["run", *arguments, *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+def test_compare_says_which_methods_nobody_has_chosen(capsys):
+    assert cli.main(["compare", "--engine", "quantum"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "idiolect: comparing local, fedavg, fedavg_ft, fedbn, fedfsa; --methods takes others"
+    assert cli.main(["compare", "--engine", "quantum", "--methods", "fedbn"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_typo_in_a_file_names_the_file(tmp_path, capsys):
@@ -157,7 +215,8 @@ def test_version(capsys):
 
 def test_methods_lists_the_catalog(capsys):
     assert cli.main(["methods"]) == 0
-    text = capsys.readouterr().out
+    legend, _, text = capsys.readouterr().out.partition("\n\n")
+    assert legend.startswith("gradients: per local step; down, up: ")
     assert [entry["name"] for entry in catalog.read()] == sorted(methods.__all__, key=text.index)
     assert all(re.search(rf"^ *{name} ", text, re.MULTILINE) for name in methods.__all__)
     assert max(map(len, text.splitlines())) <= 80
@@ -168,10 +227,11 @@ def test_describe_tells_arguments_formulas_and_sizes(capsys):
     text = capsys.readouterr().out
     assert "FedFSA (2025)" in text
     assert "Xing et al., AAAI 2025" in text
-    assert r"r_k = \rho_{larger} \text{ if } k \in M_i" in text
+    assert "r_k = ρ_larger if k ∈ M_i else ρ" in text
     assert "rho_larger 0.2 radius of the sensitive layers" in " ".join(text.split())
     assert "13,930 values" in text
     assert ":math:" not in text
+    assert "\\" not in text
 
 
 def test_describe_takes_what_nobody_has_named(capsys):

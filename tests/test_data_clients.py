@@ -78,8 +78,8 @@ def test_an_empty_split_is_none_and_splits_lists_what_is_there():
         ("xy", "train: give a pair"),
         ([1, 2, 3], "train: give a pair"),
         (None, "train: give a pair"),
-        (([["a"]], [0]), "train x: cannot be read"),
-        (([[1.0], [1.0, 2.0]], [0, 1]), "train x: cannot be read"),
+        (([["a"]], [0]), "train: x cannot be read"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), "train: x cannot be read"),
     ],
 )
 def test_bad_pairs_are_refused_in_one_line(given, words):

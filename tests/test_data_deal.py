@@ -143,8 +143,11 @@ def test_the_groups_of_the_pool_are_the_units_where_it_has_no_others():
             lambda: deal_out(windows(clients=2), ByClient(), deal=ByGroup()),
             "2 groups for 2 clients leave none for test",
         ),
-        (lambda: deal_out(windows(), Iid(), 2, deal="time"), "deal='time' is none; there are Shuffled(), TimeBlocks"),
-        (lambda: deal_out(windows(), Iid(), 2, deal=ByGroup), "is none; there are Shuffled(), TimeBlocks(gap)"),
+        (lambda: deal_out(windows(), Iid(), 2, deal="time"), "deal is text, 'time'; there are Shuffled(), TimeBlocks"),
+        (
+            lambda: deal_out(windows(), Iid(), 2, deal=ByGroup),
+            "deal is the class ByGroup; there are Shuffled(), TimeBlocks(gap)",
+        ),
         (
             lambda: deal_out(
                 Pool("p", torch.zeros(4, 1), torch.zeros(4), part=np.repeat(["train", "test"], 2)),

@@ -183,7 +183,7 @@ def fails(k):
     [
         (lambda k: {"ids": [1]}, r"client 'ben', train: an example has 'ids' and no 'labels'"),
         (lambda k: (torch.zeros(k + 1), 0), r"client 'ben', train: examples cannot be stacked.*collate="),
-        (lambda k: ("words", 0), r"client 'ben', train: a str cannot be read as numbers.*tokenize or encode"),
+        (lambda k: ("words", 0), r"client 'ben', train: text is no number: give class numbers .* tokens for text"),
         (lambda k: 3, r"client 'ben', train: the data set must give pairs .* not a Tensor"),
         (lambda k: fails(k), r"client 'ben', train: reading the first examples failed: OSError: no such image"),
         (lambda k: (torch.full((4,), torch.nan).double(), 0), r"client 'ben', train row 0: feature is NaN"),

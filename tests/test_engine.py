@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
 import idiolect
 from idiolect import ClientData, Machine, Metric, Output, Training, UsageError, methods, scope
@@ -261,7 +260,7 @@ def test_empty_clients_are_left_out_and_said():
         (lambda: Training(batch_size=0), "must be a whole number, at least 1, got 0"),
         (lambda: methods.mofedsam(alpha=0.0), "alpha must be in"),
         (lambda: methods.fedfsa(rho_lager=0.9), r"no argument 'rho_lager' \(did you mean rho_larger\?\)"),
-        (lambda: methods.fedavg("samples", 3), "fedavg: too many positional arguments; it takes fedavg"),
+        (lambda: methods.fedavg("samples", 3), "fedavg: too many positional arguments; it is fedavg"),
         (lambda: quick(methods.fedfsa(top=9)), "top=9, but the model has 3 candidate tensors"),
         (lambda: quick(methods.fedavg(), training=Training(batch_size=1)), "batch_size=1 with batch normalization"),
         (lambda: idiolect.Method((idiolect.parts.sam(0.1),)), "first part must be share"),
@@ -332,8 +331,7 @@ def test_resume_notices_other_initial_weights(tmp_path):
 def test_a_stack_of_what_cannot_be_stacked_is_one_line():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
     clients = {name: ClientData(train=(torch.randn(6, 3), [0, 1] * 3)) for name in "ab"}
-    lazy = {name: ClientData(train=TensorDataset(torch.randn(6, 3), torch.arange(6) % 2)) for name in "ab"}
-    for given, line in ((clients, r"layer '1' \(Dropout\) draws random numbers"), (lazy, "batch by batch")):
-        with pytest.raises(UsageError, match=f"engine Stacked: clients cannot be stacked: .*{line}") as caught:
-            idiolect.fit(net, given, methods.fedavg(), rounds=1, machine=Machine(engine=Stacked(2)))
-        assert "\n" not in str(caught.value)
+    line = r"engine Stacked: clients cannot be stacked: layer '1' \(Dropout\) draws random numbers"
+    with pytest.raises(UsageError, match=line) as caught:
+        idiolect.fit(net, clients, methods.fedavg(), rounds=1, machine=Machine(engine=Stacked(2)))
+    assert "\n" not in str(caught.value)

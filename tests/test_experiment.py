@@ -154,7 +154,7 @@ def test_wrong_settings_are_one_line(values, line):
         ({"method": "sam(0.1)"}, "'sam(0.1)' is a Part, not a method; put a method first"),
         ({"method": "head"}, "'head' is a Scope, not a method"),
         ({"split": "rotation(3)"}, "split: unknown name 'rotation'"),
-        ({"split": "3"}, "'3' is a int, not a split"),
+        ({"split": "3"}, "'3' is an int, not a split"),
         ({"shift": "dirichlet(3)"}, "shift: unknown name 'dirichlet'"),
         ({"optimizer": "adagrad"}, "optimizer: unknown name 'adagrad'"),
         ({"schedule": "cosin"}, "did you mean Cosine?"),

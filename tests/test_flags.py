@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -120,7 +121,8 @@ WHERE = {"engine": "sequential", "device": "cpu", "precision": "bfloat16", "dire
 def test_every_other_flag_reaches_the_run(flag, value, monkeypatch, tmp_path):
     def passed(**settings):
         called = {}
-        monkeypatch.setattr(experiments, "fit", lambda *args, **more: called.update(more))
+        finished = SimpleNamespace(report=lambda *_: None)
+        monkeypatch.setattr(experiments, "fit", lambda *args, **more: called.update(more) or finished)
         experiments.run(Experiment(clients=3, size=8, **settings))
         names = (*inspect.signature(Machine).parameters, *inspect.signature(Output).parameters)
         options = {
@@ -175,8 +177,8 @@ def test_what_does_not_go_together_is_one_line(settings, line, tmp_path):
         (["data", "--split", "iid"], "--split is for the clients of one set"),
         (["data", "digits", "--client", "x"], "client='x' names a column of a table; digits has none: leave it out"),
         (["describe", "fedbn", "--label", "x"], "label='x' names a column of a table; digits has none: leave it out"),
-        (["run", "--resume"], "resume needs the directory of the run to go on with"),
-        (["compare", "--resume"], "resume needs the directory of the comparison to go on with"),
+        (["run", "--resume"], "resume needs the directory of what to go on with: --resume --directory runs/NAME"),
+        (["compare", "--resume"], "resume needs the directory of what to go on with: --resume --directory runs/NAME"),
         (["compare", "c.toml"], "c.toml: compare reads methods = [...], not method"),
         (["compare", "d.toml"], "d.toml: compare reads seeds = [...], not seed"),
         (["run", "e.toml"], "e.toml: unknown key methods (did you mean method?)"),

@@ -59,6 +59,7 @@ CATALOG = [
     methods.fedbn() + parts.sam(0.1) + parts.fisher_weights(),
     GATED,
     methods.gpfl(strength=0.5),
+    methods.pfedfda(ridge=0.1),
     # losses of their own
     methods.fedlc(tau=0.5),
     methods.fedntd(strength=0.7, temperature=2.0),
@@ -112,6 +113,8 @@ CATALOG = [
     methods.fedthe(),
     methods.fedbn() + parts.sam(0.1) + parts.adapted_statistics() + parts.head_ensemble(epochs=2, steps=5),
     methods.fedbn() + parts.adaptive_sam(0.5, names=scope.normalization),
+    methods.hbn(renewal=0.3),
+    methods.hbn(renewal=1.0, predict="smoothed") + parts.sam(0.1),
     # adapters of frozen layers
     methods.fedit(),
     methods.ffa_lora(),
@@ -134,6 +137,7 @@ SENT = "the server compares and mixes whole models: sending the personal one is 
 STEPS = "the server goes on from the mean by a step of its own"
 SHORTER = "the server shortens moves that are long for their loss"
 MOVES = "the server learns from how each generated tensor moved: sending that is what the method does"
+POOLED = "shared statistics are those of a pass before training, not of training"
 OWN = "each client is given tensors of its own, whatever its examples"
 DUALS = "the server adds the duals to the mean of the weights"
 EXCEPTIONS = {
@@ -143,6 +147,7 @@ EXCEPTIONS = {
     **{m: {check_identical_clients: STEPS} for m in CATALOG if {"server_sgd", "server_adaptive"} & names(m)},
     **{m: {check_identical_clients: SHORTER} for m in CATALOG if "loss_weights" in names(m)},
     **{m: {check_nothing_personal_is_sent: MOVES} for m in CATALOG if "hypernetwork" in names(m)},
+    **{m: {check_identical_clients: POOLED} for m in CATALOG if "hybrid_norm" in names(m)},
     NORMS: {check_nothing_personal_is_sent: MOVES, check_identical_clients: OWN},
     FEDSELECT: {check_identical_clients: "personal values travel with the rest, and count in no mean"},
     **{m: {check_identical_clients: "each client draws its own noise"} for m in (NOISY, GATED)},

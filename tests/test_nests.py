@@ -186,7 +186,7 @@ def test_inputs_that_do_not_fit_are_named(x, line):
     ("x", "line"),
     [
         ({"row": torch.zeros(3, 4), "number": torch.zeros(2, 1)}, r"x has shape \[\(3, 4\), \(2, 1\)\] and y \(3,\)"),
-        (({"row": [["a"]]},), r"train x\[0\]\['row'\]: cannot be read"),
+        (({"row": [["a"]]},), r"train: x\[0\]\['row'\] cannot be read"),
     ],
 )
 def test_nests_that_are_no_rows_are_refused(x, line):

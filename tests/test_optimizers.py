@@ -214,7 +214,7 @@ SCHEDULES = "there are Constant(), Exponential(gamma), StepDecay(every, gamma), 
         (lambda: Training(schedule=lambda a, b: 0.1), SCHEDULES),
         (lambda: Training(schedule=0.5), SCHEDULES),
         (lambda: Warmup(2, "cosine"), SCHEDULES),
-        (lambda: Warmup(0), "Warmup: rounds must be at least 1, got 0"),
+        (lambda: Warmup(0), "Warmup: rounds must be a whole number, at least 1, got 0"),
         (lambda: Cosine(2.0), "Cosine: floor must be in [0, 1], got 2.0"),
         (lambda: AdamW(beta1=1.0), "AdamW: beta1 must be in [0, 1), got 1.0"),
         (lambda: Adam(beta2="a"), "Adam: beta2='a' is not a number"),
@@ -240,7 +240,14 @@ def test_a_schedule_that_fails_late_is_refused_before_training():
     started = []
     training = Training(schedule=lambda t: [1.0, 1.0][t])
     with pytest.raises(UsageError, match="fails in round 2: IndexError"):
-        idiolect.fit(network(), population(), methods.fedavg(), rounds=3, training=training, on_round=started.append)
+        idiolect.fit(
+            network(),
+            population(),
+            methods.fedavg(),
+            rounds=3,
+            training=training,
+            on_round=lambda run, record: started.append(run),
+        )
     assert started == []
 
 

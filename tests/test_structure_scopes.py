@@ -167,7 +167,7 @@ def test_a_declared_class_normalizes_and_its_buffers_are_statistics():
         from idiolect.core import normalization
 
         normalization._REGISTERED.discard(Shrink)
-    with pytest.raises(TypeError, match="takes a class of modules"):
+    with pytest.raises(UsageError, match="takes a class of modules"):
         register_normalization(Shrink())
 
 

@@ -53,7 +53,7 @@ class NoNumber:
     ("compute", "line"),
     [
         (failing, "metric 'mine' fails on outputs (5, 3) and targets (5,): KeyError: 'no such class'"),
-        (lambda o: 1.0, "metric 'mine' fails on outputs (5, 3) and targets (5,): TypeError: "),
+        (lambda o: 1.0, "Metric 'mine': compute is called with (outputs, targets), but takes (o)"),
         (lambda o, y: (o.argmax(1) == y).double(), "must return one number, not a Tensor of shape (5,): take its mean"),
         (lambda o, y: o.sum(1, keepdim=True)[:1], "must return one number, not a Tensor of shape (1, 1)"),
         (lambda o, y: o.numpy()[0], "must return one number, not a ndarray of shape (3,)"),
@@ -84,8 +84,11 @@ def test_a_metric_that_cannot_be_is_one_line_before_training(compute, line):
 @pytest.mark.parametrize(
     ("act", "line"),
     [
-        (lambda: Metric("mine", 0.5), "Metric 'mine': compute is a function (outputs, targets) -> number, not 0.5"),
-        (lambda: Metric("mine", nn.MSELoss), "Metric 'mine': compute is a function"),
+        (lambda: Metric("mine", 0.5), "Metric 'mine': compute must be a function (outputs, targets), not a float"),
+        (
+            lambda: Metric("mine", nn.MSELoss),
+            "Metric 'mine': compute must be a function (outputs, targets), not the class MSELoss",
+        ),
         (lambda: Metric(accuracy, "accuracy"), "Metric: name is text, not Metric("),
         (lambda: Metric("", on_numpy), "Metric: name is text, not ''"),
         (lambda: fitted([accuracy, accuracy]), "two metrics are called 'accuracy' (the loss is always measured)"),

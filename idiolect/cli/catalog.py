@@ -50,12 +50,12 @@ def show(console: Console) -> None:
             row = (f"  {entry['name']}", str(entry["year"]), str(entry["gradients"]), *sizes, entry["idea"])
             listed.add_row(*row)
         listed.add_section()
-    console.print(listed)
     console.print(
-        "\ngradients: per local step; down, up: what a client receives and sends in a round, in models "
-        "(of the default network for digits)"
+        "gradients: per local step; down, up: what a client receives and sends in a round, in models "
+        "(of the default network for digits)\n"
     )
-    console.print("idiolect describe METHOD tells more; parts are added with +: 'fedbn + sam(0.05)'")
+    console.print(listed)
+    console.print("\nidiolect describe METHOD tells more; parts are added with +: 'fedbn + sam(0.05)'")
 
 
 def table(*headers: str) -> Table:

@@ -106,8 +106,6 @@ def _parts(experiment: Experiment, pool: Pool, text: str) -> list[dict[str, str]
 def _folder(experiment: Experiment) -> Path | None:
     folder = experiment.directory
     if folder is None:
-        if experiment.resume:
-            raise UsageError("resume needs the directory of the comparison to go on with")
         return None
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a directory")

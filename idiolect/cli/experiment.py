@@ -86,6 +86,8 @@ def training_of(experiment: Experiment) -> Training:
     """Return the settings of local training."""
     optimizer, schedule = names.optimizer_of(experiment.optimizer), names.schedule_of(experiment.schedule)
     batch_size = None if experiment.batch_size == "all" else experiment.batch_size
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, or all: the whole training set of a client; got {batch_size}")
     return Training(experiment.lr, experiment.local_epochs, batch_size, optimizer, schedule, experiment.clip)
 
 

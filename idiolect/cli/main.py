@@ -46,7 +46,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if name in COMMANDS:
         return COMMANDS[name].parser().read(arguments[1:])
     if name and not name.startswith("-"):
-        raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; see idiolect --help")
+        hint = f" (did you mean {_MEANT[name]}?)" if name in _MEANT else did_you_mean(name, COMMANDS)
+        raise UsageError(f"unknown command {name!r}{hint}; see idiolect --help")
     if _top().read(arguments).version:
         from importlib.metadata import version
 
@@ -102,7 +103,7 @@ def _compare(given: argparse.Namespace) -> None:
     experiment, methods, seeds = comparison_of(given)
     from idiolect.cli import train
 
-    train.run_several(experiment, methods, seeds)
+    train.run_several(experiment, methods, seeds, chosen=bool(given.methods))
 
 
 def _methods(given: argparse.Namespace) -> None:
@@ -160,5 +161,7 @@ SIMULATION = (
     Command("describe", "Show a method's parts.", "METHOD [--setting VALUE ...]", _add_describe, _describe),
     Command("data", "List data sets, or show the clients of one.", "[NAME] [--setting VALUE ...]", _add_data, _data),
 )
+_MEANT = {"train": "run", "fit": "run", "start": "run", "list": "methods", "show": "describe", "help": "--help"}
+"""Words for a command that are spelled otherwise."""
 COMMANDS = {command.name: command for command in (*SIMULATION, *sites.COMMANDS)}
 """All commands by name."""

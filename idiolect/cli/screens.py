@@ -15,6 +15,7 @@ from rich.text import Text
 from idiolect import methods as catalog
 from idiolect.cli.catalog import table
 from idiolect.cli.experiment import build, deal_of, load_pool, model_of, shift_of, split_of
+from idiolect.cli.formula import readable
 from idiolect.cli.settings import Experiment
 from idiolect.compute.autograd import Model
 from idiolect.core.card import card_of
@@ -120,14 +121,14 @@ def _shade(count: int, most: int, width: int) -> Text:
 
 
 def _prose(console: Console, make: object) -> None:
-    """Print the docstring of a function up to its arguments; formulas as they are."""
+    """Print the docstring of a function up to its arguments."""
     text = (inspect.getdoc(make) or "").split("\nArgs:")[0].split("\nMemory:")[0]
-    for paragraph in re.sub(r":math:`([^`]*)`", r"\1", text).strip().split("\n\n"):
+    for paragraph in text.strip().split("\n\n"):
         if paragraph.startswith(".. math::"):
-            lines = [line.strip() for line in paragraph.removeprefix(".. math::").splitlines()]
-            console.print("\n".join(f"    {line}" for line in lines), highlight=False, markup=False, soft_wrap=True)
+            line = readable(paragraph.removeprefix(".. math::"))
+            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
         else:
-            console.print(" ".join(paragraph.replace("``", "`").split()), highlight=False, markup=False)
+            console.print(_plain(paragraph), highlight=False, markup=False)
 
 
 def _arguments(make: Callable[..., object]) -> Table:
@@ -136,5 +137,10 @@ def _arguments(make: Callable[..., object]) -> Table:
     words = dict(zip(said[1::2], said[2::2], strict=True))
     listed = table("argument", "default", "meaning")
     for name, argument in inspect.signature(make).parameters.items():
-        listed.add_row(name, repr(argument.default), " ".join(words.get(name, "").split()))
+        listed.add_row(name, repr(argument.default), _plain(words.get(name, "")))
     return listed
+
+
+def _plain(text: str) -> str:
+    """Return a paragraph of a docstring in one line, formulas readable."""
+    return " ".join(re.sub(r":math:`([^`]*)`", lambda found: readable(found[1]), text).replace("``", "`").split())

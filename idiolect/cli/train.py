@@ -11,7 +11,9 @@ from rich.console import Console
 from idiolect.cli.compare import compare
 from idiolect.cli.experiment import run
 from idiolect.cli.settings import Experiment, command
+from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.engines.base import Engine
+from idiolect.engines.choose import NAMES
 from idiolect.registry.expression import evaluate
 from idiolect.report import RunSummary, comparison, select
 from idiolect.report.tables import number
@@ -29,9 +31,11 @@ def run_one(experiment: Experiment) -> None:
     _print_results([done.summary()], experiment)
 
 
-def run_several(experiment: Experiment, methods: list[str], seeds: list[int]) -> None:
-    """Train with several methods and seeds and print one table."""
+def run_several(experiment: Experiment, methods: list[str], seeds: list[int], chosen: bool = True) -> None:
+    """Train with several methods and seeds and print one table; say which methods if nobody has `chosen` them."""
     experiment = _with_directory(experiment)
+    if not chosen:
+        print(f"idiolect: comparing {', '.join(methods)}; --methods takes others", file=sys.stderr)
     bars = sys.stderr.isatty()
     on_run = None if bars else _print_score
     try:
@@ -43,14 +47,22 @@ def run_several(experiment: Experiment, methods: list[str], seeds: list[int]) ->
 
 
 def _with_directory(experiment: Experiment) -> Experiment:
-    if experiment.directory or experiment.resume:
+    if experiment.resume and not experiment.directory:
+        raise UsageError("resume needs the directory of what to go on with: --resume --directory runs/NAME")
+    if experiment.directory:
         return experiment
     return experiment.model_copy(update={"directory": Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")})
 
 
 def _engine(experiment: Experiment) -> Engine | None:
     """Return Flower's engine if the settings ask for it, such as ``flower(cpus=2)``, else None."""
-    if experiment.engine.partition("(")[0].strip().lower() != "flower":
+    name = experiment.engine.partition("(")[0].strip().lower()
+    if name != "flower":
+        known = (*NAMES, "flower")
+        if experiment.engine not in known:
+            raise UsageError(
+                f"no engine {experiment.engine!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
         return None
     from idiolect.flower import simulation
 

@@ -342,7 +342,7 @@ class Model:
 
         for name, layer in module.named_modules():
             if isinstance(layer, _BatchNorm) and layer.track_running_stats:
-                layer.train()
+                layer.training = True  # not what a part has attached to it
                 layer.register_forward_pre_hook(partial(note, name))
         with torch.no_grad():
             call(module, cloned(x))

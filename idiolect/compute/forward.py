@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from idiolect.compute.losses import own_loss
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.nest import Nest, arguments, logits, tensors, with_logits
 from idiolect.core.tree import Tree
 from idiolect.core.types import Objective, Pass, Query, Seen, Term
@@ -29,6 +29,10 @@ class _Inside(nn.Module):
 
     def forward(self, x: Nest, layers: Sequence[str], then: Callable[[Nest, Features], T]) -> T:
         features: dict[str, Tensor] = {}
+        known = dict(self.net.named_modules())
+        if unknown := [n for n in layers if n not in known]:
+            hint = did_you_mean(unknown[0], known) or f"; there are {', '.join(list(known)[1:7])}"
+            raise UsageError(f"a part asks for layer {unknown[0]!r}, which the model does not have{hint}")
 
         def keep(layer: str) -> Callable[..., None]:
             return lambda module, given, named: features.update({layer: tensors((given, named))[0]})

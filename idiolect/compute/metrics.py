@@ -12,9 +12,11 @@ from torch import Tensor
 
 from idiolect.compute.learner import Learner
 from idiolect.compute.losses import Loss
+from idiolect.core.calls import called, takes
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, joined, logits, mapped, rows_in, tensors
 from idiolect.core.tree import Tree, counting
+from idiolect.core.values import arguments
 from idiolect.data import Examples, LazyExamples
 
 CHUNK = 1024
@@ -24,6 +26,7 @@ CHUNK_READ = 64
 """The same for examples that are read, of which no more should be in memory."""
 
 
+@called
 @dataclass(frozen=True)
 class Metric:
     """A number that measures a client's predictions.
@@ -44,10 +47,8 @@ class Metric:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise UsageError(f"Metric: name is text, not {self.name!r}")
-        if isinstance(self.compute, type) or not callable(self.compute):
-            raise UsageError(
-                f"Metric {self.name!r}: compute is a function (outputs, targets) -> number, not {self.compute!r}"
-            )
+        takes(f"Metric {self.name!r}: compute", self.compute, "outputs, targets")
+        arguments(f"Metric {self.name!r}", {"higher_is_better": self.higher_is_better}, {"higher_is_better": bool})
 
 
 def _share_right(outputs: Nest, targets: Nest) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from idiolect.core.errors import UsageError
+
 M = TypeVar("M", bound=type[nn.Module])
 
 _KNOWN = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -31,7 +33,7 @@ def register_normalization(layer: M) -> M:
         The class, so that the function also serves as a decorator.
 
     Raises:
-        TypeError: if it is no class of modules.
+        UsageError: if it is no class of modules.
 
     Example:
         >>> import torch
@@ -45,7 +47,7 @@ def register_normalization(layer: M) -> M:
         1.gain  (4,)
     """
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
-        raise TypeError(f"register_normalization takes a class of modules, not {layer!r}")
+        raise UsageError(f"register_normalization takes a class of modules, not {layer!r}")
     _REGISTERED.add(layer)
     return layer
 

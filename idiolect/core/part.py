@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from torch import nn
 
-from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.calls import bound, takes
+from idiolect.core.errors import UsageError, did_you_mean, kind_of, raised
 from idiolect.core.tree import Tree
 from idiolect.core.types import Arrival, Central, GradFn, Local, Objective, Setup, Update, Weight
 from idiolect.core.values import arguments, hints_of
@@ -90,6 +91,9 @@ class Part:
     neutral: Mapping[str, Any] | None = field(default=None, compare=False)
     make: Callable[..., Part] | None = field(default=None, compare=False)
 
+    def __add__(self, other: object) -> NoReturn:
+        raise UsageError(f"{self.name} + ...: put a method first, as in fedavg() + {self.name}(...)")
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments)})"
 
@@ -114,10 +118,12 @@ def part(make: Callable[P, Part]) -> Callable[P, Part]:
 
     @wraps(make)
     def build(*args: P.args, **kwargs: P.kwargs) -> Part:
-        bound, name = bind(make, *args, **kwargs), make.__name__
+        call, name = bind(make, *args, **kwargs), make.__name__
         idea = (inspect.getdoc(make) or "").partition("\n")[0]
-        made = _made(name, lambda: make(*bound.args, **bound.kwargs))
-        return replace(made, name=name, arguments=tuple(bound.arguments.items()), idea=idea, make=build)
+        made = _made(name, lambda: make(*call.args, **call.kwargs))
+        unknown = next((k for k in made.neutral or () if k not in call.arguments), None)
+        require(unknown is None, f"{name}: neutral names {unknown!r}, which is no argument of {name}")
+        return replace(made, name=name, arguments=tuple(call.arguments.items()), idea=idea, make=build)
 
     return build
 
@@ -140,6 +146,16 @@ HOOKS = {
 }
 """The functions of a part, and the arguments that each is called with."""
 
+_FLAGS: dict[str, Any] = {
+    "uniform": bool,
+    "individual": bool,
+    "server_only": bool,
+    "transductive": bool,
+    "gradients": int,
+    "neutral": Mapping | None,
+}
+"""The other attributes that an author sets, and their types."""
+
 _NEEDS = {
     "contribute": "aggregate",
     "individual": "aggregate",
@@ -159,19 +175,11 @@ def _made(name: str, make: Callable[[], Part]) -> Part:
             raise
         known = [f.name for f in fields(Part)]
         raise UsageError(f"{name}: a Part has no {told[1]!r}{did_you_mean(told[1], known)}") from None
-    require(isinstance(made, Part), f"{name}: a function marked @part must return a Part, not {made!r:.40}")
-    for hook, takes in HOOKS.items():
-        found = getattr(made, hook)
-        if found is None:
-            continue
-        require(callable(found), f"{name}: {hook} must be a function ({takes}), not {found!r:.40}")
-        try:
-            signature = inspect.signature(found)
-            signature.bind(*takes.split(", "))
-        except TypeError:
-            raise UsageError(f"{name}: {hook} is called with ({takes}), but takes {signature}") from None
-        except ValueError:  # a function of C has no signature
-            continue
+    require(isinstance(made, Part), f"{name}: a function marked @part must return a Part, not {kind_of(made)}")
+    for hook, given in HOOKS.items():
+        if (found := getattr(made, hook)) is not None:
+            takes(f"{name}: {hook}", found, given)
+    arguments(name, {flag: getattr(made, flag) for flag in _FLAGS}, _FLAGS)
     for lone, needed in _NEEDS.items():
         require(
             not getattr(made, lone) or bool(getattr(made, needed)),
@@ -182,17 +190,36 @@ def _made(name: str, make: Callable[[], Part]) -> Part:
 
 def bind(make: Callable[..., Any], *args: Any, **kwargs: Any) -> inspect.BoundArguments:  # noqa: ANN401
     """Return all arguments of a call, defaults included, numbers plain; raise a `UsageError` if they are wrong."""
-    signature, name = inspect.signature(make), make.__name__
-    unknown = next((k for k in kwargs if k not in signature.parameters), None)
-    if unknown is not None:
-        raise UsageError(f"{name} has no argument {unknown!r}{did_you_mean(unknown, signature.parameters)}")
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}; it takes {name}{signature}") from None
-    bound.apply_defaults()
-    bound.arguments.update(arguments(name, bound.arguments, hints_of(make)))
-    return bound
+    call = bound(make.__name__, inspect.signature(make), args, kwargs)
+    call.apply_defaults()
+    call.arguments.update(arguments(make.__name__, call.arguments, hints_of(make)))
+    return call
+
+
+def run_hook(part: Part, name: str, *given: object) -> Any:  # noqa: ANN401 - whatever the hook returns
+    """Return what a hook of a part returns; an exception in it becomes a `UsageError` that names part and hook.
+
+    Example:
+        >>> run_hook(Part("mine", memory=lambda setup: {}["n"]), "memory", None)
+        Traceback (most recent call last):
+        idiolect.UsageError: mine: memory raises KeyError: 'n' (<doctest ...>, line 1)
+    """
+    hook = getattr(part, name)
+    return guarded(f"{part.name}: {name}", hook, hook)(*given)
+
+
+def guarded(what: str, function: Callable[..., Any], source: object) -> Callable[..., Any]:
+    """Return a function whose exceptions become a `UsageError`: what raised it, and where in the file of `source`."""
+
+    def call(*given: object) -> Any:  # noqa: ANN401
+        try:
+            return function(*given)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{what} raises {raised(error, source)}") from error
+
+    return call
 
 
 def require(condition: bool, message: str) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.core.adapters import Factor
-from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.errors import UsageError, did_you_mean, kind_of
 from idiolect.core.structure import ModelStructure, structure_of
 
 Names = frozenset[str]
@@ -78,6 +78,8 @@ class Scope:
         return self.source if self._atom else f"({self.source})"
 
     def _join(self, other: Scope, sign: str, operate: Callable[[Any, Any], Any]) -> Scope:
+        if not isinstance(other, Scope):
+            raise UsageError(f"{self} {sign} ...: {kind_of(other)} is no scope; names of layers are named('fc1')")
         source = f"{self._inside()} {sign} {other._inside()}"
         return Scope(source, lambda a: operate(self(a), other(a)), _atom=False)
 
@@ -193,6 +195,9 @@ def named(*names: str) -> Scope:
         body.weight                (3, 2)
         wrapped.classifier.weight  (2, 3)
     """
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None or not names:
+        raise UsageError(f"named takes names of layers or tensors as text, such as named('fc1'), not {kind_of(odd)}")
 
     def rule(structure: ModelStructure) -> Names:
         known = {i.name: i.name for i in structure.items if i.name in structure.exchangeable and not i.attached}

@@ -96,6 +96,14 @@ GradFn = Callable[[Tree, Step], Gradient]
 """(weights, step) -> gradient; pure. In a stack, clients that do not take the step have gradient zero."""
 
 
+class PlainGrad(Protocol):
+    """The gradient of the loss of the run, a `GradFn`."""
+
+    def __call__(self, weights: Tree, step: Step, *, only: Scope | None = None) -> Gradient:
+        """Return it in the weights of `only` (all by default); `nothing` saves the backward pass."""
+        ...
+
+
 class Seen(NamedTuple):
     """Outputs and features of a batch."""
 
@@ -270,7 +278,7 @@ class Local:
         lr: learning rate of this round.
         seed: (...) int64 random seed of this client in this round.
         round: rounds played before this one.
-        grad: the plain gradient of the loss.
+        grad: the plain gradient of the loss, in the weights of `only`.
         train: local training, for parts that train a second time.
         total: (weights, query, split) -> sums over all of the client's examples of a split.
         each: (weights, query) -> values for each training example, ``(..., n, *shape)`` in the order of a pass; in a
@@ -295,7 +303,7 @@ class Local:
     lr: float
     seed: Tensor
     round: int
-    grad: GradFn
+    grad: PlainGrad
     train: Train
     total: TotalQuery
     each: EachQuery

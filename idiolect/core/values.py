@@ -6,12 +6,15 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
+
+C = TypeVar("C", bound=type)
 
 
 def plain(value: object) -> object:
@@ -122,25 +125,41 @@ def hints_of(make: Callable[..., object]) -> dict[str, Any]:
         return {}
 
 
-def settle(made: object) -> None:
-    """Make the numbers of a frozen dataclass plain, and compare each field with its annotation; see `arguments`.
+@dataclass_transform(frozen_default=True)
+def settings(made: C) -> C:
+    """Make a class of settings a frozen dataclass that refuses what it does not take, before its `__post_init__`.
+
+    Numbers become plain, and each field is compared with its annotation; see `arguments`.
 
     Raises:
-        UsageError: one line that names the field.
+        UsageError: one line that names the argument, when the class is called.
 
     Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
+        >>> @settings
         ... class Decay:
         ...     gamma: float
-        ...     def __post_init__(self):
-        ...         settle(self)
         >>> Decay(1)
         Decay(gamma=1.0)
         >>> Decay("fast")
         Traceback (most recent call last):
         idiolect.UsageError: Decay: gamma='fast' is not a number
+        >>> Decay(gama=1)
+        Traceback (most recent call last):
+        idiolect.UsageError: Decay has no argument 'gama' (did you mean gamma?); it is Decay(gamma)
     """
+    check = getattr(made, "__post_init__", None)
+
+    def settled(self: object) -> None:
+        _settle(self)
+        if check:
+            check(self)
+
+    made.__post_init__ = settled  # type: ignore[attr-defined]
+    dataclass(frozen=True)(made)
+    return called(made)
+
+
+def _settle(made: object) -> None:
     own = {field.name: getattr(made, field.name) for field in fields(made)}  # type: ignore[arg-type]
     for name, value in arguments(type(made).__name__, own, get_type_hints(type(made)), finite=True).items():
         object.__setattr__(made, name, value)

@@ -5,6 +5,9 @@
 :class:`ClientData` directly.
 """
 
+from typing import TYPE_CHECKING
+
+from idiolect.core.errors import names_of
 from idiolect.data.checking import Labels, check_clients, first_of
 from idiolect.data.clients import ClientData, countable, holdings
 from idiolect.data.deal import ByGroup, Deal, Shuffled, TimeBlocks
@@ -67,3 +70,6 @@ __all__ = [
     "parquet",
     "read_table",
 ]
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, __all__)

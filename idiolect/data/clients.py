@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
 from idiolect.core.nest import Nest, named_tensors, plain
 from idiolect.data.examples import Examples, LazyExamples, Transform
@@ -24,6 +25,7 @@ Split: TypeAlias = "Examples | LazyExamples"
 """The examples of one split."""
 
 
+@called
 @dataclass(frozen=True, init=False, eq=False)
 class ClientData:
     """The examples of one client: for training, and where there are any for validation and test.
@@ -177,7 +179,7 @@ def _read(given: Any, split: str, collate: Collate | None) -> Split:  # noqa: AN
         )
     if any(isinstance(leaf, np.memmap) for leaf in _leaves((x, y))):
         return LazyExamples(Arrays(*_equally_long(_nested(lambda a, _: a, x, ""), _nested(lambda a, _: a, y, ""))))
-    x, y = _nested(_tensor, x, f"{split} x"), _nested(_tensor, y, f"{split} y")
+    x, y = _nested(_tensor, x, "x"), _nested(_tensor, y, "y")
     return Examples(*_equally_long(x, as_targets(y)))
 
 
@@ -213,7 +215,7 @@ def _tensor(values: Any, what: str) -> Tensor:  # noqa: ANN401
             return torch.stack(values).detach()
         return as_tensor(values)
     except (RuntimeError, UsageError) as problem:
-        raise UsageError(f"{what}: cannot be read as one array of numbers ({problem})") from problem
+        raise UsageError(f"{what} cannot be read as one array of numbers ({problem})") from problem
 
 
 def _transformed(examples: Split | None, each: Transform | None, whole: Transform | None) -> LazyExamples:

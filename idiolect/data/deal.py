@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from idiolect.core.errors import UsageError
-from idiolect.core.values import settle
+from idiolect.core.values import settings
 from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import stream
 
@@ -45,7 +44,7 @@ class Deal(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@settings
 class Shuffled:
     """At random. A client's last example stays in training.
 
@@ -68,7 +67,7 @@ class Shuffled:
         return Parts(rows[tests + validations :], rows[tests : tests + validations], rows[:tests])
 
 
-@dataclass(frozen=True)
+@settings
 class TimeBlocks:
     r"""In blocks of time: the first rows of a client train, later ones validate, and the last ones test.
 
@@ -89,7 +88,6 @@ class TimeBlocks:
     gap: int = 0
 
     def __post_init__(self) -> None:
-        settle(self)
         if self.gap < 0:
             raise UsageError(f"TimeBlocks: gap is {self.gap}; give a number of rows, 0 or above")
 
@@ -117,7 +115,7 @@ class TimeBlocks:
         return Parts(rows[:trained][::-1].copy(), rows[validated : validated + validations], rows[tested:])
 
 
-@dataclass(frozen=True)
+@settings
 class ByGroup:
     """By whole groups (patients, recordings, writers): no group is in two parts, of one client or of several.
 

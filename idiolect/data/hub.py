@@ -44,7 +44,8 @@ def from_hub(name: str, label: str | None = None, client: str | None = None, uni
         splits = datasets.load_dataset(name.removeprefix("hf:"))
     except Exception as problem:  # the library raises network, file and format errors of many kinds
         first = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise UsageError(f"cannot load {name}: {first}") from problem
+        hint = "check the name on huggingface.co/datasets and the network; hf: also takes a folder of Parquet files"
+        raise UsageError(f"cannot load {name}: {first}; {hint}") from problem
     whole = datasets.concatenate_datasets(list(splits.values()))
     columns = whole.features
     label = label or _label_column(name, columns)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.core.errors import UsageError
-from idiolect.core.values import settle
+from idiolect.core.values import settings
 from idiolect.data.partition import Names, Numbered, Rows, by_class, cut, enough, positive, top_up
 
 
-@dataclass(frozen=True)
+@settings
 class Dirichlet(Numbered):
     """Label skew: the examples of each class are shared out by Dir(alpha) over the clients.
 
@@ -39,7 +38,6 @@ class Dirichlet(Numbered):
     minimum: int = 10
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -57,7 +55,7 @@ class Dirichlet(Numbered):
         return top_up([np.concatenate(pieces) for pieces in held], self.minimum, rng)
 
 
-@dataclass(frozen=True)
+@settings
 class DirichletEqual(Numbered):
     """Label skew at equal sizes: each client draws its own class mix from Dir(alpha), as in FedFSA.
 
@@ -86,7 +84,6 @@ class DirichletEqual(Numbered):
     as_published: bool = False
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -124,7 +121,7 @@ class DirichletEqual(Numbered):
         return int(np.searchsorted(left, luck * left[-1], side="right"))
 
 
-@dataclass(frozen=True)
+@settings
 class Pathological(Numbered):
     """Each client holds examples of a fixed number of classes only.
 
@@ -146,7 +143,6 @@ class Pathological(Numbered):
     classes_per_client: int
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("classes_per_client", self.classes_per_client)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:

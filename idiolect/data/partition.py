@@ -8,19 +8,19 @@ the pool's groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idiolect.core.errors import UsageError
-from idiolect.core.values import settle
+from idiolect.core.values import settings
 
 Rows: TypeAlias = NDArray[np.int64]
 Names: TypeAlias = NDArray[np.str_]
 
 
+@runtime_checkable
 class Split(Protocol):
     """A rule that splits a pool into clients."""
 
@@ -52,7 +52,7 @@ class Numbered:
         return [f"client-{i:0{len(str(clients - 1))}d}" for i in range(clients)]
 
 
-@dataclass(frozen=True)
+@settings
 class Iid(Numbered):
     """Spread the examples at random and evenly: sizes differ by at most one.
 
@@ -67,7 +67,7 @@ class Iid(Numbered):
         return np.array_split(rng.permutation(len(y)), clients)
 
 
-@dataclass(frozen=True)
+@settings
 class Contiguous(Numbered):
     """Cut the pool into consecutive blocks of rows, one for each client: sizes differ by at most one.
 
@@ -86,7 +86,6 @@ class Contiguous(Numbered):
     in_order = True
 
     def __post_init__(self) -> None:
-        settle(self)
         if self.gap < 0:
             raise UsageError(f"gap is {self.gap}; give a number of rows, 0 or above")
 
@@ -98,7 +97,7 @@ class Contiguous(Numbered):
         return [rows + self.gap * place for place, rows in enumerate(blocks)]
 
 
-@dataclass(frozen=True)
+@settings
 class QuantitySkew(Numbered):
     """Spread the examples at random in unequal amounts: the shares are drawn from Dir(alpha).
 
@@ -117,7 +116,6 @@ class QuantitySkew(Numbered):
     minimum: int = 10
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("alpha", self.alpha)
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
@@ -127,7 +125,7 @@ class QuantitySkew(Numbered):
         return top_up(cut(rng.permutation(len(y)), shares), self.minimum, rng)
 
 
-@dataclass(frozen=True)
+@settings
 class ByDomain:
     """One or several clients per domain: the rows of each group are spread evenly over its clients.
 
@@ -154,7 +152,6 @@ class ByDomain:
         return self.clients_per_domain == 1
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("clients_per_domain", self.clients_per_domain)
         positive("size", 1 if self.size is None else self.size)
 
@@ -175,7 +172,7 @@ class ByDomain:
         return [rows[: self.size] for rows in held]
 
 
-@dataclass(frozen=True)
+@settings
 class ByClient:
     """Natural clients: each group of the pool (its client column, a speaker, a site) is one client.
 
@@ -192,7 +189,6 @@ class ByClient:
     in_order = True
 
     def __post_init__(self) -> None:
-        settle(self)
         positive("minimum", self.minimum)
 
     def names(self, group: Names | None, clients: int) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from idiolect.core.errors import UsageError
+from idiolect.core.calls import called
+from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.values import real, whole
 from idiolect.data.clients import ClientData
 from idiolect.data.deal import Deal, Parts, Shuffled, official
@@ -18,6 +19,7 @@ from idiolect.data.partition import Names, Rows, Split
 from idiolect.data.shift import Shift, stream
 
 
+@called
 @dataclass(frozen=True, eq=False)
 class Pool:
     """All examples of a data set, before they belong to clients.
@@ -60,6 +62,7 @@ class Pool:
         return len(self.y)
 
 
+@called
 def federate(
     pool: Pool,
     split: Split,
@@ -99,6 +102,7 @@ def federate(
         >>> list(people)[0], len(people["client-0"].train.y), len(people["client-0"].test.y)
         ('client-0', 126, 54)
     """
+    _check_rules(pool, split, shift, deal)
     clients, seed = whole("clients", clients, 1), whole("seed", seed, 0)
     size = None if size is None else whole("size", size, 1)
     share, val = _shares(test, val)
@@ -111,6 +115,18 @@ def federate(
         classes = None if pool.classes is None else len(pool.classes)
         people[name] = data if shift is None else shift.apply(data, name, seed, classes)
     return people
+
+
+def _check_rules(pool: object, split: object, shift: object, deal: object) -> None:
+    """Raise unless the objects that `federate` is given are of their kinds, and not the classes themselves."""
+    for name, given, kind, known in (
+        ("pool", pool, Pool, "load('digits') and read_table(path) return pools"),
+        ("split", split, Split, "there are Iid(), Dirichlet(0.5), Pathological(2), ByDomain(), ByClient() and others"),
+        ("shift", shift, Shift | None, "there are Rotation(45), Noise(0.1), PermuteLabels(2) and others"),
+        ("deal", deal, Deal, "there are Shuffled(), TimeBlocks(gap) and ByGroup()"),
+    ):
+        if isinstance(given, type) or not isinstance(given, kind):
+            raise UsageError(f"federate: {name} is {kind_of(given)}; {known}")
 
 
 def _shares(test: object, val: object) -> tuple[float | None, float]:
@@ -126,8 +142,6 @@ def _shares(test: object, val: object) -> tuple[float | None, float]:
 def _dealt(
     pool: Pool, held: Mapping[str, Rows], split: Split, deal: Deal, test: float | None, val: float, seed: int
 ) -> dict[str, Parts]:
-    if not isinstance(deal, Deal) or isinstance(deal, type):
-        raise UsageError(f"deal={deal!r} is none; there are Shuffled(), TimeBlocks(gap) and ByGroup()")
     if test is not None:
         return deal.parts(held, split, pool.group if pool.unit is None else pool.unit, test, val, seed)
     if pool.part is None:

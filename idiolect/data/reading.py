@@ -186,7 +186,11 @@ def as_tensor(values: Any) -> Tensor:  # noqa: ANN401
         return values.detach()
     try:
         array = np.asarray(values)
+        if array.dtype.kind in "US":
+            raise UsageError("text is no number: give class numbers 0, 1, … for labels, tokens for text")
         return torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float64 else array.dtype))
+    except UsageError:
+        raise
     except (TypeError, ValueError) as problem:
         raise UsageError(
             f"a {type(values).__name__} cannot be read as numbers ({problem}): tokenize or encode it"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.nest import Nest, joined
 from idiolect.data.examples import LazyExamples, Transform
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@called
 def parquet(path: str | Path, label: str = "label", client: str | None = None) -> dict[str, LazyExamples]:
     """Return the examples of each client in Parquet files, which are read in row groups when batches are needed.
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idiolect.core.errors import UsageError
-from idiolect.core.values import settle, whole
+from idiolect.core.errors import UsageError, kind_of
+from idiolect.core.values import settings, whole
 from idiolect.data.clients import ClientData
 from idiolect.data.examples import Examples
 
@@ -45,6 +45,10 @@ class Shift(ABC):
         """
 
     def __add__(self, other: Shift) -> Shifts:
+        if not isinstance(other, Shift):
+            raise UsageError(
+                f"{self} + ...: {kind_of(other)} is no shift; shifts are added, as Rotation(30) + Noise(0.1)"
+            )
         return Shifts(_steps(self) + _steps(other))
 
 
@@ -77,7 +81,6 @@ class FeatureShift(Shift):
     needs = "floating-point features"
 
     def __post_init__(self) -> None:
-        settle(self)
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if not 0 <= value < float("inf"):
@@ -116,7 +119,7 @@ class ImageShift(FeatureShift):
         return x.is_floating_point() and x.dim() == 4
 
 
-@dataclass(frozen=True)
+@settings
 class Rotation(ImageShift):
     """Turn all images of a client counter-clockwise by one angle, uniform in ±degrees.
 
@@ -147,7 +150,7 @@ def rotate(x: Tensor, degrees: float) -> Tensor:
     return torch.from_numpy(turned)
 
 
-@dataclass(frozen=True)
+@settings
 class Blur(ImageShift):
     """Blur all images of a client with one Gaussian, its width uniform in 0 … sigma pixels.
 
@@ -167,7 +170,7 @@ class Blur(ImageShift):
         return lambda x: torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, 0, width, width)))
 
 
-@dataclass(frozen=True)
+@settings
 class Brightness(ImageShift):
     """Add one number to all pixels of a client, uniform in ±amount (white minus black is 2).
 
@@ -185,7 +188,7 @@ class Brightness(ImageShift):
         return lambda x: x + level
 
 
-@dataclass(frozen=True)
+@settings
 class Contrast(ImageShift):
     """Stretch each image about its own mean by one factor per client, uniform in 1 ± amount.
 
@@ -208,7 +211,7 @@ class Contrast(ImageShift):
         return stretch
 
 
-@dataclass(frozen=True)
+@settings
 class Color(ImageShift):
     """Scale the intensity of each color channel by its own factor per client, uniform in 1 ± amount.
 
@@ -233,7 +236,7 @@ class Color(ImageShift):
         return lambda x: (x + 1) * _along(factor, x) - 1
 
 
-@dataclass(frozen=True)
+@settings
 class Noise(FeatureShift):
     """Add white noise; its standard deviation is one number per client, uniform in 0 … sigma.
 
@@ -253,7 +256,7 @@ class Noise(FeatureShift):
         return lambda x: x + level * torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x.dtype)
 
 
-@dataclass(frozen=True)
+@settings
 class SensorGain(FeatureShift):
     """Scale each feature (or channel) by its own factor per client, uniform in 1 ± amount.
 
@@ -271,7 +274,7 @@ class SensorGain(FeatureShift):
         return lambda x: x * _along(gain, x)
 
 
-@dataclass(frozen=True)
+@settings
 class SensorOffset(FeatureShift):
     """Add to each feature (or channel) its own number per client, uniform in ±amount.
 
@@ -289,7 +292,7 @@ class SensorOffset(FeatureShift):
         return lambda x: x + _along(offset, x)
 
 
-@dataclass(frozen=True)
+@settings
 class PermuteLabels(Shift):
     """Concept shift: clients fall into groups at random, and each group gives the classes other numbers.
 
@@ -311,7 +314,6 @@ class PermuteLabels(Shift):
     groups: int
 
     def __post_init__(self) -> None:
-        settle(self)
         if self.groups < 1:
             raise UsageError(f"PermuteLabels: groups is {self.groups}; give at least 1")
 

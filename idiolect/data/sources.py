@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import find, read_idx, read_npz, read_sheet, reading, to_images
 from idiolect.data.hub import from_hub
@@ -54,6 +55,7 @@ _OFFICE = (
 )
 
 
+@called
 def load(
     name: str | Path,
     data_dir: DataDir = None,

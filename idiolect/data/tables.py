@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.data.archives import read_npz
 from idiolect.data.pool import Pool
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".csv", ".parquet")
 
 
+@called
 def read_table(path: str | Path, label: str | None = None, client: str | None = None, unit: str | None = None) -> Pool:
     r"""Read your own examples from a file.
 
@@ -79,11 +81,15 @@ def from_frame(frame: pl.DataFrame, name: str, label: str, client: str | None = 
             close = did_you_mean(column, frame.columns)
             raise UsageError(f"{name}: no column {column!r}{close}; columns: {', '.join(frame.columns)}")
     features = frame.drop({column for column in (label, client, unit) if column is not None})
+    if not frame.height:
+        raise UsageError(f"{name} has a header and no rows; give one row per example")
+    if not features.width:
+        raise UsageError(
+            f"{name} has no feature column beside {', '.join(frame.columns)}; give at least one, of numbers"
+        )
     for column, kind in features.schema.items():
         if not (kind.is_numeric() or kind == pl.Boolean):
             raise UsageError(f"{name}: feature column {column!r} is {kind}; make it numbers or drop it")
-    if not features.width or not frame.height:
-        raise UsageError(f"{name}: {frame.height} rows and {features.width} feature columns; give at least one of each")
     for values in frame.get_columns():
         missing = values.is_null() | (values.is_nan() if values.dtype.is_float() else False)
         if missing.any():

@@ -58,7 +58,8 @@ def choose(
     batch = _largest_batch(clients, training)
     gpu, why_not = model.device.type != "cpu", ""
     if asked == "stacked" or (asked == "auto" and gpu):
-        why_not = _why_not_stacked(model, clients, batch)
+        held = all(isinstance(data.train, Examples) for data in clients.values())
+        why_not = not_stackable(model, batch) if held else "examples are read batch by batch"
         if not why_not:
             width = min(cohort, _width(model, batch))
             return Stacked(width), f"in stacks of {width}"
@@ -84,10 +85,10 @@ def check_engine(engine: Engine, model: Model, clients: Mapping[str, ClientData]
     """Check an engine that the user made.
 
     Raises:
-        UsageError: if it stacks clients, and the model or the examples cannot be stacked.
+        UsageError: if it stacks clients, and the model cannot be stacked.
     """
     if isinstance(engine, Stacked):
-        why_not = _why_not_stacked(model, clients, _largest_batch(clients, training))
+        why_not = not_stackable(model, _largest_batch(clients, training))
         if why_not:
             raise UsageError(f"engine Stacked: clients cannot be stacked: {why_not}: take engine='auto'")
 
@@ -153,11 +154,6 @@ def _width(model: Model, batch: Batch) -> int:
     model.grad(model.initial, batch)
     one = torch.cuda.max_memory_allocated(model.device) - before
     return max(2, int(free / 2) // (one + 8 * row))
-
-
-def _why_not_stacked(model: Model, clients: Mapping[str, ClientData], batch: Batch) -> str:
-    held = all(isinstance(data.train, Examples) for data in clients.values())
-    return not_stackable(model, batch) if held else "examples are read batch by batch"
 
 
 def _largest_batch(clients: Mapping[str, ClientData], training: Training) -> Batch:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.scope import Scope, everything, head
 from idiolect.parts import (
     balanced_softmax,
     conditional_valve,
+    discriminant_head,
     domain_bias,
     feature_alignment,
     fisher_weights,
@@ -122,3 +125,27 @@ def gpfl(strength: float = 0.01, decay: float = 0.1, weighting: Weighting = "sam
         names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
     """
     return Method((share(~names), conditional_valve(strength, decay, names)), "GPFL", weighting)
+
+
+@carded("pFedFDA", 2024, "feature shift", "McLaughlin and Su, NeurIPS 2024")
+def pfedfda(
+    own: float | None = None,
+    covariance: Literal["full", "diagonal"] = "full",
+    ridge: float = 1e-4,
+    weighting: Weighting = "samples",
+    names: Scope = head,
+) -> Method:
+    """Share the body and Gaussians of its features; each client's head is computed from these and from its own.
+
+    For clients whose features and classes differ, with few examples each. A client chooses how much it uses its own
+    Gaussians by cross-validation. Heads are neither trained nor sent.
+
+    Args:
+        own: share of a client's own Gaussians, if it is fixed; None chooses it.
+        covariance: the whole matrix, or ``"diagonal"`` for variances alone, if features are many.
+        ridge: added to each variance of a client.
+        weighting: mean over clients by training examples, or uniform.
+        names: the head, a linear layer from features to classes; `head` is the layer that makes the output.
+    """
+    parts = (share(~names), discriminant_head(own, covariance, ridge, names))
+    return Method(parts, "pFedFDA", weighting)

@@ -8,7 +8,7 @@ from idiolect.core.card import carded
 from idiolect.core.method import Method, Weighting
 from idiolect.core.part import require
 from idiolect.core.scope import Scope, batch_norm, everything, statistics, weights
-from idiolect.parts import adapted_statistics, share
+from idiolect.parts import adapted_statistics, hybrid_norm, share
 
 
 @carded("FedBN", 2021, "feature shift", "Li et al., FedBN, ICLR 2021")
@@ -73,3 +73,19 @@ def adabn(weighting: Weighting = "samples") -> Method:
         weighting: mean over clients by training examples, or uniform.
     """
     return Method((share(everything), adapted_statistics()), "AdaBN", weighting)
+
+
+@carded("HBN", 2025, "label skew", "Chen et al., ICML 2025")
+def hbn(
+    renewal: float = 0.002, predict: Literal["last", "smoothed"] = "last", weighting: Weighting = "samples"
+) -> Method:
+    """FedAvg with batch normalization by a learned mix of the batch's statistics and those of all clients.
+
+    For small batches of few classes. The statistics are measured on their own, at the shared weights.
+
+    Args:
+        renewal: step of the shared statistics toward those of a round.
+        predict: statistics that predictions use: of the last round, or ``"smoothed"`` over rounds.
+        weighting: mean over clients by training examples, or uniform.
+    """
+    return Method((share(everything), hybrid_norm(renewal, predict)), "HBN", weighting)

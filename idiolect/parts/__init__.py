@@ -1,5 +1,8 @@
 """The ideas that methods are composed of."""
 
+from typing import TYPE_CHECKING
+
+from idiolect.core.errors import names_of
 from idiolect.parts._adapted_statistics import adapted_statistics
 from idiolect.parts._adaptive_mix import adaptive_mix
 from idiolect.parts._adaptive_sam import adaptive_sam
@@ -13,6 +16,7 @@ from idiolect.parts._conditional_valve import conditional_valve
 from idiolect.parts._consistent_sam import consistent_sam
 from idiolect.parts._control_variates import control_variates
 from idiolect.parts._critical_mix import critical_mix
+from idiolect.parts._discriminant_head import discriminant_head
 from idiolect.parts._domain_bias import domain_bias
 from idiolect.parts._dynamic import dynamic
 from idiolect.parts._estimated_sam import estimated_sam
@@ -26,6 +30,7 @@ from idiolect.parts._gated_heads import gated_heads
 from idiolect.parts._grown_mask import grown_mask
 from idiolect.parts._head_ensemble import head_ensemble
 from idiolect.parts._head_first import head_first
+from idiolect.parts._hybrid_norm import hybrid_norm
 from idiolect.parts._hypernetwork import hypernetwork
 from idiolect.parts._local_adapter import local_adapter
 from idiolect.parts._loss_weights import loss_weights
@@ -64,6 +69,7 @@ __all__ = [
     "consistent_sam",
     "control_variates",
     "critical_mix",
+    "discriminant_head",
     "domain_bias",
     "dynamic",
     "estimated_sam",
@@ -77,6 +83,7 @@ __all__ = [
     "grown_mask",
     "head_ensemble",
     "head_first",
+    "hybrid_norm",
     "hypernetwork",
     "local_adapter",
     "loss_weights",
@@ -101,3 +108,6 @@ __all__ = [
     "share",
     "similar_bodies",
 ]
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, __all__)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.calls import bound
+from idiolect.core.errors import UsageError, did_you_mean, kind_of, raised
 from idiolect.core.values import arguments, hints_of
 
 _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -53,6 +54,8 @@ def evaluate(text: str, names: Mapping[str, object], what: str) -> object:
     """
     known = {_plain(name): name for name in names if not name.startswith("_")}
     text = known.get(_plain(text.strip()), text.strip())
+    if not text:
+        raise UsageError(f"{what}: nothing is written; write it like {_sample(names)}")
     try:
         tree = ast.parse(text, mode="eval").body
         return _Reader(names, known, what).value(tree)
@@ -99,26 +102,26 @@ class _Reader:
         if not callable(make) or not _makes(make):
             raise UsageError(f"{where} takes no arguments; write it without brackets")
         signature = inspect.signature(make)
-        unknown = next((k for k in given if k not in signature.parameters), None)
-        if unknown is not None:
-            hint = did_you_mean(unknown, signature.parameters)
-            raise UsageError(f"{where} has no argument {unknown!r}{hint}; it is {_written(name, signature)}")
-        try:
-            bound = signature.bind(*args, **given)
-        except TypeError as error:
-            raise UsageError(f"{where}: {error}; it is {_written(name, signature)}") from None
-        for argument, value in bound.arguments.items():
+        for argument, value in bound(where, signature, args, given).arguments.items():
             many = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
             for single in value if many else (value,):
                 arguments(where, {argument: single}, hints_of(make))
-        return make(*args, **given)
+        try:
+            return make(*args, **given)
+        except UsageError:
+            raise
+        except Exception as error:  # a function of the user's may raise anything
+            raise UsageError(f"{where} raises {raised(error, make)}") from error
 
     def apply(self, sign: str, operate: Callable[..., object], *values: object) -> object:
         try:
             return operate(*values)
+        except UsageError as error:
+            raise UsageError(f"{self.what}: {error}") from None
         except (TypeError, AttributeError):
-            shown = " and ".join(map(repr, values))
-            raise UsageError(f"{self.what}: {sign} does not go with {shown}"[:200]) from None
+            shown = " and ".join(map(_kind, values))
+            hint = "; parts are added with +" if self.what == "method" else ""
+            raise UsageError(f"{self.what}: {sign} does not go with {shown}{hint}") from None
 
 
 _GRAMMAR = "use names, calls, numbers, text in quotes, tuples and + - & | ~"
@@ -132,10 +135,11 @@ def _makes(found: object) -> bool:
     return inspect.isroutine(found) or isinstance(found, type | partial)
 
 
+def _kind(value: object) -> str:
+    """Return a value as it prints if that is short, else what it is."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{kind_of(value)} {getattr(value, 'name', '')}".strip()
+
+
 def _sample(names: Mapping[str, object]) -> str:
     return next((f"{name}(...)" for name, found in names.items() if _makes(found)), "a name")
-
-
-def _written(name: str, signature: inspect.Signature) -> str:
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    return f"{name}{signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"

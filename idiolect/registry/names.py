@@ -16,7 +16,7 @@ from torch import nn
 
 from idiolect import data, methods, models, parts
 from idiolect.core import scope
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.method import Method
 from idiolect.data import Deal, Shift, Split
 from idiolect.registry import plugins
@@ -78,6 +78,8 @@ def method_of(text: str) -> Method:
         Traceback (most recent call last):
         idiolect.UsageError: 'sam(0.05)' is a Part, not a method; put a method first, as in fedavg + sam(0.05)
     """
+    if not text.strip():
+        raise UsageError("method: nothing is written; write it like fedavg + sam(0.05)")
     own = {name: plugins.load(module, name, "method") for module, name in _OWN.findall(text)}
     hint = "; put a method first, as in fedavg + sam(0.05)"
     method: Method = _read(_OWN.sub(r"\2", text), METHODS | own, "method", Method, hint)
@@ -169,7 +171,7 @@ def _read(text: str, names: Mapping[str, object], what: str, kind: type | None =
     """Return the value of an expression, which must be of a kind: by default, of one of the named classes."""
     found = evaluate(text, names, what)
     if not isinstance(found, kind or tuple(made for made in names.values() if isinstance(made, type))):
-        raise UsageError(f"{text!r} is a {type(found).__name__}, not a {what}{hint}")
+        raise UsageError(f"{text!r} is {kind_of(found)}, not a {what}{hint}")
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from pathlib import Path
 
 from torch import nn
 
-from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.errors import UsageError, did_you_mean, kind_of, raised
 
 
 def load(module: str, name: str, what: str) -> object:
@@ -33,8 +34,10 @@ def load(module: str, name: str, what: str) -> object:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
-            raise
+            raise UsageError(f"{what}: {module} cannot be imported: {raised(error, _file(module))}") from error
         raise UsageError(f"{what}: there is no module {error.name!r}; it is looked for in {here} first") from None
+    except Exception as error:  # whatever a user's module may raise
+        raise UsageError(f"{what}: {module} cannot be imported: {raised(error, _file(module))}") from error
     if not hasattr(found, name):
         raise UsageError(f"{what}: {module} has no function {name!r}{did_you_mean(name, vars(found))}")
     value: object = getattr(found, name)
@@ -52,9 +55,23 @@ def model_from(text: str, shape: tuple[int, ...], classes: int | None) -> nn.Mod
     module, _, name = text.partition(":")
     make = load(module, name, "model")
     if not callable(make):
-        raise UsageError(f"model: {module} has no function {name!r}")
+        raise UsageError(f"model: {text} is {kind_of(make)}: give a function that returns a torch.nn.Module")
     takes = inspect.signature(make).parameters
-    model = make(**{k: v for k, v in (("shape", shape), ("classes", classes)) if k in takes})
+    try:
+        model = make(**{k: v for k, v in (("shape", shape), ("classes", classes)) if k in takes})
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a user's function may raise
+        raise UsageError(f"model: {text} raises {raised(error, make)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model: {text} returns a {type(model).__name__}, not a torch.nn.Module")
+        raise UsageError(f"model: {text} returns {kind_of(model)}, not a torch.nn.Module")
     return model
+
+
+def _file(module: str) -> str | None:
+    """Return the path of a module that could not be imported."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return found.origin if found else None

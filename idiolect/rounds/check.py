@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.method import Method
-from idiolect.core.part import Part
+from idiolect.core.part import HOOKS, Part, guarded
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, rounded
-from idiolect.core.types import Central, Gradient, Local, Objective, Step, Stream, Trees
+from idiolect.core.types import Arrival, Central, Gradient, Local, Objective, Setup, Step, Stream, Trees
 from idiolect.rounds.client import Assignment, Worker
-from idiolect.rounds.server import Upload, kind_of, server_round
+from idiolect.rounds.server import Upload, broadcast, server_round
 from idiolect.rounds.server_state import ServerState
 
 
 def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
-    """Train one client for one step, aggregate and deploy, and check the results of all hooks.
+    """Broadcast, train one client for one step, aggregate and deploy, and check the results of all hooks.
 
     Args:
         state: the server before its first round; it is not changed.
@@ -33,6 +34,8 @@ def check_method(state: ServerState, worker: Worker, work: Assignment) -> None:
     """
     method = checked(state.method, state.model.structure)
     trial = replace(worker, method=method)
+    first = state.server["share"]
+    broadcast(method, state.server, Central(state.model.structure, first, first, work.lr))
     one = _cut(work)
     out = trial.train(one)
     shared = work.received["share"]
@@ -67,7 +70,7 @@ def checked(method: Method, structure: ModelStructure) -> Method:
 
 
 def _checked(part: Part, structure: ModelStructure) -> Part:
-    checks: dict[str, Any] = {
+    checks: dict[str, Any] = dict.fromkeys(HOOKS, _found) | {
         "begin": _begin,
         "objective": _objective,
         "gradient": _gradient,
@@ -75,7 +78,7 @@ def _checked(part: Part, structure: ModelStructure) -> Part:
         "finish": _finish,
         "deploy": _deploy,
     }
-    hooks = {name: getattr(part, name) for name in checks if getattr(part, name)}
+    hooks = {name: getattr(part, name) for name in checks if getattr(part, name) and name != "attach"}
     return replace(part, **{n: _wrapped(part, n, hook, checks[n], structure) for n, hook in hooks.items()})
 
 
@@ -90,6 +93,20 @@ class _Hook:
     def require(self, condition: bool, message: str) -> None:
         if not condition:
             raise UsageError(f"{self.part.name}: {self.name} {message}")
+
+    def run(self, function: Callable[..., Any], names: str, *args: object) -> Any:  # noqa: ANN401
+        """Return what the hook, or a function that it returned, gives; refuse one that fails or changes its inputs."""
+        given = _trees(names, args)
+        before = {name: tree.flat.clone() for name, tree in given.items()}
+        try:
+            found = guarded(f"{self.part.name}: {self.name}", function, function)(*args)
+        except UsageError as error:
+            lacks = self.name == "deploy" and not self.part.transductive and "NoneType" in str(error)
+            hint = "; local.inputs is None unless the part says transductive=True" if lacks else ""
+            raise UsageError(f"{error}{hint}") from error.__cause__
+        changed = next((n for n, tree in given.items() if not torch.equal(_bits(tree.flat), _bits(before[n]))), None)
+        self.require(changed is None, f"changes {changed} in place: return a new tree, such as a + b")
+        return found
 
     def tree(self, found: object, what: str) -> Tree:
         self.require(isinstance(found, Tree), f"must return {what}, not {kind_of(found)}")
@@ -118,16 +135,26 @@ def _wrapped(part: Part, name: str, hook: Callable[..., Any], check: Callable[..
 
     @wraps(hook)
     def call(*args: Any) -> Any:  # noqa: ANN401
-        try:
-            found = hook(*args)
-        except UsageError:
-            raise
-        except Exception as error:
-            error.add_note(f"in {name} of the part {part.name}")
-            raise
-        return check(about, found, *args)
+        return check(about, about.run(hook, HOOKS[name], *args), *args)
 
     return call
+
+
+def _found(hook: _Hook, found: object, *args: object) -> object:
+    return found
+
+
+def _trees(names: str, args: Sequence[object]) -> dict[str, Tree]:
+    """Return the trees that a function is given, by the names under which it knows them."""
+    found: dict[str, Tree] = {}
+    for name, arg in zip(names.split(", "), args, strict=True):
+        if isinstance(arg, Local | Central | Setup):
+            found |= {f"{name}.{f.name}": tree for f in fields(arg) if isinstance(tree := getattr(arg, f.name), Tree)}
+        elif isinstance(arg, Arrival):
+            found |= {f"{name}.{field}": tree for field, tree in arg._asdict().items() if isinstance(tree, Tree)}
+        elif isinstance(arg, Tree):
+            found[name] = arg
+    return found
 
 
 def _begin(hook: _Hook, found: object, local: Local, weights: Tree) -> object:
@@ -144,7 +171,7 @@ def _objective(hook: _Hook, found: object, local: Local) -> object:
     assert isinstance(found, Objective)
 
     def loss(*args: Any) -> Tensor:  # noqa: ANN401
-        value = found.loss(*args)
+        value: Tensor = guarded(f"{hook.part.name}: the loss of its objective", found.loss, found.loss)(*args)
         number = isinstance(value, Tensor) and value.dim() == 0
         hook.require(number, f"has a loss that must be the mean over the batch, one number, not {kind_of(value)}")
         return value
@@ -156,16 +183,21 @@ def _gradient(hook: _Hook, found: object, grad: object, local: Local) -> object:
     hook.require(callable(found), f"must return a function (weights, batch) -> Gradient, not {kind_of(found)}")
 
     def wrapped(at: Tree, batch: Step) -> Gradient:
-        out = found(at, batch)  # type: ignore[operator]
+        out = hook.run(found, "weights, batch", at, batch)  # type: ignore[arg-type]
         hook.require(isinstance(out, Gradient), f"must give a Gradient, not {kind_of(out)}")
         hook.moving(hook.tree(out.gradient, "a Gradient of Trees"))
+        if not _finite(out.gradient) and _finite(grad(at, batch).gradient):  # type: ignore[operator]
+            hook.require(False, f"of {hook.part!r} gives a gradient that is not finite: check its arguments")
         return out  # type: ignore[no-any-return]
 
     return wrapped
 
 
-def _direction(hook: _Hook, found: object, *args: object) -> object:
-    hook.moving(hook.tree(found, "a direction as a Tree"))
+def _direction(hook: _Hook, found: object, direction: Tree, *args: object) -> object:
+    tree = hook.tree(found, "a direction as a Tree")
+    hook.moving(tree)
+    fine = _finite(tree) or not _finite(direction)
+    hook.require(fine, f"of {hook.part!r} gives a direction that is not finite: check its arguments")
     return found
 
 
@@ -185,6 +217,15 @@ def _deploy(hook: _Hook, found: object, local: Local, weights: Tree) -> object:
 
 def _odd(tree: Tree, structure: ModelStructure) -> list[str]:
     return sorted(set(tree) ^ set(structure.layout.names))[:4] or ["the same in another order"]
+
+
+def _finite(tree: Tree) -> bool:
+    return bool(torch.isfinite(tree.flat).all())
+
+
+def _bits(flat: Tensor) -> Tensor:
+    """Return values among which NaN equals NaN."""
+    return flat.nan_to_num(nan=torch.pi) if flat.is_floating_point() else flat
 
 
 def _form(tree: Tree) -> str:

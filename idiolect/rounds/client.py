@@ -21,7 +21,7 @@ from idiolect.core.nest import Nest
 from idiolect.core.part import Part
 from idiolect.core.scope import Scope
 from idiolect.core.tree import EMPTY, Tree, counting, pick, rounded, stacked
-from idiolect.core.types import Direct, GradFn, Local, Objective, Stream, Trees
+from idiolect.core.types import Direct, GradFn, Gradient, Local, Objective, Step, Stream, Trees
 from idiolect.rounds.descent import descend
 from idiolect.rounds.queries import Queries
 from idiolect.rounds.training import Training
@@ -195,6 +195,9 @@ def _none(work: Assignment) -> Tensor:
 def _local(model: Learner, training: Training, work: Assignment) -> Local:
     """Return the round as parts see it, before `begin`."""
 
+    def plain(weights: Tree, step: Step, *, only: Scope | None = None) -> Gradient:
+        return model.grad(weights, step, None if only is None else only(model.structure))
+
     def train(
         weights: Tree,
         *,
@@ -234,7 +237,7 @@ def _local(model: Learner, training: Training, work: Assignment) -> Local:
         lr=work.lr,
         seed=work.seed,
         round=work.round,
-        grad=model.grad,
+        grad=plain,
         train=train,
         total=queries.total,
         each=queries.each,

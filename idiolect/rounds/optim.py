@@ -7,7 +7,6 @@ float32, since there :math:`1 - \beta_2^t` would be 0 and a count would end at 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree, layout, wide, zeros_like
-from idiolect.core.values import settle
+from idiolect.core.values import settings
 
 OptimizerState = dict[str, Tree]
 
@@ -49,7 +48,7 @@ class Optimizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@settings
 class SGD:
     r"""Stochastic gradient descent: :math:`b \leftarrow \mu b + d,\; m = b` (PyTorch's form, no dampening).
 
@@ -65,7 +64,7 @@ class SGD:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("momentum",), amounts=("weight_decay",))
+        _check(self, shares=("momentum",), amounts=("weight_decay",))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -90,7 +89,7 @@ class SGD:
         return steps + self.momentum * worth if self.nesterov else worth
 
 
-@dataclass(frozen=True)
+@settings
 class Adam:
     r"""Adam (Kingma and Ba, ICLR 2015) with bias correction, as in PyTorch.
 
@@ -111,7 +110,7 @@ class Adam:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("beta1", "beta2"), amounts=("epsilon", "weight_decay"))
+        _check(self, shares=("beta1", "beta2"), amounts=("epsilon", "weight_decay"))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -132,7 +131,7 @@ class Adam:
         return steps
 
 
-@dataclass(frozen=True)
+@settings
 class AdamW(Adam):
     r"""`Adam` with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), as in PyTorch.
 
@@ -154,7 +153,7 @@ class AdamW(Adam):
     decoupled = True
 
 
-@dataclass(frozen=True)
+@settings
 class RMSprop:
     r"""RMSprop (Tieleman and Hinton, 2012), as in PyTorch, without centering.
 
@@ -175,7 +174,7 @@ class RMSprop:
     decoupled = False
 
     def __post_init__(self) -> None:
-        _settled(self, shares=("alpha", "momentum"), amounts=("epsilon", "weight_decay"))
+        _check(self, shares=("alpha", "momentum"), amounts=("epsilon", "weight_decay"))
 
     def init(self, direction: Tree) -> OptimizerState:
         """See `Optimizer`."""
@@ -206,9 +205,8 @@ class RMSprop:
         return torch.tensor(ways, dtype=steps.dtype, device=steps.device)[steps.long()]
 
 
-def _settled(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
-    """Make the numbers of an optimizer plain; raise if a share is not in [0, 1), or an amount is below 0."""
-    settle(made)
+def _check(made: object, shares: tuple[str, ...], amounts: tuple[str, ...]) -> None:
+    """Raise if a share is not in [0, 1), or an amount is below 0."""
     for name in (*shares, *amounts):
         value, share = getattr(made, name), name in shares
         if value < 0 or (share and value >= 1):

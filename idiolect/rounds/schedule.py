@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
-from idiolect.core.values import real, settle
+from idiolect.core.values import real, settings, whole
 
 
 @runtime_checkable
@@ -22,7 +23,7 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@settings
 class Constant:
     """The same learning rate in every round."""
 
@@ -31,7 +32,7 @@ class Constant:
         return lr
 
 
-@dataclass(frozen=True)
+@settings
 class Exponential:
     r"""The learning rate of round :math:`t` is :math:`\eta \gamma^t`, whichever clients take part.
 
@@ -42,7 +43,6 @@ class Exponential:
     gamma: float
 
     def __post_init__(self) -> None:
-        settle(self)
         if not 0 < self.gamma <= 1:
             raise UsageError(f"Exponential: gamma must be in (0, 1], got {self.gamma}")
 
@@ -51,7 +51,7 @@ class Exponential:
         return float(lr * self.gamma**round)
 
 
-@dataclass(frozen=True)
+@settings
 class StepDecay:
     r"""The learning rate falls by a factor :math:`\gamma` every `every` rounds.
 
@@ -64,7 +64,6 @@ class StepDecay:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        settle(self)
         if self.every < 1 or not 0 < self.gamma <= 1:
             raise UsageError(f"StepDecay: needs every >= 1 and gamma in (0, 1], got {self}")
 
@@ -73,7 +72,7 @@ class StepDecay:
         return float(lr * self.gamma ** (round // self.every))
 
 
-@dataclass(frozen=True)
+@settings
 class Cosine:
     r"""The learning rate falls to `floor` times itself over the run along half a cosine.
 
@@ -84,7 +83,6 @@ class Cosine:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        settle(self)
         if not 0 <= self.floor <= 1:
             raise UsageError(f"Cosine: floor must be in [0, 1], got {self.floor}")
 
@@ -93,6 +91,7 @@ class Cosine:
         return lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * round / rounds)))
 
 
+@called
 @dataclass(frozen=True)
 class Warmup:
     r"""The learning rate rises linearly over the first rounds, then follows another schedule over those that are left.
@@ -114,9 +113,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "then", schedule_of(self.then))
-        settle(self)
-        if self.rounds < 1:
-            raise UsageError(f"Warmup: rounds must be at least 1, got {self.rounds}")
+        object.__setattr__(self, "rounds", whole("Warmup: rounds", self.rounds, 1))
 
     def __call__(self, lr: float, round: int, rounds: int) -> float:
         """Return the learning rate of a round."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.method import Method
-from idiolect.core.part import Part
+from idiolect.core.part import Part, run_hook
 from idiolect.core.tree import EMPTY, Layout, Tree, overlay, pick, rounded
 from idiolect.core.types import Arrival, Central, Trees, Update, Weight
 from idiolect.rounds.mean import Mean
@@ -51,7 +51,7 @@ def broadcast(method: Method, server: Trees, central: Central) -> Trees:
     for part in method.parts:
         if part.broadcast:
             view = replace(central, old=shared, new=shared, state=server[part.name])
-            shared = same_layout(part, "broadcast", "the shared tensors", shared, part.broadcast(view))
+            shared = same_layout(part, "broadcast", "the shared tensors", shared, run_hook(part, "broadcast", view))
     return {p.name: EMPTY if p.server_only else server[p.name] for p in method.parts} | {"share": shared}
 
 
@@ -98,8 +98,7 @@ def server_round(
             arrived = Tree(trees[0].layout, torch.stack([tree.flat for tree in trees]))
         else:
             arrived = means[part.name].result(partial(_default, view))
-        assert part.aggregate
-        update = _checked(part, part.aggregate(view, arrived))
+        update = _checked(part, run_hook(part, "aggregate", view, arrived))
         if update.state is not None:
             after[part.name] = same_layout(part, "aggregate", "its state", server[part.name], update.state)
         if update.rows is not None:
@@ -113,7 +112,7 @@ def server_round(
 def message(part: Part, central: Central) -> Tree:
     """Return what a part sends to one client alone; `central` holds the part's state and the client's row."""
     if part.message:
-        return tree_of(part, "message", part.message(central))
+        return tree_of(part, "message", run_hook(part, "message", central))
     return EMPTY if part.server_only else central.rows
 
 
@@ -122,7 +121,8 @@ def _contribution(part: Part, central: Central, upload: Upload) -> tuple[Tree, W
     own = upload.uploads[part.name]
     if not part.contribute:
         return own, 1.0
-    found = part.contribute(central, Arrival(own, upload.uploads["share"], upload.examples, upload.steps))
+    arrival = Arrival(own, upload.uploads["share"], upload.examples, upload.steps)
+    found = run_hook(part, "contribute", central, arrival)
     tree, weight = found if isinstance(found, tuple) else (found, 1.0)
     return tree_of(part, "contribute", tree), weight
 
@@ -166,13 +166,6 @@ def same_layout(part: Part, hook: str, what: str, before: Tree, after: object) -
     ):
         raise UsageError(f"{part.name}: {hook} changed the form of {what} from {_form(before)} to {_form(found)}")
     return found
-
-
-def kind_of(found: object) -> str:
-    """Return a description of an object for an error message."""
-    if isinstance(found, torch.Tensor):
-        return f"a tensor of shape {tuple(found.shape)}"
-    return "None" if found is None else f"a {type(found).__name__}"
 
 
 def _form(tree: Tree) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from idiolect.compute.autograd import Model
 from idiolect.core.method import Method
-from idiolect.core.part import Part
+from idiolect.core.part import Part, run_hook
 from idiolect.core.rng import derive, stream
 from idiolect.core.tree import EMPTY, Tree, combine
 from idiolect.core.types import Central, Setup, Trees
@@ -50,7 +50,9 @@ class ServerState:
         self.model = self.model.extended(self.method.attach)
         _ = self.model.structure.makers  # found before threads run modules
         setup = self.setup
-        self.server = {p.name: tree_of(p, "server", p.server(setup)) if p.server else EMPTY for p in self.method.parts}
+        self.server = {
+            p.name: tree_of(p, "server", run_hook(p, "server", setup)) if p.server else EMPTY for p in self.method.parts
+        }
 
     @property
     def population(self) -> Sequence[str]:
@@ -76,13 +78,15 @@ class ServerState:
     def fresh(self) -> Trees:
         """Return the memory of a client that has not trained yet; raise if the method does not fit the model."""
         setup = self.setup
-        return {p.name: tree_of(p, "memory", p.memory(setup)) if p.memory else EMPTY for p in self.method.parts}
+        return {
+            p.name: tree_of(p, "memory", run_hook(p, "memory", setup)) if p.memory else EMPTY for p in self.method.parts
+        }
 
     @cached_property
     def first_rows(self) -> Trees:
         """The server's row of a client that has not trained yet, by part that has rows."""
         setup = self.setup
-        return {p.name: tree_of(p, "rows", p.rows(setup)) for p in self.method.parts if p.rows}
+        return {p.name: tree_of(p, "rows", run_hook(p, "rows", setup)) for p in self.method.parts if p.rows}
 
     @cached_property
     def rates(self) -> list[float]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError
 from idiolect.core.scope import Scope
 from idiolect.core.structure import ModelStructure
 from idiolect.core.tree import Tree, spread
-from idiolect.core.values import real, settle, whole
+from idiolect.core.values import real, settings, whole
 from idiolect.rounds.optim import SGD, Optimizer
 from idiolect.rounds.schedule import Constant, Schedule, schedule_of
 
 
-@dataclass(frozen=True)
+@settings
 class Group:
     """A learning rate and weight decay for some tensors.
 
@@ -29,11 +30,11 @@ class Group:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        settle(self)
         if self.lr < 0 or (self.weight_decay or 0) < 0:
             raise UsageError(f"Group: lr and weight_decay must be at least 0, got {self.lr} and {self.weight_decay}")
 
 
+@called
 @dataclass(frozen=True)
 class Training:
     """Local training.

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from idiolect.compute.autograd import Model
 from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
+from idiolect.core.calls import takes
 from idiolect.core.method import Method
 from idiolect.data import ClientData
 from idiolect.engines.choose import check_engine, choose
@@ -92,6 +93,9 @@ def fit(
         torch.Size([1, 2])
     """
     check_types(model, clients, method, metrics, {"training": training, "machine": machine, "output": output})
+    takes("loss", loss, "output, target")
+    if on_round is not None:
+        takes("on_round", on_round, "run, record")
     rounds, participation, evaluate_every, seed = numbers_of(rounds, participation, evaluate_every, seed)
     with torch.random.fork_rng(devices=[]):
         wrapped = Model(model, loss, device_of(machine.device, model), machine.precision == "bfloat16")

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from idiolect.core.calls import called
 from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.values import arguments
 from idiolect.engines.base import Engine
 from idiolect.engines.choose import NAMES
 from idiolect.storage.disk import Kind
@@ -18,6 +20,7 @@ from idiolect.storage.disk import Kind
 Precision = Literal["full", "bfloat16"]
 
 
+@called
 @dataclass(frozen=True)
 class Machine:
     """The hardware of a run and how it is used. Results are the same on all engines but for rounding.
@@ -63,6 +66,7 @@ class Machine:
                 raise UsageError(f"{name} is {' or '.join(map(repr, get_args(kinds)))}, not {getattr(self, name)!r}")
 
 
+@called
 @dataclass(frozen=True)
 class Output:
     """Files and messages of a run.
@@ -94,6 +98,8 @@ class Output:
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike | None):
             raise UsageError(f"directory is a path such as 'runs/first', not {self.directory!r}")
+        flags = {name: getattr(self, name) for name in ("resume", "report", "progress")}
+        arguments("Output", flags, dict.fromkeys(flags, bool))
         if self.resume and self.directory is None:
             raise UsageError("resume needs the directory of the run to go on with: Output(directory=..., resume=True)")
         if not isinstance(self.about, Mapping | None):

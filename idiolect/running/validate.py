@@ -15,7 +15,7 @@ from idiolect.compute.autograd import Model
 from idiolect.compute.hidden import refuse_hidden_state
 from idiolect.compute.losses import Loss, is_plain_cross_entropy
 from idiolect.compute.trial import tried
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, raised
 from idiolect.core.nest import Nest, logits, named_tensors, rows_in, taken, tensors
 from idiolect.core.types import Batch
 from idiolect.core.values import real, whole
@@ -43,9 +43,9 @@ def prepare(
         raise UsageError("batch_size=1 with batch normalization: one example has no variance; use at least 2")
     if not clients:
         raise UsageError("no clients: give a dict of name to ClientData")
-    odd = [client for client in clients if not isinstance(client, str)]
-    if odd:
-        raise UsageError(f"client names are text, got {odd[0]!r}: write {str(odd[0])!r}")
+    odd = next((client for client in clients if not isinstance(client, str) or not client), None)
+    if odd is not None:
+        raise UsageError(f"client names are text, got {odd!r}: write {str(odd) or 'a'!r}")
     kept, notes = check_clients(clients)
     where = Placement(model.device, model.dtype, float_targets=is_binary_cross_entropy(model.loss))
     moved = {name: data.changed(lambda split: split.placed(where)) for name, data in kept.items()}
@@ -63,7 +63,9 @@ def prepare(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
     _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1), outputs)
+    _try_forms(untried, moved)
     model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train), 4)))
+    _refuse_not_finite(model)
     if any(data.train.ordered for data in moved.values()):
         notes.append("iterable data sets are read in their own order in every epoch")
     if own := sorted(model.structure.own_state):
@@ -146,7 +148,7 @@ def numbers_of(rounds: object, participation: object, evaluate_every: object, se
             "participation", participation, lambda share: 0 < share <= 1, "in (0, 1], the share of clients in a round"
         ),
         whole("evaluate_every", evaluate_every, 1),
-        whole("seed", seed),
+        whole("seed", seed, 0),
     )
 
 
@@ -182,19 +184,55 @@ def _labels(loss: Loss, outputs: Nest) -> Labels:
     )
 
 
-def _outputs(model: Model, name: str, x: Nest) -> Nest:
+def _outputs(model: Model, name: str, x: Nest, what: str = "features") -> Nest:
     try:
         with torch.no_grad():
             outputs = model.predict(model.initial, x)
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         shapes = [(place, tuple(t.shape[1:])) for place, t in named_tensors(x, "x")]
         shape = shapes[0][1] if len(shapes) == 1 else ", ".join(f"{place} {of}" for place, of in shapes)
-        reason = str(error).partition("\n")[0]
-        hint = image_hint(model.training, x) if isinstance(x, torch.Tensor) else ""
-        raise UsageError(f"the model cannot take client {name!r}'s features of shape {shape}: {reason}{hint}") from None
+        hint = (image_hint(model.training, x) if isinstance(x, torch.Tensor) else "") or _number_hint(model, x)
+        layer = type(model.training).__name__
+        reason = raised(error, getattr(type(model.training), "forward", None))
+        raise UsageError(
+            f"the model ({layer}) cannot take client {name!r}'s {what} of shape {shape}: {reason}{hint}"
+        ) from error
     if not tensors(outputs):
         raise UsageError(f"the model must return a tensor, or several, it returns a {type(outputs).__name__}")
     return outputs
+
+
+def _number_hint(model: Model, x: Nest) -> str:
+    """Return what to do about features of another kind of number than the model's weights, or an empty string."""
+    if any(t.is_complex() for t in tensors(x)):
+        return "; complex features: give real numbers, such as torch.view_as_real(x).flatten(1)"
+    if any(t.is_floating_point() for t in tensors(x)):
+        return ""
+    return f"; convert x to {str(model.dtype).removeprefix('torch.')}, unless the model embeds it: x.float()"
+
+
+def _try_forms(model: Model, clients: Mapping[str, ClientData]) -> None:
+    """Predict for the first examples of every form among those that are read, which may differ in shape."""
+    seen = set()
+    for name, data in clients.items():
+        for split, examples in data.splits().items():
+            if not isinstance(examples, Examples):
+                x, _ = first_of(examples)
+                form = tuple((place, *t.shape[1:]) for place, t in named_tensors(x, "x"))
+                if form not in seen:
+                    seen.add(form)
+                    _outputs(model, name, x, f"{split} features")
+
+
+def _refuse_not_finite(model: Model) -> None:
+    """Raise if an initial weight or running statistic is NaN or infinite."""
+    for name in model.structure.names("weight") | model.structure.names("statistic"):
+        values = model.initial[name]
+        if not bool(torch.isfinite(values).all()):
+            found = "NaN" if bool(values.isnan().any()) else "infinite"
+            raise UsageError(
+                f"the initial weights are not finite: {name} is {found}; initialize or load the model anew"
+            )
 
 
 def _tried(model: Model, data: ClientData) -> Model:
@@ -214,9 +252,9 @@ def _try_loss(model: Model, name: str, batch: Batch, outputs: Nest) -> None:
     except UsageError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = raised(error, model.loss)
         if not isinstance(outputs, torch.Tensor):
             reason += f" (the model returns a {type(outputs).__name__}: loss=idiolect.own_loss takes the loss in it)"
-        raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from None
+        raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from error
     if loss.dim() != 0:
         raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

@@ -71,7 +71,7 @@ MUTANTS = [
         "\n    return not",
         VALUES,
     ),
-    Mutant("numbers of parts stay as they are", "core/part.py", "bound.arguments.update(", "dict(", VALUES),
+    Mutant("numbers of parts stay as they are", "core/part.py", "call.arguments.update(", "dict(", VALUES),
     Mutant(
         "the unit is a feature",
         "data/tables.py",

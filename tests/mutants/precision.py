@@ -168,7 +168,7 @@ MUTANTS = [
     Mutant(
         "a seed stays what it was",
         "running/validate.py",
-        '        whole("seed", seed),\n',
+        '        whole("seed", seed, 0),\n',
         "        seed,\n",
         NUMBERS,
     ),

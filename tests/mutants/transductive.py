@@ -66,8 +66,8 @@ MUTANTS = [
     Mutant(
         "statistics: layers normalize by what they have",
         MODEL,
-        "                layer.train()\n                layer.register",
-        "                layer.register",
+        "layer.training = True",
+        "layer.training = False",
         HOLDS,
         "called_twice",
     ),
