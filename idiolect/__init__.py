@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from idiolect.rounds.schedule import Constant, Cosine, Exponential, StepDecay, Warmup
     from idiolect.rounds.training import Group, Training
     from idiolect.running.fit import fit
+    from idiolect.running.load import load_run
     from idiolect.running.options import Machine, Output
     from idiolect.running.run import Run
 
@@ -50,6 +51,7 @@ __all__ = [
     "fit",
     "flower",
     "load",
+    "load_run",
     "methods",
     "models",
     "own_loss",
@@ -79,6 +81,7 @@ _HOME = {
     "idiolect.rounds.schedule": ("Constant", "Cosine", "Exponential", "StepDecay", "Warmup"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
+    "idiolect.running.load": ("load_run",),
     "idiolect.running.options": ("Machine", "Output"),
     "idiolect.running.run": ("Run",),
 }

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from idiolect.compute.autograd import Model
+from idiolect.core.errors import UsageError
 from idiolect.core.method import Method
 from idiolect.core.part import Part, run_hook
 from idiolect.core.rng import derive, stream
@@ -92,6 +93,21 @@ class ServerState:
     def rates(self) -> list[float]:
         """Learning rate of every round; raise if the schedule does not give one."""
         return rates(self.training.schedule, self.training.lr, max(self.rounds, 1))
+
+    def extend(self, rounds: int) -> None:
+        """Change the number of rounds.
+
+        Raises:
+            UsageError: if the schedule would have given the rounds that were played other learning rates.
+        """
+        played = self.rates[: self.round]
+        longer = rates(self.training.schedule, self.training.lr, max(rounds, 1))
+        if longer[: len(played)] != played:
+            raise UsageError(
+                f"schedule {self.training.schedule!r} depends on the number of rounds: with {rounds}, those that were "
+                "played would have had other learning rates; start another run"
+            )
+        self.rounds, self.rates = rounds, longer
 
     @property
     def lr(self) -> float:

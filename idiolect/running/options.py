@@ -73,7 +73,9 @@ class Output:
 
     Args:
         directory: folder for the run: config, metrics (one line a round), tensors, report. None writes nothing.
-        resume: continue the run in `directory`, which must have been started with the same settings.
+        resume: True continues the run in `directory`, which must have been started with the same settings; it may have
+            fewer rounds. ``"auto"`` does so if there is one, and else starts it: one program for the first start and
+            every restart.
         report: write report.html at the end.
         progress: show a progress bar with the time left.
         about: more entries for config.json, such as where the data come from.
@@ -90,7 +92,7 @@ class Output:
     """
 
     directory: str | Path | None = None
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     report: bool = True
     progress: bool = False
     about: Mapping[str, Any] | None = None
@@ -99,7 +101,7 @@ class Output:
         if not isinstance(self.directory, str | os.PathLike | None):
             raise UsageError(f"directory is a path such as 'runs/first', not {self.directory!r}")
         flags = {name: getattr(self, name) for name in ("resume", "report", "progress")}
-        arguments("Output", flags, dict.fromkeys(flags, bool))
+        arguments("Output", flags, {"resume": bool | Literal["auto"], "report": bool, "progress": bool})
         if self.resume and self.directory is None:
             raise UsageError("resume needs the directory of the run to go on with: Output(directory=..., resume=True)")
         if not isinstance(self.about, Mapping | None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError, did_you_mean
 from idiolect.core.method import Weighting
 from idiolect.core.nest import Nest
+from idiolect.core.values import whole
 from idiolect.data import countable, holdings
 from idiolect.engines.federation import Federation
 from idiolect.report import RunSummary
@@ -22,6 +24,8 @@ from idiolect.rounds.schedule import written
 from idiolect.running.adapting import Adapting
 from idiolect.running.fingerprint import data_of, described, model_of
 from idiolect.running.new_client import Rule, new_client
+from idiolect.running.options import Output
+from idiolect.running.playing import play_all
 from idiolect.running.run_report import summary_of, write_run_report
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ class Run:
         notes: messages from before training, such as clients left out.
         about: more entries for config.json, such as the command.
         records: one mapping per round, as written to metrics.jsonl.
+        directory: where it is written, if it is.
     """
 
     federation: Federation
@@ -48,6 +53,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    directory: str | Path | None = None
 
     @property
     def round(self) -> int:
@@ -164,16 +170,40 @@ class Run:
             return {}
         return {c: {str(label): n for label, n in h.items()} for c, h in holdings(clients).items()}
 
-    def config(self) -> dict[str, Any]:
-        """Return the settings that decide the run."""
+    def play(
+        self,
+        rounds: int,
+        evaluate_every: int = 1,
+        progress: bool = False,
+        on_round: Callable[[Run, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Play more rounds; a run that has a directory is continued there.
+
+        Args:
+            rounds: number of rounds, in addition to those that have been played.
+            evaluate_every: rounds between evaluations of all clients; the last round is always evaluated.
+            progress: show a progress bar with the time left.
+            on_round: called after each round with the run and the round's record.
+
+        Raises:
+            UsageError: if the schedule would have given the rounds that were played other learning rates.
+        """
+        more, evaluate_every = whole("rounds", rounds, 0), whole("evaluate_every", evaluate_every, 1)
+        self.federation.extend(self.round + more)
+        output = Output(self.directory, resume=self.directory is not None, progress=progress)
+        play_all(self, evaluate_every, output, on_round)
+
+    def config(self, rounds: int | None = None) -> dict[str, Any]:
+        """Return the settings that decide the run, or its first rounds."""
         federation = self.federation
+        rounds = federation.rounds if rounds is None else rounds
         return {
             "method": repr(federation.method),
-            "rounds": federation.rounds,
+            "rounds": rounds,
             "participation": federation.participation,
             "seed": federation.seed,
             "training": repr(federation.training),
-            "rates": written(federation.rates),
+            "rates": written(federation.rates[: max(rounds, 1)]),
             "loss": described(federation.model.loss),
             "model": model_of(federation.model.training),
             "initial": hashlib.sha256(
@@ -181,6 +211,7 @@ class Run:
             ).hexdigest()[:16],
             "dtype": str(federation.model.dtype),
             "gradients": f"{federation.learner.way}, width {federation.engine.width}",
+            "metrics": [metric.name for metric in self.metrics],
             "values": federation.model.structure.trainable.total,
             "clients": len(federation.clients),
             "examples": sum(len(data.train) for data in federation.clients.values()),

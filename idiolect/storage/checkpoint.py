@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from idiolect.compute.autograd import Model
 from idiolect.core.errors import UsageError
 from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
-from idiolect.storage.run_directory import RunDirectory, read_run
+from idiolect.storage.run_directory import RunDirectory, read_run, read_tensors
 
 _NAME, _MEMORY, _ROWS = "checkpoint", "memory/", "rows/"
 
@@ -69,33 +70,41 @@ def save(store: RunDirectory, state: Kept) -> None:
 
 
 def restore(store: RunDirectory, state: Kept, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Load a federation's state; return the records of the rounds that it has played.
+    """Load a server's state to go on with the run; return the records of the rounds that it has played.
 
     Raises:
         UsageError: if the run was started with other settings, or its file is damaged.
     """
-    known = read_run(store.path)[0]["config"]
+    load(store.path, state, config)
+    store.rewind(state.round)
+    return read_run(store.path)[1]
+
+
+def load(path: Path, state: Kept, config: Mapping[str, Any]) -> None:
+    """Load a server's state from the directory of its run; nothing is written.
+
+    Raises:
+        UsageError: if the run was started with other settings, or its file is damaged.
+    """
+    known = read_run(path)[0]["config"]
     asked = json.loads(json.dumps(config, default=str))
     differ = list(_differences("", known, asked))
     if differ:
         more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise UsageError(
-            f"{store.path} was started with other settings: {'; '.join(differ[:4])}{more}; give another run another "
-            "directory"
+            f"{path} was started with other settings: {'; '.join(differ[:4])}{more}; give another run another directory"
         )
-    if not (store.path / f"{_NAME}.safetensors").exists():
+    file = path / f"{_NAME}.safetensors"
+    if not file.exists():
         for kept in _stores(state).values():
             kept.load({})
-        store.rewind(0)
-        return []
-    tensors = store.load_tensors(_NAME)
+        return
+    tensors = read_tensors(file)[0]
     device = state.model.device
     state.server = {p: _tree(t, tensors, f"server/{p}", device) for p, t in state.server.items()}
     for prefix, kept in _stores(state).items():
         kept.load({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
     state.round = int(tensors["round"])
-    store.rewind(state.round)
-    return read_run(store.path)[1]
 
 
 def _differences(where: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:

@@ -118,7 +118,6 @@ class DiskStore:
             self._place(number, check, names)
         self._last = max(self._segments, default=0)
         self._checkpointed = set(self._segments)
-        self._sweep()
         for client, memory in unpack(tensors if "clients" in tensors else {}, self._fresh):
             self.put(client, memory)
 

@@ -58,7 +58,7 @@ class RunDirectory:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give a directory for the run")
-        ours = (self.path / CONFIG).is_file()
+        ours = holds_run(self.path)
         if resume:
             if not ours:
                 raise UsageError(f"{self.path} holds no run to resume: it has no {CONFIG}")
@@ -128,6 +128,11 @@ class RunDirectory:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise UsageError(f"{name!r} cannot name a file of tensors: use letters, digits, '_', '-' and '.'")
         return self.path / f"{name}.safetensors"
+
+
+def holds_run(path: str | Path) -> bool:
+    """Return whether a run was started in a directory."""
+    return (Path(path) / CONFIG).is_file()
 
 
 def write_tensors(

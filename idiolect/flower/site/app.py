@@ -15,7 +15,6 @@ from idiolect.compute.autograd import Model, seeded
 from idiolect.compute.losses import Loss
 from idiolect.compute.metrics import Metric
 from idiolect.core.errors import UsageError
-from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.data import ClientData
 from idiolect.flower.protocol.messages import (
@@ -29,10 +28,8 @@ from idiolect.flower.protocol.messages import (
 )
 from idiolect.flower.site.session import Session
 from idiolect.flower.site.state import SiteState
-from idiolect.registry.expression import evaluate
-from idiolect.registry.names import METHODS, OPTIMIZERS, SCHEDULES
+from idiolect.registry.printed import method_from, training_from
 from idiolect.rounds.server_state import ServerState
-from idiolect.rounds.training import Group, Training
 from idiolect.running.trial import check_metrics
 from idiolect.running.validate import prepare
 
@@ -99,8 +96,8 @@ class Site(ClientApp):
     def _open_session(self, instruction: Instruction, config: Mapping[str, object]) -> Session:
         client, folder = site_settings(config)
         model = Model(seeded(self._make_model, instruction.seed), self._loss)
-        method = parse_method(instruction.method, self._parts)
-        training = parse_training(instruction.training)
+        method = method_from(instruction.method, self._parts)
+        training = training_from(instruction.training)
         data = self._load_data(client) if inspect.signature(self._load_data).parameters else self._load_data()
         if not isinstance(data, ClientData):
             raise UsageError(f"data must return a ClientData, got {type(data).__name__}")
@@ -123,22 +120,3 @@ def site_settings(config: Mapping[str, object]) -> tuple[str, Path]:
             "client-id or state-dir is not set: start the site with `idiolect join`, or set both in --node-config"
         )
     return client_name(client), Path(folder).expanduser()
-
-
-def parse_method(text: str, parts: Sequence[Callable[..., Part]]) -> Method:
-    """Return the method that a coordinator's expression describes.
-
-    Only names of idiolect's methods and parts, and of the site's own `parts`, are looked up.
-    """
-    found = evaluate(text, METHODS | {make.__name__: make for make in parts}, "method")
-    if not isinstance(found, Method):
-        raise UsageError(f"method: {text[:80]!r} is not a method")
-    return found
-
-
-def parse_training(text: str) -> Training:
-    """Return the local training that a coordinator's expression describes."""
-    found = evaluate(text, METHODS | OPTIMIZERS | SCHEDULES | {"Training": Training, "Group": Group}, "training")
-    if not isinstance(found, Training):
-        raise UsageError(f"training: {text[:80]!r} is not a Training")
-    return found
