@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from torch import nn
 
 from idiolect.compute.metrics import Metric
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.method import Method
 from idiolect.core.part import Part
 from idiolect.data import ClientData
@@ -80,10 +80,10 @@ def check_types(
     """
     _check_model(model)
     if not isinstance(clients, Mapping):
-        raise UsageError(f"clients is {_kind(clients)}: write {{'a': ClientData(train=(x, y)), ...}}")
+        raise UsageError(f"clients is {kind_of(clients)}: write {{'a': ClientData(train=(x, y)), ...}}")
     for name, data in clients.items():
         if not isinstance(data, ClientData):
-            raise UsageError(f"client {name!r} is {_kind(data)}: write ClientData(train=(x, y), test=(x, y))")
+            raise UsageError(f"client {name!r} is {kind_of(data)}: write ClientData(train=(x, y), test=(x, y))")
     _check_method(method)
     single = isinstance(metrics, str) or not isinstance(metrics, Sequence)
     if metrics is not None and (single or not all(isinstance(m, Metric) for m in metrics)):  # type: ignore[attr-defined]
@@ -92,13 +92,13 @@ def check_types(
         made = SETTINGS[name]
         if not isinstance(value, made):
             some = ", ".join(f"{field.name}=..." for field in fields(made)[:2])
-            raise UsageError(f"{name} is {_kind(value)}: write {name}={made.__name__}({some})")
+            raise UsageError(f"{name} is {kind_of(value)}: write {name}={made.__name__}({some})")
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         call = f": write {getattr(model, '__name__', '')}(...)" if callable(model) else ": give a torch.nn.Module"
-        raise UsageError(f"model is {_kind(model)}{call}")
+        raise UsageError(f"model is {kind_of(model)}{call}")
 
 
 def _check_method(method: object) -> None:
@@ -113,19 +113,7 @@ def _check_method(method: object) -> None:
         hint = f"write methods.{name}() with brackets" if hasattr(method, "card") else f"call it, {name}(...)"
     else:
         hint = "give a Method such as methods.fedbn()"
-    raise UsageError(f"method is {_kind(method)}: {hint}")
-
-
-def _kind(value: object) -> str:
-    """Return what a value is, in words."""
-    if inspect.isroutine(value):
-        return f"the function {value.__name__}"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, str):
-        return f"text, {_shown(value)}"
-    name = type(value).__name__
-    return "None" if value is None else f"a{'n' if name[0].lower() in 'aeiou' else ''} {name}"
+    raise UsageError(f"method is {kind_of(method)}: {hint}")
 
 
 def _instead(name: str, value: object, parameters: Mapping[str, object]) -> str:
