@@ -37,6 +37,7 @@ def contest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     return out.read_text(), json.loads(out.with_suffix(".json").read_text())
 
 
+@pytest.mark.slow
 def test_every_runner_of_this_house_takes_the_same_steps_and_gets_a_ratio(contest):
     text, samples = contest
     assert [s["error"] for s in samples["samples"]] == [""] * 6
@@ -46,12 +47,14 @@ def test_every_runner_of_this_house_takes_the_same_steps_and_gets_a_ratio(contes
     assert all(re.fullmatch(r"\d+\.\d\d", row[4]) for row in rows)
 
 
+@pytest.mark.slow
 def test_runners_of_one_method_move_the_server_about_as_far(contest):
     for method in ("fedavg", "fedfsa"):
         moved = [s["rounds"][0]["moved"] for s in contest[1]["samples"] if s["method"] == method]
         assert max(moved) < 1.1 * min(moved)
 
 
+@pytest.mark.slow
 def test_no_path_or_host_is_written(contest):
     assert str(Path.home()) not in contest[0]
     assert str(harness.ROOT) not in json.dumps(contest[1])

@@ -1,6 +1,7 @@
 """Keys, the proxy, workers and error messages of the commands for sites; one test starts a Flower process."""
 
 import contextlib
+import hashlib
 import http.server
 import json
 import os
@@ -248,7 +249,9 @@ def test_a_worker_survives_errors_of_user_code(site_file, tmp_path, capfd):
         fields = {"run": "r", "method": "fedavg", "training": "Training()", "seed": 0, "round": 0, "lr": 0.1}
         fields |= {"base_round": 0, "evaluate": False, "metrics": ["accuracy"], "protocol": 1}
         registration = RecordDict({"fields": ConfigRecord(fields)})
-        registration["model"] = ConfigRecord({"weight": "float32 (2, 3)", "bias": "float32 (2,)", "initial": "x"})
+        form = {"weight": "float32 (2, 3)", "bias": "float32 (2,)"}
+        nothing = hashlib.sha256(b"[]").hexdigest()  # no frozen parameters, no adapters
+        registration["model"] = ConfigRecord({**form, "initial": "x", "frozen": nothing})
         reply = request(tmp_path / name, "query", registration)
         if name == "broken":
             assert reply.config_records[FAILED]["reason"] == "FileNotFoundError: patients.npz"

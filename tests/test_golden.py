@@ -97,7 +97,7 @@ def test_fedbn_code(fedbn, name, rounds):
             for key, numbers in client.items():
                 cases.assert_summary(fedbn.gain(state, [key])[0], numbers, f"round {t}, client {i}, {key}")
             assert state["bn1.num_batches_tracked"].item() == expected["counters"][i]
-            if t == rounds - 1:  # test images cost as much as training; equal weights predict alike
+            if t == 7:  # test images cost as much as training; equal weights predict alike
                 scores = evaluate(made.model, made.model.loss, personal, Examples(*fedbn.test[i]), [accuracy])
                 assert scores["loss"] == pytest.approx(expected["test"][i]["loss"], rel=1e-9)
                 assert scores["accuracy"] == pytest.approx(expected["test"][i]["accuracy"], abs=1e-12)

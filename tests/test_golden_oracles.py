@@ -107,7 +107,6 @@ def test_fashion_head_tuning(fashion, fashion_run):
 @pytest.fixture(
     scope="module",
     params=[
-        ("fedavg", 1),
         ("fedbn", 2),
         pytest.param(("fedavg", 8), marks=pytest.mark.slow),
         pytest.param(("fedbn", 8), marks=pytest.mark.slow),

@@ -119,7 +119,7 @@ def test_default_model_follows_the_data():
         (lambda: mlp((8,), 2, hidden=(0,)), "widths are at least 1"),
         (lambda: plugins.model_from("no_such_module:make", (1,), 2), "no module 'no_such_module'"),
         (lambda: plugins.model_from("torch.nn:Linea", (1,), 2), "has no function 'Linea' (did you mean Linear?)"),
-        (lambda: plugins.model_from("math:e", (1,), 2), "has no function 'e'"),
+        (lambda: plugins.model_from("math:e", (1,), 2), "math:e is a float: give a function"),
         (lambda: plugins.model_from("collections:Counter", (1,), 2), "returns a Counter, not a torch.nn.Module"),
     ],
 )
@@ -146,5 +146,6 @@ def test_a_fault_inside_your_own_module_is_not_hidden(tmp_path, monkeypatch):
     (tmp_path / "broken_net.py").write_text("import surely_not_installed\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+    with pytest.raises(UsageError, match=r"surely_not_installed' \(broken_net.py, line 1\)") as caught:
         plugins.model_from("broken_net:make", (5,), 4)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)

@@ -84,7 +84,7 @@ class Training:
     @property
     def bare(self) -> bool:
         """Whether a step is only the direction, clipped or not, times the learning rate."""
-        return self.optimizer == SGD() and not self.groups
+        return self.optimizer == _BARE and not self.groups
 
     def decay(self, structure: ModelStructure, like: Tree) -> Tree | float:
         """Return the weight decay of each value, or one number if it is the same for all."""
@@ -95,6 +95,9 @@ class Training:
         """Return the factor on the learning rate of each value, or one number if it is the same for all."""
         return _per_tensor(1.0, [(g.names, g.lr) for g in self.groups], structure, like)
 
+
+_BARE = SGD()
+"""The optimizer whose step is the gradient alone; made once, since every step compares with it."""
 
 _OPTIMIZERS = "SGD(momentum), Adam(), AdamW(weight_decay), RMSprop()"
 

@@ -6,6 +6,14 @@ PRECISION, OPTIMIZERS, NUMBERS = (f"tests/test_{what}.py" for what in ("precisio
 
 MUTANTS = [
     Mutant(
+        "every step makes settings anew",
+        "rounds/training.py",
+        "self.optimizer == _BARE",
+        "self.optimizer == SGD()",
+        "tests/test_counts.py",
+        "few",
+    ),
+    Mutant(
         "what accumulates is in the dtype of the model",
         "core/tree.py",
         "return Tree(tree.layout, tree.flat.float()) if tree.flat.dtype in _NARROW else tree",
