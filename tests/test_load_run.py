@@ -1,5 +1,6 @@
 """A run lasts: another process loads it and predicts the same bits; more rounds give the same bits as one run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from idiolect import Cosine, Exponential, Machine, Output, Training, UsageError, fit, load_run, methods, part
 from idiolect.core.part import Part
+from idiolect.storage.run_directory import read_run
 from idiolect.testing.checks import same_state
 from idiolect.testing.worlds import fitted, network, population
 
@@ -61,6 +63,10 @@ def test_another_process_predicts_the_same_bits(every, tmp_path):
 def test_a_loaded_run_is_the_run_and_nothing_is_written(memory, tmp_path):
     machine = Machine(memory=memory)
     run = trained(methods.fedbn(), output=Output(tmp_path / "run", about={"ward": "north"}), machine=machine)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:  # as if the process had died before the checkpoint
+        file.write(json.dumps(run.records[-1] | {"round": 3}) + "\n")
+    if memory == "disk":  # or goes on
+        (tmp_path / "run" / "memory" / "99999999.safetensors").write_bytes(b"later")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     again = load_run(tmp_path / "run", network(), population(), machine=machine)
     assert_same_runs(again, run)
@@ -87,6 +93,7 @@ def test_more_rounds_are_those_of_one_run(method, how, tmp_path):
     assert_same_runs(run, whole)
     if how != "in memory":
         assert (tmp_path / "run" / "report.html").exists()
+        assert read_run(tmp_path / "run")[0]["config"]["rounds"] == 5
         assert_same_runs(load_run(tmp_path / "run", network(), population()), whole)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -90,7 +90,7 @@ def load_run(
     return run
 
 
-_READERS = {"method": method_from, "training": training_from}
+_READERS: Mapping[str, Callable[[str], object]] = {"method": method_from, "training": training_from}
 
 
 def _read(name: str, text: str) -> object:

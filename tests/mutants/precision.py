@@ -168,7 +168,7 @@ MUTANTS = [
     Mutant(
         "rates are not compared at resume",
         "running/run.py",
-        '            "rates": written(federation.rates),\n',
+        '            "rates": written(federation.rates[: max(rounds, 1)]),\n',
         "",
         OPTIMIZERS,
         "resumed",

@@ -266,7 +266,7 @@ MUTANTS = [
     ),
     Mutant(
         "notes: they say nothing of inputs that were read",
-        "running/fit.py",
+        "running/assemble.py",
         "if method.transductive:",
         "if not method.transductive:",
         RUNS,
