@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idiolect import data, flower, methods, models, parts
+    from idiolect.cli.load import load_run
     from idiolect.compute.losses import own_loss
     from idiolect.compute.metrics import Metric, accuracy
     from idiolect.core import scope
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from idiolect.rounds.schedule import Constant, Cosine, Exponential, StepDecay, Warmup
     from idiolect.rounds.training import Group, Training
     from idiolect.running.fit import fit
-    from idiolect.running.load import load_run
     from idiolect.running.options import Machine, Output
     from idiolect.running.run import Run
 
@@ -70,6 +70,7 @@ _MODULES = {
     "scope": "idiolect.core.scope",
 }
 _HOME = {
+    "idiolect.cli.load": ("load_run",),
     "idiolect.compute.losses": ("own_loss",),
     "idiolect.compute.metrics": ("Metric", "accuracy"),
     "idiolect.core.errors": ("UsageError",),
@@ -81,7 +82,6 @@ _HOME = {
     "idiolect.rounds.schedule": ("Constant", "Cosine", "Exponential", "StepDecay", "Warmup"),
     "idiolect.rounds.training": ("Group", "Training"),
     "idiolect.running.fit": ("fit",),
-    "idiolect.running.load": ("load_run",),
     "idiolect.running.options": ("Machine", "Output"),
     "idiolect.running.run": ("Run",),
 }

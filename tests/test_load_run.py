@@ -12,7 +12,9 @@ from test_methods import CATALOG
 from torch.nn import functional as F
 
 from idiolect import Cosine, Exponential, Machine, Output, Training, UsageError, fit, load_run, methods, part
+from idiolect.cli.main import main
 from idiolect.core.part import Part
+from idiolect.running.evaluation import evaluate_all
 from idiolect.storage.run_directory import read_run
 from idiolect.testing.checks import same_state
 from idiolect.testing.worlds import fitted, network, population
@@ -149,8 +151,22 @@ def test_what_differs_is_named(change, line, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_of_the_command_line_needs_its_directory_alone(tmp_path):
+    folder, flags = tmp_path / "run", "--method fedbn --clients 3 --size 90 --rounds 2 --seed 3 --lr 0.1"
+    assert main(["run", *flags.split(), "--directory", str(folder)]) == 0
+    run = load_run(folder)
+    expected = read_run(folder)[1][-1]["personalized"]["test"]["accuracy"]["mean"]
+    assert evaluate_all(run.federation, run.metrics)["personalized"]["test"]["accuracy"]["mean"] == expected
+    assert run.about["command"].startswith("idiolect run --clients 3")
+    run.play(1)
+    assert [record["round"] for record in read_run(folder)[1]] == [1, 2, 3]
+    with pytest.raises(UsageError, match="needs both the model and the clients: clients is missing"):
+        load_run(folder, network())
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"is no run directory: it has no config\.json"):
         load_run(tmp_path / "nothing", network(), population())
-    with pytest.raises(UsageError, match="load_run: missing a required argument: 'model'"):
-        load_run(tmp_path)
+    trained(methods.fedavg(), output=Output(tmp_path / "run", report=False))
+    with pytest.raises(UsageError, match=r"was written from Python: give the module and the clients, load_run\("):
+        load_run(tmp_path / "run")
