@@ -240,4 +240,4 @@ def test_rows_have_a_form(rows, said):
 def test_describe_counts_messages():
     made = federation(methods.fedavg())
     row = describe(method(gossip()), made.model)[1]
-    assert (row["receives"], row["sends"]) == ("3 values in 3 tensors", "1 values in 1 tensor")
+    assert (row["receives"], row["sends"]) == ("3 values in 3 tensors", "1 value in 1 tensor")

@@ -114,4 +114,5 @@ def _values(trees: list[Tree]) -> int:
 
 def _size(trees: list[Tree]) -> str:
     tensors = sum(map(len, trees))
-    return f"{_values(trees):,} values in {tensors} tensor{'s' * (tensors != 1)}" if tensors else ""
+    values = _values(trees)
+    return f"{values:,} value{'s' * (values != 1)} in {tensors} tensor{'s' * (tensors != 1)}" if tensors else ""
