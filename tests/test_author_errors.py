@@ -17,6 +17,7 @@ from idiolect.core.types import Objective, Query, Update
 from idiolect.engines.stacked import Stacked
 from idiolect.parts import share
 from idiolect.rounds.check import check_method
+from idiolect.running.describe import describe
 from idiolect.running.validate import check_parts
 from idiolect.testing.worlds import federation
 
@@ -175,6 +176,15 @@ def test_every_hook_that_raises_is_one_line_with_its_cause(hooks):
     said = rf"mine: {next(iter(hooks))} raises KeyError: 'n' \(test_author_errors.py, line \d+\)"
     assert re.fullmatch(said, str(caught.value))
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("hooks", RAISING[:3] + RAISING[6:8] + RAISING[11:13], ids=lambda hooks: "-".join(hooks))
+def test_a_hook_that_raises_in_a_description_is_the_same_line(hooks):
+    world = federation(methods.fedavg())
+    with pytest.raises(UsageError) as caught:
+        describe(method(**hooks), world.model)
+    said = rf"mine: {next(iter(hooks))} raises KeyError: 'n' \(test_author_errors.py, line \d+\)"
+    assert re.fullmatch(said, str(caught.value))
 
 
 def asking(layer, sums):

@@ -134,7 +134,10 @@ def test_the_groups_of_the_pool_are_the_units_where_it_has_no_others():
             lambda: deal_out(windows(40, clients=2), ByClient(), val=0.25, deal=TimeBlocks(4)),
             "client 'c0' has 11 rows; test=0.25, val=0.25 and gap=4 leave none to train",
         ),
-        (lambda: deal_out(windows(40), Contiguous(9), 3), "-7 examples are too few for 3 clients of at least 1"),
+        (
+            lambda: deal_out(windows(40), Contiguous(300), 3),
+            "11 rows are too few for 3 clients with gap=300 rows between",
+        ),
         (lambda: TimeBlocks(-1), "TimeBlocks: gap is -1; give a number of rows, 0 or above"),
         (lambda: TimeBlocks(2.5), "TimeBlocks: gap=2.5 is not a whole number"),
         (lambda: Contiguous(-1), "gap is -1"),

@@ -185,7 +185,7 @@ def fails(k):
         (lambda k: (torch.zeros(k + 1), 0), r"client 'ben', train: examples cannot be stacked.*collate="),
         (lambda k: ("words", 0), r"client 'ben', train: text is no number: give class numbers .* tokens for text"),
         (lambda k: 3, r"client 'ben', train: the data set must give pairs .* not a Tensor"),
-        (lambda k: fails(k), r"client 'ben', train: reading the first examples failed: OSError: no such image"),
+        (lambda k: fails(k), r"client 'ben', train: reading row 0 failed: OSError: no such image"),
         (lambda k: (torch.full((4,), torch.nan).double(), 0), r"client 'ben', train row 0: feature is NaN"),
         (lambda k: (torch.zeros(4).double(), 7), r"client 'ben', train row 0: label 7 is out of range"),
     ],

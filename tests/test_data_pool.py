@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from idiolect.core.errors import UsageError
 from idiolect.data import (
     ByClient,
     ByDomain,
+    ByGroup,
     Dirichlet,
     Iid,
     Noise,
@@ -17,6 +19,7 @@ from idiolect.data import (
     Pool,
     QuantitySkew,
     SensorOffset,
+    Shuffled,
     federate,
     load,
 )
@@ -158,3 +161,39 @@ def test_a_pool_with_columns_of_different_length_is_refused():
     with pytest.raises(UsageError, match="pool 'p': 3 examples in x, 2 in group"):
         Pool("p", torch.zeros(3, 1), torch.zeros(3), group=np.array(["a", "b"]))
     assert len(load("digits")) == 1797
+
+
+@pytest.mark.parametrize("form", [np.asarray, lambda column: np.asarray(column).tolist(), torch.as_tensor])
+def test_a_pool_of_arrays_or_lists_is_dealt_out_as_one_of_tensors(form):
+    x, y = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32), np.arange(40) % 2
+    group, unit = np.arange(40) % 3, np.arange(40) // 2
+    like = Pool("mine", torch.from_numpy(x), torch.from_numpy(y), group=group.astype(str), unit=unit.astype(str))
+    pool = Pool("mine", form(x), form(y), group=form(group), unit=form(unit))
+    for split, deal in ((Iid(), Shuffled()), (ByClient(), ByGroup()), (ByDomain(), ByGroup())):
+        one, other = (federate(p, split, clients=2, deal=deal) for p in (pool, like))
+        assert list(one) == list(other)
+        for name, data in one.items():
+            assert torch.equal(data.train.x, other[name].train.x)
+            assert torch.equal(data.train.y, other[name].train.y)
+            assert data.train.y.dtype == torch.int64
+            assert torch.equal(data.test.x, other[name].test.x)
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (
+            {"y": ["ill", "well"]},
+            "pool 'mine': y cannot be read as one array of numbers (text is no number: give class nu",
+        ),
+        ({"x": None}, "pool 'mine': x cannot be read as one array of numbers (a NoneType"),
+        ({"x": [[1.0], [2.0, 3.0]]}, "pool 'mine': x cannot be read as one array of numbers (a list"),
+        ({"x": torch.eye(2).to_sparse()}, "a sparse Tensor: give x.to_dense()"),
+        ({"group": "ward"}, "pool 'mine': group is one value: give one for each example"),
+        ({"unit": [1, 2, 3]}, "pool 'mine': 2 examples in x, 3 in unit"),
+    ],
+)
+def test_columns_that_are_no_columns_are_one_line(columns, line):
+    with pytest.raises(UsageError, match=re.escape(line)) as caught:
+        Pool(**{"name": "mine", "x": [[1.0], [2.0]], "y": [0, 1], **columns})
+    assert "\n" not in str(caught.value)

@@ -61,6 +61,23 @@ def grows(m, x):
     return plain(m, x) * m.scale
 
 
+def counts(m, x):
+    m.passes_seen += 1
+    return plain(m, x) * m.passes_seen
+
+
+def counts_in_training(m, x):
+    if m.training:
+        m.passes_seen += 1
+    return plain(m, x) * (1 + m.passes_seen)
+
+
+def counting(forward):
+    net = two(forward)
+    net.register_buffer("passes_seen", torch.zeros(1, dtype=torch.float64))
+    return net
+
+
 class Log:
     passes = 0
 
@@ -85,6 +102,10 @@ REFUSED = {
     "running number": (lambda: two(drifts, level=0.0), "the model's attribute 'level'"),
     "tensor that is no buffer": (lambda: grown(), "the model's attribute 'scale'"),
     "in a block": (lambda: nn.Sequential(two(warms_up, passes=0), nn.Tanh()), "the model's attribute '0.passes'"),
+    "buffer in evaluation": (
+        lambda: counting(counts),
+        "the model's buffer 'passes_seen' changes in evaluation too.*if se",
+    ),
     "generator": (lambda: nn.Sequential(nn.Linear(4, 3).double(), Drawing()), "draw random numbers from torch's own"),
     "NumPy": (lambda: two(lambda m, x: plain(m, x) * np.random.rand()), "draw random numbers from torch's own"),  # noqa: NPY002
     "random": (lambda: two(lambda m, x: plain(m, x) * random.random()), "draw random numbers from torch's own"),
@@ -196,6 +217,7 @@ ACCEPTED = {
     "activations": lambda: two(keeps_activations),
     "hook": hooked,
     "table built once": lambda: two(builds_once, table=None),
+    "buffer in training": lambda: counting(counts_in_training),
     "log": lambda: two(logs, passes=0, sums=[]),
     "dropout": lambda: nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).double(),
     "weight norm by a hook": old_weight_norm,

@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array, csr_matrix
 from torch import nn
 from torch.nn import functional as F
 
@@ -111,6 +112,12 @@ def test_what_cannot_be_combined(act, line):
     [
         (methods, "fedbm", "fedbn"),
         (parts, "smm", "sam"),
+        (scope, "hed", "head"),
+        (scope, "nammed", "named"),
+        (scope, "batchnorm", "batch_norm"),
+        (data.augment, "random_cropp", "random_crop"),
+        (data.augment, "compos", "compose"),
+        (data.augment, "random_flop", "random_flip"),
         (data, "Dirichlett", "Dirichlet"),
         (idiolect, "Trainin", "Training"),
     ],
@@ -166,6 +173,30 @@ def wider_test():
 LINEAR = nn.Linear(3, 2)
 
 
+class Layer(nn.Module):
+    """A linear layer with a forward pass of its own."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.layer, self.run = nn.Linear(3, 2), forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def only_two(net, x):
+    return net.layer(x.view(2, 3))
+
+
+def only_one(net, x):
+    assert len(x) == 1, "one at a time"
+    return net.layer(x)
+
+
+def only_in_evaluation(net, x):
+    return net.layer(x if not net.training else x.view(1, 3))
+
+
 @pytest.mark.parametrize(
     ("model", "client", "line"),
     [
@@ -178,6 +209,13 @@ LINEAR = nn.Linear(3, 2)
         (LINEAR, rows(8, 3, torch.int64), "; convert x to float32, unless the model embeds it: x.float()"),
         (LINEAR, rows(8, 3, torch.bool), "; convert x to float32, unless the model embeds it: x.float()"),
         (LINEAR, rows(8, 3, torch.complex64), "; complex features: give real numbers, such as torch.view_as_real(x)"),
+        (Layer(only_one), rows(8, 3), "cannot take client 'a''s features of shape (3,): AssertionError: one at a time"),
+        (
+            Layer(only_two),
+            rows(8, 3),
+            "with 3 examples in place of 2, the model (Layer) cannot take client 'a''s features of shape (3,): Run",
+        ),
+        (Layer(only_in_evaluation), rows(8, 3), "the model cannot be trained on client 'a''s features: RuntimeError"),
         (damaged(float("nan")), rows(8, 3), "the initial weights are not finite: 1.running_mean is NaN"),
         (damaged(float("inf")), rows(8, 3), "the initial weights are not finite: 1.running_mean is infinite"),
     ],
@@ -233,3 +271,109 @@ def test_settings_compare_and_print_like_a_dataclass():
     with pytest.raises(AttributeError):
         Decay(1).gamma = 2
     assert written("Decay", inspect.signature(Decay)) == "Decay(gamma, steps=())"
+
+
+def squares(output, y):
+    return ((output - y) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        (
+            F.mse_loss,
+            "the loss broadcasts its targets for client 'a', outputs (2, 2) and targets (2,): give targets of",
+        ),
+        (
+            nn.L1Loss(),
+            "the loss broadcasts its targets for client 'a', outputs (2, 2) and targets (2,): give targets of",
+        ),
+        (nn.SmoothL1Loss(), "class numbers need cross_entropy"),
+        (squares, "for client 'a', outputs (3, 2) and targets (3,): RuntimeError: The size of tensor"),
+        (
+            lambda output, y: {"loss": F.cross_entropy(output, y)},
+            "the loss must return a tensor, the mean over the batch",
+        ),
+        (lambda output, y: F.cross_entropy(output, y).item(), "the mean over the batch, not a float"),
+        (lambda output, y: None, "the mean over the batch, not None"),
+        (
+            lambda output, y: 1 / 0,
+            "outputs (2, 2) and targets (2,): ZeroDivisionError: division by zero (test_wrong_in",
+        ),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            "one number, the mean over the batch, not a tensor of shape (2,): redu",
+        ),
+        (lambda output, y: output[:, 0], "one number, the mean over the batch, not a tensor of shape (2,): redu"),
+        (
+            lambda output, y: (output.argmax(1) - y).float().mean(),
+            "the loss does not depend on the outputs: detach, it",
+        ),
+    ],
+)
+def test_losses_that_cannot_be(loss, line):
+    refused(lambda: fitted(model=LINEAR, clients={"a": rows(8, 3)}, loss=loss), line)
+
+
+def test_a_loss_that_broadcasts_every_number_of_examples():
+    line = "outputs (2, 1) and targets (2,): give targets of the outputs' shape"
+    refused(lambda: fitted(model=nn.Linear(3, 1), clients={"a": rows(8, 3)}, loss=F.mse_loss), line)
+
+
+@pytest.mark.parametrize("cut", [torch.no_grad()(lambda net, x: net.layer(x)), lambda net, x: net.layer(x).detach()])
+def test_outputs_that_do_not_depend_on_the_weights(cut):
+    line = "the outputs do not depend on the weights: no_grad or detach in forward?"
+    refused(lambda: fitted(model=Layer(cut), clients={"a": rows(8, 3)}), line)
+
+
+def test_layers_in_a_list_are_named():
+    net = nn.Sequential(nn.Linear(3, 2))
+    net.blocks, net.known = [nn.Linear(2, 2)], [net[0]]
+    notes = fitted(model=net, clients={"a": rows(8, 3)}).notes
+    assert (
+        "the layers in 'blocks' are not part of the model, and are not trained: use nn.ModuleList or nn.ModuleDict"
+        in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "line"),
+    [
+        (lambda run, path: run.personal(0), "client names are text, such as "),
+        (lambda run, path: run.inspect(3), "not an int"),
+        (lambda run, path: run.memory(None), "not None"),
+        (lambda run, path: run.memory(["a"]), "not a list"),
+        (lambda run, path: run.report("/proc/x/r.html"), "cannot write /proc/x/r.html: No such file or directory"),
+        (lambda run, path: run.report(path), ": Is a directory; give another path"),
+        (lambda run, path: run.report(path / "file" / "r.html"), "; give another path"),
+        (lambda run, path: run.report(None), "path is text such as 'report.html', not None"),
+        (lambda run, path: fitted(output=Output("/proc/x")), "cannot write /proc/x: No such file or directory"),
+        (lambda run, path: fitted(output=Output(path / "file" / "run")), "run: Not a directory; give another path"),
+    ],
+)
+def test_what_a_run_is_asked_for(act, line, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(lambda: act(fitted(), tmp_path), line)
+
+
+@pytest.mark.parametrize(
+    "sparse",
+    [torch.eye(3).to_sparse(), csr_matrix(np.eye(3)), csr_array(np.eye(3))],
+    ids=["torch", "matrix", "array"],
+)
+def test_sparse_features(sparse):
+    refused(lambda: ClientData((sparse, [0, 1, 0])), "a sparse ")
+
+
+@pytest.mark.parametrize(
+    "method", [methods.fedproto(), methods.fedpac(), methods.fedntd(), methods.knnper(), methods.fedrod()], ids=str
+)
+def test_methods_of_classes_need_classes(method):
+    client = ClientData((torch.ones(8, 3), {"y": torch.arange(8) % 2}))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def loss(output, y):
+        return F.cross_entropy(output, y["y"])
+
+    error = refused(lambda: fitted(model=net, clients={"a": client}, method=method, loss=loss), "class label")
+    assert "AttributeError" not in str(error)

@@ -88,6 +88,12 @@ def _refuse(roots: dict[str, object], run: Callable[[Batch], tuple[Tensor, ...]]
                 "draw random numbers from torch's own stream (torch.rand), which is seeded for each client and step, "
                 "and keep no variable outside of tensors"
             )
+        if _is_buffer(roots["the model"], place[0]):
+            buffer = moved[0].replace("attribute", "buffer")
+            raise UsageError(
+                f"{buffer} changes in evaluation too, and with it the next predictions: change it in training only, "
+                "under `if self.training:`"
+            )
         raise UsageError(_line(moved[0]))
     for name in changes(one, seen()):
         holder, key = seen()[name][0]
@@ -108,6 +114,10 @@ def _line(what: str) -> str:
     if not what.startswith("the loss"):
         cure = "make it a buffer (register_buffer), which stays with each client"
     return f"{what} changes its next passes: it would leak from client to client; {cure}"
+
+
+def _is_buffer(model: object, inside: dict[str, Any]) -> bool:
+    return isinstance(model, nn.Module) and any(inside is vars(layer)["_buffers"] for layer in model.modules())
 
 
 def _draws(value: object) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +42,22 @@ def names_of(module: str, known: Iterable[str]) -> Callable[[str], NoReturn]:
         raise AttributeError(f"{module} has no {name!r}{hint}")
 
     return missing
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Refuse a path that cannot be written: an `OSError` in the block is a `UsageError` that names path and cause.
+
+    Example:
+        >>> with writing("/tmp"):
+        ...     Path("/tmp").write_text("")
+        Traceback (most recent call last):
+        idiolect.UsageError: cannot write /tmp: Is a directory; give another path
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; give another path") from error
 
 
 def raised(error: BaseException, function: object = None) -> str:

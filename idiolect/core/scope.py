@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idiolect.core.adapters import Factor
-from idiolect.core.errors import UsageError, did_you_mean, kind_of
+from idiolect.core.errors import UsageError, did_you_mean, kind_of, names_of
 from idiolect.core.structure import ModelStructure, structure_of
 
 Names = frozenset[str]
@@ -241,3 +241,7 @@ def _place(name: str, tensor: str) -> str | None:
 def _some(known: Collection[str]) -> str:
     layers = sorted({n.rpartition(".")[0] or n for n in known})
     return ", ".join(layers[:6]) + ", ..." * (len(layers) > 6)
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, ["named", *(name for name, found in vars().items() if isinstance(found, Scope))])

@@ -8,6 +8,7 @@
 from typing import TYPE_CHECKING
 
 from idiolect.core.errors import names_of
+from idiolect.data.augment import Augmentation
 from idiolect.data.checking import Labels, check_clients, first_of
 from idiolect.data.clients import ClientData, countable, holdings
 from idiolect.data.deal import ByGroup, Deal, Shuffled, TimeBlocks
@@ -32,6 +33,7 @@ from idiolect.data.sources import load
 from idiolect.data.tables import read_table
 
 __all__ = [
+    "Augmentation",
     "Blur",
     "Brightness",
     "ByClient",

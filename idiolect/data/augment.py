@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, names_of
 from idiolect.core.values import real, whole
 
 __all__ = ["Augmentation", "compose", "gaussian_noise", "random_crop", "random_erasing", "random_flip"]
@@ -227,3 +227,7 @@ def _uniform(shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tens
 
 def _finite(name: str, value: object) -> float:
     return real(name, value, lambda v: True, "that is finite")
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+    __getattr__ = names_of(__name__, __all__)

@@ -71,10 +71,7 @@ def _read(examples: Split, where: str) -> tuple[Nest, Nest]:
     try:
         return first_of(examples)
     except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
-    except Exception as error:  # a user's data set may raise anything
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{where}: reading the first examples failed: {type(error).__name__}: {reason}") from error
+        raise UsageError(f"{where}: {error}") from error.__cause__
 
 
 class Labels(NamedTuple):

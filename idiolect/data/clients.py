@@ -154,10 +154,12 @@ def _examples(given: Any, split: str, collate: Collate | None) -> Split:  # noqa
         )
     if isinstance(given, Iterator):
         raise UsageError(f"{split}: a {type(given).__name__} can be read once only: give a list or an IterableDataset")
-    if isinstance(given, IterableDataset):
-        return LazyExamples(InOrder(given, collate))
     try:
-        return _read(given, split, collate)
+        return (
+            LazyExamples(InOrder(given, collate))
+            if isinstance(given, IterableDataset)
+            else _read(given, split, collate)
+        )
     except UsageError as error:
         raise UsageError(f"{split}: {error}") from error.__cause__
 
@@ -179,7 +181,7 @@ def _read(given: Any, split: str, collate: Collate | None) -> Split:  # noqa: AN
         )
     if any(isinstance(leaf, np.memmap) for leaf in _leaves((x, y))):
         return LazyExamples(Arrays(*_equally_long(_nested(lambda a, _: a, x, ""), _nested(lambda a, _: a, y, ""))))
-    x, y = _nested(_tensor, x, "x"), _nested(_tensor, y, "y")
+    x, y = _nested(array_of, x, "x"), _nested(array_of, y, "y")
     return Examples(*_equally_long(x, as_targets(y)))
 
 
@@ -209,7 +211,12 @@ def _equally_long(x: Nest, y: Nest) -> tuple[Nest, Nest]:
     return x, y
 
 
-def _tensor(values: Any, what: str) -> Tensor:  # noqa: ANN401
+def array_of(values: Any, what: str) -> Tensor:  # noqa: ANN401
+    """Return an array, a tensor or a nested list as a tensor.
+
+    Raises:
+        UsageError: if it is no array of numbers; one line that says what it is of the examples.
+    """
     try:
         if isinstance(values, list) and values and all(isinstance(row, Tensor) for row in values):
             return torch.stack(values).detach()

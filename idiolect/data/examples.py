@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from idiolect.core.errors import UsageError, raised
 from idiolect.core.nest import Nest, mapped, rows_in, taken
 from idiolect.data.seeding import seeded_call
 
@@ -19,11 +20,15 @@ Transform = Callable[..., Nest]
 
 
 class Placement(NamedTuple):
-    """Where batches are needed: device, dtype of floating tensors, and whether whole-number targets become floats."""
+    """Where batches are needed: device, dtype of floating tensors, and whether whole-number targets become floats.
+
+    The client by whose name a line begins if its examples cannot be read, is there too.
+    """
 
     device: torch.device
     dtype: torch.dtype
     float_targets: bool = False
+    client: str = ""
 
     def batch(self, x: Nest, y: Nest) -> tuple[Nest, Nest]:
         """Return a batch that is placed."""
@@ -145,7 +150,13 @@ class LazyExamples:
             return (whole(x) if whole else x), y
 
         user_draws = self.source.draws or any(map(_draws, (self.transform, self.batch_transform)))
-        x, y = seeded_call(key, read) if user_draws else read()
+        whose = f"client {self.where.client!r}: " if self.where else ""
+        try:
+            x, y = seeded_call(key, read) if user_draws else read()
+        except UsageError as error:
+            raise UsageError(f"{whose}{error}") from error.__cause__
+        except Exception as error:  # a user's data set or transform may raise anything
+            raise UsageError(f"{whose}reading a batch of examples failed: {raised(error)}") from error
         return self.where.batch(x, y) if self.where else (x, y)
 
     def chunks(self, size: int) -> Iterator[tuple[Nest, Nest]]:

@@ -91,8 +91,13 @@ class Contiguous(Numbered):
 
     def indices(self, y: NDArray[Any], group: Names | None, clients: int, rng: np.random.Generator) -> list[Rows]:
         """Return each client's row numbers; see :meth:`Split.indices`."""
+        positive("clients", clients)
         held = len(y) - self.gap * (clients - 1)
-        enough(held, clients, 1)
+        if held < clients:
+            raise UsageError(
+                f"{len(y)} rows are too few for {clients} clients with gap={self.gap} rows between two of them; "
+                "use fewer clients or a smaller gap"
+            )
         blocks = np.array_split(np.arange(held), clients)
         return [rows + self.gap * place for place, rows in enumerate(blocks)]
 

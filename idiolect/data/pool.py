@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from idiolect.core.calls import called
 from idiolect.core.errors import UsageError, kind_of
 from idiolect.core.values import real, whole
-from idiolect.data.clients import ClientData
+from idiolect.data.clients import ClientData, array_of
 from idiolect.data.deal import Deal, Parts, Shuffled, official
 from idiolect.data.examples import Examples
 from idiolect.data.partition import Names, Rows, Split
+from idiolect.data.reading import as_targets
 from idiolect.data.shift import Shift, stream
 
 
@@ -26,8 +27,8 @@ class Pool:
 
     Args:
         name: of the data set.
-        x: features, shape (n, …).
-        y: labels, shape (n,): class numbers (int64), or floats for a regression.
+        x: features, shape (n, …): a tensor, an array or nested lists, kept as a tensor; float64 of NumPy is float32.
+        y: labels, shape (n,), given likewise: class numbers (kept as int64), or floats for a regression.
         classes: name of each class, in the order of the class numbers; None for a regression.
         group: the domain, speaker or site of each example, shape (n,); None where there is none.
         part: ``"train"`` or ``"test"`` for each example, shape (n,), where there is an official split; else
@@ -36,7 +37,7 @@ class Pool:
             :class:`ByGroup`; None where there is none.
 
     Raises:
-        UsageError: if the columns differ in length.
+        UsageError: if the columns differ in length, or x and y are no numbers.
 
     Example:
         >>> import torch
@@ -54,9 +55,19 @@ class Pool:
     unit: Names | None = None
 
     def __post_init__(self) -> None:
-        for what, rows in (("y", self.y), ("group", self.group), ("part", self.part), ("unit", self.unit)):
-            if rows is not None and len(rows) != len(self.x):
-                raise UsageError(f"pool {self.name!r}: {len(self.x)} examples in x, {len(rows)} in {what}")
+        try:
+            columns: dict[str, Any] = {"x": array_of(self.x, "x"), "y": as_targets(array_of(self.y, "y"))}
+        except UsageError as error:
+            raise UsageError(f"pool {self.name!r}: {error}") from error.__cause__
+        for what in ("group", "part", "unit"):
+            given = getattr(self, what)
+            columns[what] = None if given is None else np.asarray(given).astype(np.str_, copy=False)
+        for what, rows in columns.items():
+            if rows is not None and not rows.ndim:
+                raise UsageError(f"pool {self.name!r}: {what} is one value: give one for each example")
+            if rows is not None and len(rows) != len(columns["x"]):
+                raise UsageError(f"pool {self.name!r}: {len(columns['x'])} examples in x, {len(rows)} in {what}")
+            object.__setattr__(self, what, rows)
 
     def __len__(self) -> int:
         return len(self.y)

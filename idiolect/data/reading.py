@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, raised
 from idiolect.core.nest import Nest, joined, plain
 from idiolect.data.examples import Transform
 from idiolect.data.seeding import seeded_call
@@ -70,8 +70,14 @@ class Rows:
     def read(self, rows: Sequence[int], transform: Transform | None) -> tuple[Nest, Nest]:
         """See `Source`."""
         many = getattr(self._dataset, "__getitems__", None)
-        examples = many(list(rows)) if many else [self._dataset[k] for k in rows]
+        examples = many(list(rows)) if many else [self._example(k) for k in rows]
         return batch_of(examples, transform, self._collate)
+
+    def _example(self, row: int) -> Any:  # noqa: ANN401
+        try:
+            return self._dataset[row]
+        except Exception as error:  # a user's data set may raise anything
+            raise _failed(row, error) from error
 
 
 class InOrder:
@@ -88,9 +94,7 @@ class InOrder:
 
     def __init__(self, dataset: Iterable[Any], collate: Collate | None = None) -> None:
         self._dataset, self._collate = dataset, collate
-        self._length: int = (
-            len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: sum(1 for _ in dataset))
-        )
+        self._length: int = len(dataset) if isinstance(dataset, Sized) else seeded_call(0, lambda: _count(dataset))
         self._position = self._length + 1  # the next read starts a pass
         self._iterator: Iterator[Any] = iter(())
 
@@ -111,8 +115,24 @@ class InOrder:
             raise UsageError(
                 f"an iterable data set has given {self._position} examples in a pass, and {self._length} in another"
             ) from None
+        except Exception as error:  # a user's data set may raise anything
+            raise _failed(self._position, error) from error
         self._position += 1
         return found
+
+
+def _count(dataset: Iterable[Any]) -> int:
+    count = 0
+    try:
+        for _ in dataset:
+            count += 1
+    except Exception as error:  # a user's data set may raise anything
+        raise _failed(count, error) from error
+    return count
+
+
+def _failed(row: int, error: Exception) -> UsageError:
+    return UsageError(f"reading row {row} failed: {raised(error)}")
 
 
 def batch_of(examples: list[Any], transform: Transform | None, collate: Collate | None) -> tuple[Nest, Nest]:
@@ -182,8 +202,11 @@ def as_tensor(values: Any) -> Tensor:  # noqa: ANN401
     Raises:
         UsageError: if they are no numbers.
     """
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) and values.layout == torch.strided:
         return values.detach()
+    if isinstance(values, Tensor) or hasattr(values, "toarray"):
+        cure = "x.to_dense()" if isinstance(values, Tensor) else "x.toarray()"
+        raise UsageError(f"a sparse {type(values).__name__}: give {cure}")
     try:
         array = np.asarray(values)
         if array.dtype.kind in "US":

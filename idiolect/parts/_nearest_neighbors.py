@@ -114,5 +114,5 @@ def nearest_neighbors(
 
 def _one(seen: Pass, y: Tensor, facts: Tree) -> dict[str, Tensor]:
     """Return features and labels from 1 on, so that 0 is no example."""
-    require(not y.is_floating_point(), "nearest_neighbors: needs class labels as targets")
+    require(isinstance(y, Tensor) and not y.is_floating_point(), "nearest_neighbors: needs class labels as targets")
     return {"features": seen.features, "label": (y + 1).to(seen.features)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from idiolect.core.errors import writing
 from idiolect.report import heatmaps
 from idiolect.report.figures import BASELINE, Methods, curves, distribution, gain, styles, traffic
 from idiolect.report.page import Rows, Section, page, table
@@ -57,8 +58,10 @@ def write_report(
         *_tables(facts, describe),
     ]
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(title, _subtitle(methods), sections), encoding="utf-8")
+    content = page(title, _subtitle(methods), sections)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
 
 
 def _results(methods: Methods) -> list[Section]:

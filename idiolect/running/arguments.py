@@ -44,6 +44,11 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in kwargs.items():
             if name not in signature.parameters:
                 raise UsageError(f"{called} has no argument {name!r}{_instead(name, value, signature.parameters)}")
+        by_name = [name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        rest = args[len(signature.parameters) - len(by_name) :]
+        if by_name and rest:
+            some = ", ".join(f"{name}={_shown(value)}" for name, value in zip(by_name, rest, strict=False))
+            raise UsageError(f"{called} takes {by_name[0]} and what follows by name: write {some}")
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:

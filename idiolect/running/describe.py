@@ -12,6 +12,7 @@ from idiolect.core.scope import Scope
 from idiolect.core.tree import Tree
 from idiolect.core.types import Trees
 from idiolect.rounds.batches import NoBatches
+from idiolect.rounds.check import checked
 from idiolect.rounds.client import Assignment, client_round
 from idiolect.rounds.server_state import ServerState
 from idiolect.rounds.training import Training
@@ -97,9 +98,10 @@ class _Exchange(NamedTuple):
 def _exchanged(method: Method, model: Model) -> _Exchange:
     """Return the forms of an exchange, found by playing a round without a single step."""
     state = ServerState(model, method, Training(), rounds=1, participation=1.0, seed=0)
+    state.method = checked(state.method, state.model.structure)
     memory, received, messages = state.fresh(), state.sent("train"), state.first_messages
     work = Assignment(received, memory, messages, NoBatches(), NoBatches(), 1.0, torch.tensor(0), 0)
-    return _Exchange(memory, received, messages, client_round(method, state.model, Training(), work).uploads)
+    return _Exchange(memory, received, messages, client_round(state.method, state.model, Training(), work).uploads)
 
 
 def _by_part(method: Method, model: Model) -> list[tuple[list[Tree], list[Tree], list[Tree]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idiolect.compute.metrics import Metric
-from idiolect.core.errors import UsageError, did_you_mean
+from idiolect.core.errors import UsageError, did_you_mean, kind_of
 from idiolect.core.method import Weighting
 from idiolect.core.nest import Nest
 from idiolect.core.values import whole
@@ -151,7 +152,12 @@ class Run:
         Args:
             path: of the file.
             title: heading of the page; None for the method and the number of clients.
+
+        Raises:
+            UsageError: if the file cannot be written.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"path is text such as 'report.html', not {kind_of(path)}")
         federation = self.federation
         write_run_report(
             path,
@@ -225,7 +231,10 @@ class Run:
         """The fingerprint of each client's data."""
         return {client: data_of(data) for client, data in self.federation.clients.items()}
 
-    def _known(self, client: str) -> None:
+    def _known(self, client: object) -> None:
+        if not isinstance(client, str):
+            some = ", ".join(map(repr, list(self.federation.clients)[:3]))
+            raise UsageError(f"client names are text, such as {some}, not {kind_of(client)}")
         if client not in self.federation.clients:
             hint = did_you_mean(client, self.federation.clients)
             raise UsageError(f"no client {client!r}{hint}; there are {len(self.federation.clients)}")

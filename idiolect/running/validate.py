@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import methodcaller
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from idiolect.engines.federation import Federation
 from idiolect.engines.stacked import stack_of
 from idiolect.rounds.check import check_method, check_stack
 from idiolect.rounds.training import Training
-from idiolect.running.trial import image_hint
+from idiolect.running.trial import image_hint, loose_layers, refuse_loss
 
 
 def prepare(
@@ -48,7 +49,7 @@ def prepare(
         raise UsageError(f"client names are text, got {odd!r}: write {str(odd) or 'a'!r}")
     kept, notes = check_clients(clients)
     where = Placement(model.device, model.dtype, float_targets=is_binary_cross_entropy(model.loss))
-    moved = {name: data.changed(lambda split: split.placed(where)) for name, data in kept.items()}
+    moved = {n: data.changed(methodcaller("placed", where._replace(client=n))) for n, data in kept.items()}
     name, first = next(iter(moved.items()))
     x, y = first_of(first.train)
     untried = model.copy()  # passes may change what a structure without a trial does not follow
@@ -62,7 +63,8 @@ def prepare(
         raise UsageError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)} differ in shape: make them alike (y[:, None])"
         )
-    _try_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1), outputs)
+    refuse_loss(untried, name, Batch(x, y, frozen=rows_in(y) == 1), outputs)
+    _try_more(untried, moved)
     _try_forms(untried, moved)
     model = _tried(model, max(moved.values(), key=lambda data: min(len(data.train), 4)))
     _refuse_not_finite(model)
@@ -71,7 +73,7 @@ def prepare(
     if own := sorted(model.structure.own_state):
         some = ", ".join(own[:4]) + ", ..." * (len(own) > 4)
         notes.append(f"{len(own)} buffers that training changes stay with each client and are not averaged: {some}")
-    return model, moved, notes + untested(moved)
+    return model, moved, notes + loose_layers(model.training) + untested(moved)
 
 
 def untested(clients: Mapping[str, ClientData]) -> list[str]:
@@ -188,7 +190,7 @@ def _outputs(model: Model, name: str, x: Nest, what: str = "features") -> Nest:
     try:
         with torch.no_grad():
             outputs = model.predict(model.initial, x)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a user's forward may raise
         shapes = [(place, tuple(t.shape[1:])) for place, t in named_tensors(x, "x")]
         shape = shapes[0][1] if len(shapes) == 1 else ", ".join(f"{place} {of}" for place, of in shapes)
         hint = (image_hint(model.training, x) if isinstance(x, torch.Tensor) else "") or _number_hint(model, x)
@@ -200,6 +202,19 @@ def _outputs(model: Model, name: str, x: Nest, what: str = "features") -> Nest:
     if not tensors(outputs):
         raise UsageError(f"the model must return a tensor, or several, it returns a {type(outputs).__name__}")
     return outputs
+
+
+def _try_more(model: Model, clients: Mapping[str, ClientData]) -> None:
+    """Predict for three examples and compute their loss, where two of them have passed: shapes may fit by chance."""
+    name, data = max(clients.items(), key=lambda item: min(len(item[1].train), 3))
+    x, y = first_of(data.train, 3)
+    if rows_in(y) < 3:
+        return
+    try:
+        outputs = _outputs(model, name, x)
+    except UsageError as error:
+        raise UsageError(f"with 3 examples in place of 2, {error}") from error.__cause__
+    refuse_loss(model, name, Batch(x, y), outputs)
 
 
 def _number_hint(model: Model, x: Nest) -> str:
@@ -244,17 +259,3 @@ def _tried(model: Model, data: ClientData) -> Model:
     model = tried(model, batch.x)
     refuse_hidden_state(model, batch, other)
     return model
-
-
-def _try_loss(model: Model, name: str, batch: Batch, outputs: Nest) -> None:
-    try:
-        loss = model.grad(model.initial, batch).loss
-    except UsageError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        reason = raised(error, model.loss)
-        if not isinstance(outputs, torch.Tensor):
-            reason += f" (the model returns a {type(outputs).__name__}: loss=idiolect.own_loss takes the loss in it)"
-        raise UsageError(f"the loss cannot be computed and differentiated for client {name!r}: {reason}") from error
-    if loss.dim() != 0:
-        raise UsageError(f"the loss must be one number per batch, a mean, got shape {tuple(loss.shape)}")

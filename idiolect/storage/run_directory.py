@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from idiolect.core.errors import UsageError
+from idiolect.core.errors import UsageError, writing
 
 _FORMAT = "idiolect run 1"
 CONFIG, _METRICS = "config.json", "metrics.jsonl"
@@ -67,7 +67,8 @@ class RunDirectory:
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another directory")
         elif self.path.exists() and any(file.name not in (LOCK, f".{CONFIG}.tmp") for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run of idiolect: choose another directory")
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         if resume:
             self.rewind(math.inf)
 

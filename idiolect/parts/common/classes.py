@@ -82,6 +82,6 @@ def of_class(y: Tensor, classes: int) -> Tensor:
     Raises:
         UsageError: if the targets are not ``(b,)`` labels.
     """
-    if y.is_floating_point() or y.dim() != 1:
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
         raise UsageError("the method compares classes: it needs one class label per example as target")
     return torch.arange(classes, device=y.device) == y[:, None]
