@@ -85,7 +85,7 @@ def _results(methods: Methods) -> list[Section]:
         ),
         *_figure(
             "From client to client",
-            "One dot per client and seed at the last evaluated round. The box holds the middle half of them, the dashed "
+            "One dot per client and seed at the last evaluated round. The box holds the middle half, the dashed "
             f"line in it is the mean, and the black bar is the worst decile. A good method also {lifts} the bar.",
             distribution(methods),
         ),
