@@ -14,7 +14,7 @@ from idiolect.engines.stacked import Stacked
 from idiolect.rounds.training import Training
 from idiolect.running.evaluation import evaluate_all
 from idiolect.running.new_client import new_client
-from idiolect.testing.worlds import RAGGED, examples, federation, population
+from idiolect.testing.worlds import RAGGED, examples, federation, network, population
 
 
 def _lifted(net, given, outputs):
@@ -56,7 +56,7 @@ def test_a_buffer_without_values_is_filled_to_predict_alone():
     assert torch.allclose(outputs, bare + torch.tensor([3.0, 5.0, 7.0]).double(), atol=1e-12)
     handed_out = made.model.module(own)
     assert torch.allclose(handed_out(x), outputs, atol=1e-12)
-    assert "own.table" not in handed_out.state_dict()
+    assert "own.table" in handed_out.state_dict()
 
 
 def test_no_part_works_on_weights_after_one_that_filled_buffers():
@@ -134,3 +134,25 @@ def test_no_example_is_nothing_to_see():
     SEEN.clear()
     made.worker.deploy(made.assignment("ada", "deploy")._replace(stream=Nobody()))
     assert SEEN.pop()["features"].shape == (0, 6)
+
+
+@pytest.mark.parametrize("method", [methods.knnper(neighbors=2), methods.fedcp(), methods.fedrod()], ids=repr)
+def test_a_state_dict_without_what_a_part_added_is_not_taken_for_whole(method):
+    """A personal model that needs more than the user's tensors does not load into the user's module by accident."""
+    made = federation(method)
+    made.play()
+    found, again = (made.model.module(made.personal(client)) for client in ("ada", "ada"))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        network().load_state_dict(found.state_dict())
+    again.load_state_dict(found.state_dict())
+    x = population()["ada"].test.x
+    assert torch.equal(again(x), found(x))
+
+
+def test_a_state_dict_of_tensors_that_the_module_has_loads_into_it():
+    made = federation(methods.fedfsa())
+    made.play()
+    found, net = made.model.module(made.personal("ada")), network()
+    net.load_state_dict(found.state_dict())
+    x = population()["ada"].test.x
+    assert torch.equal(net.eval()(x), found(x))

@@ -312,7 +312,9 @@ class Model:
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         with torch.no_grad():
             for name, tensor in self.tensors(weights).items():
-                if own[name].shape != tensor.shape:  # a buffer that only predictions need
+                if own[name].shape != tensor.shape:  # a buffer that only predictions need: it enters the state_dict
+                    owner, _, leaf = name.rpartition(".")
+                    module.get_submodule(owner)._non_persistent_buffers_set.discard(leaf)
                     own[name].resize_(tensor.shape)
                 own[name].copy_(tensor)
         return module

@@ -32,7 +32,8 @@ class Private(nn.Module):
     Parameters train like other weights; buffers are state that lasts from step to step. Register buffers with
     ``persistent=False`` to keep them out of the ``state_dict`` of the modules that users get. `nn.Sequential`
     calls all its modules, so a `Private` module returns its input. A buffer that only predictions need is registered
-    without values, so that training does not carry it; `deploy` returns it at its full size.
+    without values, so that training does not carry it; `deploy` returns it at its full size, and it is then in the
+    ``state_dict``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2))

@@ -68,7 +68,7 @@ def _results(methods: Methods) -> list[Section]:
     runs = [run for group in methods.values() for run in group]
     seeds = len(runs) > len(methods)
     upper, lifts = ("upper", "lifts") if runs[0].higher_is_better else ("lower", "lowers")
-    over = "seeds (divided by n − 1)" if seeds else "clients"
+    over = "seeds (with n − 1)" if seeds else "clients"
     bands = " Lines are means over seeds; bands reach from the worst to the best seed." if seeds else ""
     results = Section(
         "Results",
@@ -88,8 +88,8 @@ def _results(methods: Methods) -> list[Section]:
         ),
         *_figure(
             "From client to client",
-            "One dot per client and seed at the last evaluated round. The box holds the middle half of them, the "
-            f"dashed line in it is the mean, and the black bar is the worst decile. A good method {lifts} the bar too.",
+            "One dot per client and seed at the last evaluated round. The box holds the middle half, the dashed "
+            f"line in it is the mean, and the black bar is the worst decile. A good method also {lifts} the bar.",
             distribution(methods),
         ),
         *_figure(

@@ -111,6 +111,10 @@ th { font-weight: 600 }
 .facts td { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px }
 .facts td { white-space: pre-wrap; overflow-wrap: anywhere }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 8px }
+@media (max-width: 600px) {
+  .facts th, .facts td { display: block; width: auto; border: 0; padding: 2px 0 }
+  .facts th { padding-top: 8px }
+}
 @media print {
   @page { size: A4; margin: 14mm }
   body { background: #fff; font-size: 11px }

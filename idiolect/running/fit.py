@@ -49,7 +49,8 @@ def fit(
         rounds: number of rounds. A run that is resumed may have more rounds than before.
         training: how a client trains in a round: learning rate, epochs, batch size, optimizer.
         seed: decides which clients take part, the order of examples and dropout. The same seed gives the same bits.
-        participation: share of the clients that take part in a round, in (0, 1]; at least one does.
+        participation: fraction of the clients that take part in a round, above 0 and at most 1; at least one client
+            always takes part.
         loss: (output, target) to the mean over the batch.
         metrics: what is measured besides the loss; the first leads the tables. By default accuracy for
             cross-entropy, and nothing for other losses.
@@ -62,7 +63,8 @@ def fit(
         The run: tables, personal models, shared weights.
 
     Raises:
-        UsageError: one line, before any training, if something does not fit; or if no client's result is finite.
+        UsageError: before training, one line that names the invalid input; during training, if no client's result is
+            finite.
 
     Example:
         >>> import idiolect
