@@ -3,6 +3,7 @@
 from mutants.planted import Mutant
 
 WRONG, AUTHOR, CLI = "tests/test_wrong_inputs.py", "tests/test_author_errors.py", "tests/test_cli.py"
+POOL, UNREAD, HIDDEN = "tests/test_data_pool.py", "tests/test_data_unreadable.py", "tests/test_structure_hidden.py"
 MUTANTS = [
     Mutant(
         "calls: unknown arguments are not compared",
@@ -33,6 +34,47 @@ MUTANTS = [
     ),
     Mutant(
         "forms: the first alone", "running/validate.py", "    _try_forms(untried, moved)\n", "", WRONG, "do_not_fit"
+    ),
+    Mutant(
+        "loss: with two examples alone", "running/validate.py", "    _try_more(untried, moved)\n", "", WRONG, "losses"
+    ),
+    Mutant(
+        "loss: what broadcasts passes",
+        "running/trial.py",
+        'filterwarnings("error", message=BROADCASTS)',
+        'filterwarnings("ignore", message=BROADCASTS)',
+        WRONG,
+        "broadcasts",
+    ),
+    Mutant(
+        "loss: it need not depend on weights",
+        "running/trial.py",
+        "if not found.requires_grad:",
+        "if False:",
+        WRONG,
+        "depend",
+    ),
+    Mutant(
+        "paths: the error as it is", "core/errors.py", "except OSError", "except MemoryError", WRONG, "run_is_asked"
+    ),
+    Mutant("layers in lists: all", "running/trial.py", " and inner not in own", "", WRONG, "in_a_list"),
+    Mutant("pool: groups stay numbers", "data/pool.py", ".astype(np.str_, copy=False)", "", POOL, "arrays_or_lists"),
+    Mutant("rows: whose they are", "running/validate.py", "where._replace(client=n)", "where", UNREAD),
+    Mutant(
+        "buffers in evaluation: make it one",
+        "compute/hidden.py",
+        'if _is_buffer(roots["the model"], place[0]):',
+        "if False:",
+        HIDDEN,
+        "of_a_model",
+    ),
+    Mutant(
+        "describe: hooks as they are",
+        "running/describe.py",
+        "checked(state.method, state.model.structure)",
+        "state.method",
+        AUTHOR,
+        "description",
     ),
     Mutant(
         "trial: inputs may change",
