@@ -67,7 +67,7 @@ def fit(
             finite.
 
     Example:
-        >>> import idiolect
+        >>> import idiolect, torch
         >>> def ward(shift):
         ...     x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
         ...     y = (x.sum(dim=1) > 0).long()
