@@ -1,14 +1,17 @@
 """A proxy that records TLS traffic with the server's own certificate, for the proof in the demonstration."""
 
+import asyncio
 import contextlib
-import socket
 import ssl
 import threading
+from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 
 
 class Recorder:
     """Forward connections to a port and record the bytes of both directions.
+
+    One event loop does all reading and writing, since an SSL socket must not be used by two threads.
 
     Attributes:
         up: bytes sent to the server.
@@ -19,48 +22,36 @@ class Recorder:
         self.up, self.down = bytearray(), bytearray()
         self._port = port
         self._client_tls = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-        self._server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._server_tls.load_cert_chain(folder / "server.crt", folder / "server.key")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._serve, daemon=True).start()
+        server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server_tls.load_cert_chain(folder / "server.crt", folder / "server.key")
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        listening = asyncio.start_server(self._forward, "127.0.0.1", 0, ssl=server_tls)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
+        self._address = "127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
 
     @property
     def address(self) -> str:
         """Address to connect to."""
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return self._address
 
     def close(self) -> None:
         """Accept no more connections."""
-        self._listener.close()
+        self._loop.call_soon_threadsafe(self._server.close)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._forward, args=(connection,), daemon=True).start()
-
-    def _forward(self, connection: socket.socket) -> None:
-        # the handshake is done here: a site that is killed in the middle of it must not stop the others
-        with (
-            connection,
-            contextlib.suppress(OSError),
-            self._server_tls.wrap_socket(connection, server_side=True) as site,
-        ):
-            plain = socket.create_connection(("127.0.0.1", self._port))  # fails if the server is down
-            with self._client_tls.wrap_socket(plain, server_hostname="127.0.0.1") as server:
-                up = threading.Thread(target=_copy, args=(site, server, self.up), daemon=True)
-                up.start()
-                _copy(server, site, self.down)
-                up.join()
+    async def _forward(self, site: StreamReader, to_site: StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the server is down
+            server, to_server = await asyncio.open_connection(
+                "127.0.0.1", self._port, ssl=self._client_tls, server_hostname="127.0.0.1"
+            )
+            await asyncio.gather(_copy(site, to_server, self.up), _copy(server, to_site, self.down))
+        to_site.close()
 
 
-def _copy(source: ssl.SSLSocket, target: ssl.SSLSocket, record: bytearray) -> None:
+async def _copy(source: StreamReader, target: StreamWriter, record: bytearray) -> None:
     with contextlib.suppress(OSError):
-        while piece := source.recv(65536):
+        while piece := await source.read(65536):
             record += piece
-            target.sendall(piece)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            target.write(piece)
+            await target.drain()
+    target.close()
