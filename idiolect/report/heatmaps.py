@@ -99,7 +99,7 @@ def chosen_layers(runs: Sequence[RunSummary]) -> go.Figure | None:
             hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
         )
     )  # fmt: skip
-    canvas(figure, 110 + 24 * len(layers), "participations in which the layer was chosen (%)")
+    canvas(figure, 110 + 24 * len(layers), "participations (%)")
     figure.update_xaxes(range=[0, 105])
     return figure.update_yaxes(type="category", autorange="reversed")
 
